@@ -1,0 +1,7 @@
+"""Robust data downsampling: choose the best part of every large batch so that the worst class does well."""
+
+from reducr.batch import Candidates, Selection
+from reducr.selectors import SELECTORS, make_selector
+
+__version__ = "0.1.0"
+__all__ = ["SELECTORS", "Candidates", "Selection", "make_selector"]

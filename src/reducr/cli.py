@@ -1,0 +1,116 @@
+"""The command line: ``reducr run | irreducible | train | report``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+_USAGE = """\
+usage: reducr COMMAND [OPTION=VALUE ...]
+
+  reducr run experiment=NAME          all stages: irreducible model, table, every method and seed, report
+  reducr irreducible experiment=NAME  one irreducible model and its table (gradient_weighted_class=null|NUMBER|all)
+  reducr train experiment=NAME        target training of one method (selection_method=NAME, seed=NUMBER)
+  reducr report RUN...                tables and plots from finished runs
+
+experiments: {experiments}
+options:     reducr run --cfg job               all options of the default experiment
+             reducr run experiment=NAME --help  the same with Hydra's own flags
+             --config-dir DIR                   your own YAML files beside the package's
+"""
+
+# option names of the original repository, and where they are here
+_ORIGINAL_OPTIONS = {
+    "percent_train": "fraction",
+    "selection_method.percent_train": "fraction",
+    "eta": "methods.reducr.options.step_size",
+    "selection_method.eta": "methods.reducr.options.step_size",
+    "gradient_weight": "irreducible.gradient_weight",
+}
+_USER_FAULTS = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the ``reducr`` command; exits with 2 for a user's fault, 130 after Ctrl-C."""
+    command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    rest = [argument for argument in rest if argument]
+    if command == "report":
+        _stopping_cleanly(lambda: _report(rest))
+    elif command in ("run", "irreducible", "train"):
+        _hydra_command(command, rest)
+    else:
+        is_help = command in ("", "-h", "--help")
+        text = _USAGE.format(experiments=", ".join(_experiments()))
+        if not is_help:
+            text = f"reducr: there is no command {command!r}.\n\n{text}"
+        (sys.stdout if is_help else sys.stderr).write(text)
+        sys.exit(0 if is_help else 2)
+
+
+def _hydra_command(command: str, rest: Sequence[str]) -> None:
+    from reducr import pipeline
+
+    entry = {
+        "run": pipeline.run_experiment,
+        "irreducible": pipeline.run_irreducible,
+        "train": pipeline.run_train,
+    }[command]
+
+    def task(config: DictConfig) -> str:
+        folder: Path | None = None
+
+        def work() -> None:
+            nonlocal folder
+            folder = entry(config)
+
+        _stopping_cleanly(work)
+        sys.stdout.write(f"run folder: {folder}\n")
+        return str(folder)
+
+    sys.argv = [f"reducr {command}", *(_renamed(argument) for argument in rest)]
+    hydra.main(version_base="1.3", config_path="configs", config_name="main")(task)()
+
+
+def _renamed(argument: str) -> str:
+    """An option of the original repository under the name it has here."""
+    name, equals, value = argument.partition("=")
+    prefix = name[: len(name) - len(name.lstrip("+"))]
+    return f"{prefix}{_ORIGINAL_OPTIONS.get(name.lstrip('+'), name.lstrip('+'))}{equals}{value}"
+
+
+def _report(rest: Sequence[str]) -> None:
+    from reducr.reports import make_console, write_report
+
+    parser = argparse.ArgumentParser(prog="reducr report", description="Tables and plots from finished runs.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", type=Path, default=None, help="where to write; by default into the only RUN")
+    options = parser.parse_args(rest)
+    if options.out is None and len(options.runs) > 1:
+        parser.error("give --out DIR for a report of several runs")
+    write_report(options.runs, out=options.out or options.runs[0], console=make_console())
+
+
+def _stopping_cleanly(work: Callable[[], None]) -> None:
+    """Do the work; a user's fault ends in its message, Ctrl-C in a word that the run folder is usable."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nreducr: interrupted. Everything that had finished is in the run folder.\n")
+        sys.exit(130)
+    except _USER_FAULTS as error:
+        sys.stderr.write(f"reducr: {error}\n")
+        sys.exit(2)
+
+
+def _experiments() -> list[str]:
+    folder = Path(__file__).parent / "configs" / "experiment"
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Pure maths of selection: tensors in, tensors out, no state and no gradients."""
+
+from reducr.functional.losses import (
+    adjusted_irreducible_loss,
+    adjusted_joint_irreducible_loss,
+    point_cross_entropy,
+)
+from reducr.functional.samplers import (
+    gumbel_top_k,
+    power_log_probabilities,
+    rank_log_probabilities,
+    exponential_rank_log_probabilities,
+    top_k,
+)
+from reducr.functional.scores import (
+    conditional_entropy,
+    excess_loss,
+    gradient_norm,
+    group_payoff,
+    max_min_payoff,
+    mutual_information,
+    predictive_entropy,
+    reducr_score,
+)
+from reducr.functional.weights import group_weights
+
+__all__ = [
+    "adjusted_irreducible_loss",
+    "adjusted_joint_irreducible_loss",
+    "conditional_entropy",
+    "excess_loss",
+    "exponential_rank_log_probabilities",
+    "gradient_norm",
+    "group_payoff",
+    "group_weights",
+    "gumbel_top_k",
+    "max_min_payoff",
+    "mutual_information",
+    "point_cross_entropy",
+    "power_log_probabilities",
+    "predictive_entropy",
+    "rank_log_probabilities",
+    "reducr_score",
+    "top_k",
+]

@@ -1,0 +1,123 @@
+"""From scores to positions: the best, or a weighted draw without replacement."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# log-probability of a point that may be drawn only when nothing else is left; see power_log_probabilities
+_LAST_RESORT = -1e9
+
+
+def top_k(scores: Tensor, num_selected: int) -> Tensor:
+    """Positions of the ``num_selected`` largest scores, best first; of equal scores the earlier position wins.
+
+    The stable order makes ties the same on every device and in every run.
+
+    Args:
+        scores: (B,).
+        num_selected: b in [1, B].
+
+    Returns:
+        (b,) int64.
+
+    Example:
+        >>> top_k(torch.tensor([1.0, 3.0, 3.0, 2.0]), 3)
+        tensor([1, 2, 3])
+    """
+    return torch.sort(scores, descending=True, stable=True).indices[:num_selected]
+
+
+def gumbel_top_k(log_probabilities: Tensor, num_selected: int, *, generator: torch.Generator | None) -> Tensor:
+    """A weighted draw without replacement, one point after another, in the order drawn.
+
+    Adding independent Gumbel noise to the log-probabilities and keeping the largest is the same as drawing one point
+    at a time in proportion to the probabilities of those that are left.
+
+    Args:
+        log_probabilities: (B,), up to a common constant.
+        num_selected: b in [1, B].
+        generator: source of randomness; None uses the global one.
+
+    Returns:
+        (b,) int64.
+
+    Source: Kool, van Hoof & Welling 2019 (arXiv 1903.06059).
+    """
+    noise_device = log_probabilities.device if generator is None else generator.device
+    uniform = torch.rand(
+        log_probabilities.shape, dtype=torch.float64, device=noise_device, generator=generator
+    )
+    # the smallest normal number keeps log(-log(u)) finite when u is exactly 0
+    tiny = torch.finfo(torch.float64).tiny
+    gumbel = -torch.log(-torch.log(uniform.clamp(min=tiny)))
+    return top_k(log_probabilities.double() + gumbel.to(log_probabilities.device), num_selected)
+
+
+def power_log_probabilities(scores: Tensor, *, beta: float) -> Tensor:
+    """``p_i`` proportional to ``max(score_i, 0)^beta``, as logarithms up to a constant.
+
+    Points with no positive score have probability zero; they are drawn, all equally likely, only when no other is
+    left.
+
+    Args:
+        scores: (B,).
+        beta: exponent >= 0.
+
+    Returns:
+        (B,) float64.
+
+    Example:
+        >>> power_log_probabilities(torch.tensor([1.0, 4.0]), beta=0.5)
+        tensor([0.0000, 0.6931], dtype=torch.float64)
+    """
+    scores = scores.double()
+    return torch.where(scores > 0, beta * torch.log(scores.clamp(min=1e-300)), _LAST_RESORT)
+
+
+def rank_log_probabilities(scores: Tensor, *, beta: float) -> Tensor:
+    """``p_i`` proportional to ``rank_i^-beta``, rank 1 being the largest score, as logarithms up to a constant.
+
+    Args:
+        scores: (B,).
+        beta: exponent >= 0.
+
+    Returns:
+        (B,) float64.
+
+    Example:
+        >>> rank_log_probabilities(torch.tensor([0.1, 5.0]), beta=1.0)
+        tensor([-0.6931, -0.0000], dtype=torch.float64)
+    """
+    return -beta * torch.log(_ranks(scores))
+
+
+def exponential_rank_log_probabilities(scores: Tensor, *, pressure: float) -> Tensor:
+    """``p_i`` proportional to ``pressure^(-rank_i / B)``, as logarithms up to a constant.
+
+    The best of B points is about ``pressure`` times as likely as the worst.
+
+    Args:
+        scores: (B,).
+        pressure: s_e >= 1.
+
+    Returns:
+        (B,) float64.
+
+    Example:
+        >>> exponential_rank_log_probabilities(torch.tensor([0.1, 5.0]), pressure=100.0)
+        tensor([-4.6052, -2.3026], dtype=torch.float64)
+
+    Source: Loshchilov & Hutter 2016 (arXiv 1511.06343), eq. 3.
+    """
+    return -math.log(pressure) / len(scores) * _ranks(scores)
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """(B,) float64 ranks from 1 (largest score); of equal scores the earlier position ranks first."""
+    order = top_k(scores, len(scores))
+    ranks = torch.empty(len(scores), dtype=torch.float64, device=scores.device)
+    ranks[order] = torch.arange(1, len(scores) + 1, dtype=torch.float64, device=scores.device)
+    return ranks

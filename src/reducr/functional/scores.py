@@ -1,0 +1,202 @@
+"""Scoring rules: one number a point, larger is selected first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reducr.functional.losses import selection_dtype
+
+
+def excess_loss(
+    model_loss: Tensor | None, irreducible_loss: Tensor | None, *, clip: bool = False
+) -> Tensor:
+    """How much of the model's loss a point could still teach: ``l - r``, or ``max(0, l - r)`` with ``clip``.
+
+    Args:
+        model_loss: (B,) nats, or None to leave the term out.
+        irreducible_loss: (B,) or (B, G) nats, or None to leave the term out.
+        clip: replace negative values by zero.
+
+    Returns:
+        (B,), or (B, G) for a (B, G) irreducible loss, float32 or better.
+
+    Raises:
+        ValueError: if both terms are left out.
+
+    Example:
+        >>> excess_loss(torch.tensor([1.0, 0.2]), torch.tensor([[0.5, 2.0], [0.1, 0.3]]), clip=True)
+        tensor([[0.5000, 0.0000],
+                [0.1000, 0.0000]])
+
+    Source: RHO-LOSS (arXiv 2206.07137, eq. 3) for (B,), REDUCR (arXiv 2312.00486, eq. 9) for (B, G).
+    """
+    if model_loss is None and irreducible_loss is None:
+        raise ValueError("excess_loss needs the model loss or the irreducible loss; both were left out.")
+    if irreducible_loss is None:
+        excess = model_loss.to(selection_dtype(model_loss))  # type: ignore[union-attr]  # one of them is given
+    elif model_loss is None:
+        excess = -irreducible_loss.to(selection_dtype(irreducible_loss))
+    else:
+        dtype = torch.promote_types(selection_dtype(model_loss), irreducible_loss.dtype)
+        loss = model_loss.to(dtype)
+        excess = (loss.unsqueeze(1) if irreducible_loss.ndim == 2 else loss) - irreducible_loss
+    return excess.clamp(min=0) if clip else excess
+
+
+def reducr_score(excess: Tensor, group_weights: Tensor) -> Tensor:
+    """Excess loss averaged over the groups by their weights: ``score_i = sum_c w_c excess_ic``.
+
+    The group-holdout loss of the selection objective is the same for every point, so it cannot change their order
+    and is left out.
+
+    Args:
+        excess: (B, G) nats.
+        group_weights: (G,) on the simplex.
+
+    Returns:
+        (B,) scores, in the dtype of ``excess``.
+
+    Example:
+        >>> reducr_score(torch.tensor([[1.0, 3.0], [2.0, 0.0]]), torch.tensor([0.25, 0.75]))
+        tensor([2.5000, 0.5000])
+
+    Source: REDUCR (arXiv 2312.00486), Algorithm 1.
+    """
+    return excess @ group_weights.to(excess.dtype)
+
+
+def group_payoff(excess: Tensor, group_holdout_loss: Tensor | None, *, holdout_weighting: str) -> Tensor:
+    """What one selection adds to every group's cumulative payoff: ``sum_i excess_ic - n h_c``.
+
+    ``n`` is the number of selected points for ``per_point`` (as the published runs did) and 1 for ``per_step`` (as
+    the paper's Algorithm 1 does).
+
+    Args:
+        excess: (b, G) excess losses of the selected points, nats.
+        group_holdout_loss: (G,) mean holdout loss of each group, nats, or None to leave the term out.
+        holdout_weighting: ``"per_point"`` or ``"per_step"``.
+
+    Returns:
+        (G,) float64.
+
+    Example:
+        >>> group_payoff(torch.ones(4, 2), torch.tensor([0.5, 2.0]), holdout_weighting="per_step")
+        tensor([3.5000, 2.0000], dtype=torch.float64)
+
+    Source: method.md section 2.
+    """
+    payoff = excess.double().sum(dim=0)
+    if group_holdout_loss is None:
+        return payoff
+    num_subtractions = len(excess) if holdout_weighting == "per_point" else 1
+    return payoff - num_subtractions * group_holdout_loss.double()
+
+
+def max_min_payoff(excess: Tensor, group_holdout_loss: Tensor) -> Tensor:
+    """Payoff of the group a point helps least: ``min_c (excess_ic - h_c)``.
+
+    Args:
+        excess: (B, G) nats.
+        group_holdout_loss: (G,) nats.
+
+    Returns:
+        (B,) scores.
+
+    Example:
+        >>> max_min_payoff(torch.tensor([[1.0, 3.0], [2.0, 0.0]]), torch.tensor([0.5, 1.0]))
+        tensor([ 0.5000, -1.0000])
+
+    Source: REDUCR (arXiv 2312.00486), the "payoff" ablation.
+    """
+    return (excess - group_holdout_loss.to(excess.dtype)).amin(dim=1)
+
+
+def gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
+    """Upper bound of a point's gradient norm, up to a constant: ``|| softmax(z) - onehot(y) ||_2``.
+
+    Args:
+        logits: (B, C).
+        targets: (B,) integers in [0, C).
+
+    Returns:
+        (B,) in [0, sqrt(2)].
+
+    Example:
+        >>> gradient_norm(torch.zeros(1, 2), torch.tensor([0]))
+        tensor([0.7071])
+
+    Source: Katharopoulos & Fleuret 2018 (arXiv 1803.00942), eq. 20 for cross-entropy.
+    """
+    residual = torch.softmax(logits.to(selection_dtype(logits)), dim=1)
+    ones = residual.new_ones(len(residual), 1)
+    return residual.scatter_add(1, targets.long().unsqueeze(1), -ones).norm(dim=1)
+
+
+def predictive_entropy(logits: Tensor) -> Tensor:
+    """Entropy of the predicted distribution, averaged over MC-dropout samples first where there are any.
+
+    Args:
+        logits: (B, C), or (S, B, C) for S samples.
+
+    Returns:
+        (B,) nats in [0, log C].
+
+    Example:
+        >>> predictive_entropy(torch.zeros(1, 4))
+        tensor([1.3863])
+
+    Source: Gal, Islam & Ghahramani 2017 (arXiv 1703.02910), eq. 1.
+    """
+    log_probabilities = _sampled_log_probabilities(logits)
+    mean = torch.logsumexp(log_probabilities, dim=0) - torch.log(
+        log_probabilities.new_tensor(float(len(log_probabilities)))
+    )
+    return _entropy(mean)
+
+
+def conditional_entropy(logits: Tensor) -> Tensor:
+    """Entropy of each MC-dropout sample's prediction, averaged over the samples.
+
+    Args:
+        logits: (S, B, C) for S samples; (B, C) counts as one.
+
+    Returns:
+        (B,) nats in [0, log C].
+
+    Example:
+        >>> conditional_entropy(torch.zeros(3, 1, 2))
+        tensor([0.6931])
+
+    Source: Houlsby et al. 2011 (arXiv 1112.5745), second term of eq. 2.
+    """
+    return _entropy(_sampled_log_probabilities(logits)).mean(dim=0)
+
+
+def mutual_information(logits: Tensor) -> Tensor:
+    """BALD: predictive minus conditional entropy, what a label would tell about the parameters.
+
+    Args:
+        logits: (S, B, C) for S samples; (B, C) counts as one sample, whose mutual information is zero.
+
+    Returns:
+        (B,) nats, zero up to rounding or larger.
+
+    Example:
+        >>> mutual_information(torch.tensor([[[9.0, -9.0]], [[-9.0, 9.0]]]))
+        tensor([0.6931])
+
+    Source: Houlsby et al. 2011 (arXiv 1112.5745), eq. 2.
+    """
+    return predictive_entropy(logits) - conditional_entropy(logits)
+
+
+def _sampled_log_probabilities(logits: Tensor) -> Tensor:
+    """(S, B, C) log-probabilities, a (B, C) input being one sample."""
+    logits = logits.to(selection_dtype(logits))
+    return torch.log_softmax(logits if logits.ndim == 3 else logits.unsqueeze(0), dim=-1)
+
+
+def _entropy(log_probabilities: Tensor) -> Tensor:
+    """Entropy over the last axis; a probability of zero adds nothing."""
+    return torch.special.entr(log_probabilities.exp()).sum(dim=-1)

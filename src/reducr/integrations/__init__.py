@@ -1,0 +1,1 @@
+"""Selection inside training loops: plain PyTorch (``loop``) and Lightning (``lightning``)."""

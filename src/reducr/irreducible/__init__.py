@@ -1,0 +1,26 @@
+"""Irreducible losses: what a reference model that has seen clean holdout data cannot explain of a point.
+
+Everything here that a selector can be fed from has ``lookup(batch) -> Tensor``, of shape (B,) or (B, G).
+"""
+
+from reducr.irreducible.adjusted import AdjustedIrreducibleLoss, PlainIrreducibleLoss
+from reducr.irreducible.build import build_logit_table, build_loss_table
+from reducr.irreducible.fingerprint import DataFingerprint
+from reducr.irreducible.live import GroupIrreducibleLoss, LiveLogits
+from reducr.irreducible.store import load_table, save_table
+from reducr.irreducible.table import IrreducibleTable, TableLogits, TableLoss
+
+__all__ = [
+    "AdjustedIrreducibleLoss",
+    "DataFingerprint",
+    "GroupIrreducibleLoss",
+    "IrreducibleTable",
+    "LiveLogits",
+    "PlainIrreducibleLoss",
+    "TableLogits",
+    "TableLoss",
+    "build_logit_table",
+    "build_loss_table",
+    "load_table",
+    "save_table",
+]

@@ -1,0 +1,102 @@
+"""Per-class, per-group and worst-group accuracy, as torchmetrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class PartitionAccuracy(Metric):
+    """Accuracy within each part of a partition of the points, with counts.
+
+    One instance over targets gives per-class and worst-class accuracy, one over groups per-group and worst-group.
+
+    State:
+        num_correct: (K,) int64, summed over ranks.
+        num_points: (K,) int64, summed over ranks.
+
+    Args:
+        num_parts: K.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    num_correct: Tensor
+    num_points: Tensor
+
+    def __init__(self, num_parts: int, **metric_options: Any) -> None:
+        super().__init__(**metric_options)
+        for name in ("num_correct", "num_points"):
+            self.add_state(name, torch.zeros(num_parts, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, is_correct: Tensor, parts: Tensor) -> None:
+        """Add points: (B,) bool and the (B,) part of each."""
+        size = len(self.num_points)
+        self.num_points += torch.bincount(parts, minlength=size)
+        self.num_correct += torch.bincount(parts[is_correct], minlength=size)
+
+    def compute(self) -> Tensor:
+        """(K,) float64 accuracies; NaN for a part without points."""
+        return self.num_correct.double() / self.num_points
+
+
+class ClassificationReport(Metric):
+    """Accuracy of each class and each group, the worst of both, and the mean over points.
+
+    Args:
+        num_classes: C.
+        num_groups: G.
+
+    Example:
+        >>> report = ClassificationReport(num_classes=2, num_groups=2)
+        >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+        >>> report.update(logits, torch.tensor([0, 1, 1]), torch.tensor([0, 1, 1]))
+        >>> summary(report.compute())
+        {'worst_class_accuracy': 0.5, 'worst_group_accuracy': 0.5, 'mean_accuracy': 0.6666666666666666}
+    """
+
+    full_state_update = False
+
+    def __init__(self, *, num_classes: int, num_groups: int, **metric_options: Any) -> None:
+        super().__init__(**metric_options)
+        self.by_class = PartitionAccuracy(num_classes)
+        self.by_group = PartitionAccuracy(num_groups)
+
+    def update(self, logits: Tensor, targets: Tensor, groups: Tensor) -> None:
+        """Add points: (B, C) logits, (B,) targets and groups."""
+        is_correct = logits.argmax(dim=1) == targets
+        self.by_class.update(is_correct, targets)
+        self.by_group.update(is_correct, groups)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``class_accuracy`` (C,), ``group_accuracy`` (G,), ``mean_accuracy`` (), and the counts of both partitions."""
+        return {
+            "class_accuracy": self.by_class.compute(),
+            "class_count": self.by_class.num_points,
+            "group_accuracy": self.by_group.compute(),
+            "group_count": self.by_group.num_points,
+            "mean_accuracy": self.by_class.num_correct.sum().double() / self.by_class.num_points.sum(),
+        }
+
+    def reset(self) -> None:
+        """Forget all points."""
+        super().reset()
+        self.by_class.reset()
+        self.by_group.reset()
+
+
+def worst(accuracy: Tensor) -> float:
+    """The smallest of the accuracies (K,), leaving out parts without points (NaN)."""
+    return float(accuracy[~torch.isnan(accuracy)].min())
+
+
+def summary(report: dict[str, Tensor]) -> dict[str, float]:
+    """The three headline numbers of a computed ``ClassificationReport``."""
+    return {
+        "worst_class_accuracy": worst(report["class_accuracy"]),
+        "worst_group_accuracy": worst(report["group_accuracy"]),
+        "mean_accuracy": float(report["mean_accuracy"]),
+    }

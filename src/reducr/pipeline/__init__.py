@@ -1,0 +1,5 @@
+"""The training program: all stages of an experiment, from a configuration to a finished run folder."""
+
+from reducr.pipeline.run import run_experiment, run_irreducible, run_train
+
+__all__ = ["run_experiment", "run_irreducible", "run_train"]

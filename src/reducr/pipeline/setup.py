@@ -1,0 +1,209 @@
+"""Everything that can be wrong with a configuration, found before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from reducr.batch import Batch
+from reducr.data import DataModule, PointDataset, PointLoader, Splits
+from reducr.data.outcomes import Outcomes
+from reducr.names import unknown_name
+from reducr.selectors import Selector, make_selector
+from reducr.step import SCORING_MODES, check_model_output, dropout_samples, num_selected_of
+
+# names of the original repository, and ours
+METHOD_ALIASES = {
+    "robust_reducible_loss_selection": "reducr",
+    "reducible_loss_selection": "rho_loss",
+    "irreducible_loss_selection": "irreducible_loss",
+    "uniform_selection": "uniform",
+    "train_loss_selection": "train_loss",
+    "weighted_reducible_loss_selection": "fixed_weights",
+    "payoff_selection": "payoff",
+    "gradnorm_ub_selection": "gradient_norm",
+    "entropy_selection": "entropy",
+    "conditional_entropy_selection": "conditional_entropy",
+    "bald_selection": "bald",
+    "ce_loss_minus_conditional_entropy": "loss_minus_conditional_entropy",
+    "ce_loss_plus_conditional_entropy": "loss_plus_conditional_entropy",
+}
+TRAINED_ON = ("train", "holdout", "train_and_holdout")
+# seeds of one run are kept apart from each other by these offsets into the space of 63-bit seeds
+_STREAMS = {"target": 0, "irreducible": 1, "selection": 2, "order": 3}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the comparison.
+
+    Args:
+        name: a key of the ``methods`` configuration.
+        selector: a key of ``SELECTORS``; None for the irreducible model itself.
+        train_on: ``train``, ``train_and_holdout`` or ``holdout``.
+        options: of the selector.
+    """
+
+    name: str
+    selector: str | None
+    train_on: str
+    options: dict[str, Any]
+
+    def make_selector(self, num_groups: int) -> Selector:
+        """A fresh selector."""
+        if self.selector is None:
+            raise ValueError(f"method {self.name!r} has no selector.")
+        return make_selector(self.selector, num_groups=num_groups, **self.options)
+
+
+@dataclass(frozen=True)
+class SeedData:
+    """The data of one seed, and what its irreducible model predicts."""
+
+    seed: int
+    splits: Splits
+    outcomes: Outcomes
+
+    @classmethod
+    def of(cls, datamodule: DataModule, seed: int) -> SeedData:
+        """Make the splits of ``seed``."""
+        splits = datamodule.splits(seed=seed)
+        holdout = splits.holdout  # clean, so a group that follows from the target does so without exception
+        outcomes = Outcomes.of(
+            holdout.target, holdout.group, num_classes=holdout.num_classes, num_groups=holdout.num_groups
+        )
+        return cls(seed, splits, outcomes)
+
+    def training_points(self, train_on: str) -> PointDataset:
+        """The points a method may select from."""
+        if train_on == "train_and_holdout":
+            return self.splits.train.concatenated(self.splits.holdout)
+        return self.splits.train
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """A seed for one of the independent streams of randomness of a run."""
+    return (seed << 8) + _STREAMS[stream]
+
+
+@contextmanager
+def scoped_seed(seed: int) -> Iterator[None]:
+    """Draw from ``seed`` inside the block; torch's global random state is afterwards as it was before."""
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(seed)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+def methods_of(config: DictConfig) -> list[Method]:
+    """The methods to compare, in order.
+
+    Raises:
+        ValueError: for a name that is not in ``methods`` (with the nearest ones), or one that comes twice.
+    """
+    names = [config.selection_method] if config.selection_method is not None else list(config.compare)
+    names = [METHOD_ALIASES.get(name, name) for name in names]
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"compare must name at least one method, each once; got {names}.")
+    methods = []
+    for name in names:
+        if name not in config.methods:
+            raise unknown_name("method", name, [*config.methods, *METHOD_ALIASES])
+        values: dict[str, Any] = OmegaConf.to_container(config.methods[name], resolve=True)  # type: ignore[assignment]
+        if values["train_on"] not in TRAINED_ON:
+            raise unknown_name(f"methods.{name}.train_on", values["train_on"], TRAINED_ON)
+        methods.append(Method(name, values["selector"], values["train_on"], values.get("options") or {}))
+    return methods
+
+
+def seeds_of(config: DictConfig) -> list[int]:
+    """The seeds to run, in order.
+
+    Raises:
+        ValueError: if there is none, or one is negative or comes twice.
+    """
+    seeds = [config.seed] if config.seed is not None else list(config.seeds)
+    if not seeds or len(set(seeds)) != len(seeds) or any(not isinstance(s, int) or s < 0 for s in seeds):
+        raise ValueError(f"seeds must be whole numbers of at least 0, each once; got {seeds}.")
+    return seeds
+
+
+def make_model(node: DictConfig, *, num_outputs: int, seed: int) -> nn.Module:
+    """A new model whose initial parameters depend on ``seed`` alone."""
+    with scoped_seed(seed):
+        model = instantiate(node, num_classes=num_outputs)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model._target_ must make a torch.nn.Module; {node._target_} made {type(model).__name__}.")
+    return model
+
+
+def make_optimizer(node: DictConfig) -> partial[torch.optim.Optimizer]:
+    """A function from parameters to an optimiser.
+
+    Raises:
+        ValueError: if the node lacks ``_partial_: true``.
+    """
+    optimizer = instantiate(node)
+    if not isinstance(optimizer, partial):
+        raise ValueError(f"the optimizer configuration of {node._target_} needs `_partial_: true`.")
+    return optimizer
+
+
+def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData) -> None:
+    """Find what is wrong before the first step, with the data of the first seed.
+
+    Raises:
+        ValueError: for options out of range, too few training points for one large batch, or a model that does not
+            fit the data; says what was expected, what came and what to do.
+    """
+    num_selected_of(config.fraction, config.num_candidates)
+    for name in ("num_candidates", "num_steps", "holdout.batch_size", "irreducible.num_epochs", "irreducible.batch_size"):
+        value = OmegaConf.select(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
+    if config.holdout.refresh_steps is not None and config.holdout.refresh_steps < 1:
+        raise ValueError(f"holdout.refresh_steps must be at least 1, or null; got {config.holdout.refresh_steps}.")
+    if config.scoring_mode not in SCORING_MODES:
+        raise unknown_name("scoring_mode", config.scoring_mode, SCORING_MODES)
+    for option, known in (
+        ("kind", ("adjusted", "trained")),
+        ("lookup", ("table", "live")),
+        ("checkpoint_rule", ("lowest_loss", "last")),
+    ):
+        if config.irreducible[option] not in known:
+            raise unknown_name(f"irreducible.{option}", config.irreducible[option], known)
+    train = data.splits.train
+    if config.num_candidates > len(train):
+        raise ValueError(
+            f"num_candidates={config.num_candidates}, but the training part has {len(train)} points; choose at most "
+            f"that many."
+        )
+    probe = next(iter(PointLoader(train, batch_size=min(len(train), 4))))
+    _check_model(config.model, probe, train.num_classes)
+    _check_model(config.irreducible.model, probe, data.outcomes.num_outcomes)
+    for method in methods:
+        if method.selector is not None:
+            selector = method.make_selector(train.num_groups)
+            if selector.num_dropout_samples:
+                model = make_model(config.model, num_outputs=train.num_classes, seed=0)
+                dropout_samples(model, probe.input, num_samples=1)
+
+
+def _check_model(node: DictConfig, probe: Batch, num_outputs: int) -> None:
+    model = make_model(node, num_outputs=num_outputs, seed=0)
+    try:
+        check_model_output(model, probe, num_outputs)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{node._target_} cannot be run on inputs of shape {tuple(probe.input.shape)}: {error}. Choose a model for "
+            "this data with model=NAME, or set its sizes."
+        ) from error

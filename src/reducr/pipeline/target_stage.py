@@ -1,0 +1,217 @@
+"""The target stage: one method trained for one seed, its checkpoints tested."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from reducr.batch import Batch
+from reducr.data import PointLoader
+from reducr.files import write_text_atomically
+from reducr.integrations.lightning import LastCheckpoint, RunProgress, SelectionRecorder, TargetModule
+from reducr.metrics import ClassificationReport, summary
+from reducr.pipeline.irreducible_stage import IrreducibleStage, Reporter, trainer_options
+from reducr.pipeline.setup import Method, SeedData, make_model, make_optimizer, scoped_seed, stream_seed
+from reducr.runs import CHECKPOINT_RULES, ResultRow
+from reducr.step import scoring_pass
+
+_TEST_BATCH_SIZE = 1000
+
+
+def train_method(
+    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage, folder: Path, advance: Reporter
+) -> list[ResultRow]:
+    """Train one method for one seed and test its checkpoints.
+
+    Args:
+        config: the whole configuration.
+        method: what to train.
+        data: of the seed.
+        stage: gives the irreducible losses.
+        folder: new; gets ``csv/metrics.csv``, ``checkpoints/`` with one file for each rule, ``selected.npz`` and
+            ``test_accuracy.csv``.
+        advance: progress.
+
+    Returns:
+        One row for each checkpoint rule.
+    """
+    folder.mkdir(parents=True)
+    if method.selector is None:
+        return _test_irreducible_model(config, method, data, stage, folder, advance)
+    selector = method.make_selector(data.splits.train.num_groups)
+    irreducible, irreducible_seconds = stage.lookup_for(selector.needs, advance)
+    points = data.training_points(method.train_on)
+    holdout = PointLoader(data.splits.holdout, batch_size=config.holdout.batch_size)
+    candidates = PointLoader(
+        points,
+        batch_size=config.num_candidates,
+        shuffle=True,
+        drop_last=True,
+        seed=stream_seed(data.seed, "order"),
+    )
+    seed = stream_seed(data.seed, "target")
+    module = TargetModule(
+        make_model(config.model, num_outputs=points.num_classes, seed=seed),
+        selector,
+        irreducible,
+        optimizer=make_optimizer(config.optimizer),
+        holdout=holdout,
+        num_classes=points.num_classes,
+        fraction=config.fraction,
+        scoring_mode=config.scoring_mode,
+        holdout_decay=config.holdout.decay,
+        seed=stream_seed(data.seed, "selection"),
+    )
+    checkpoints = folder / "checkpoints"
+    recorder = SelectionRecorder(
+        folder / "selected.npz", num_points=len(points), is_corrupted=points.is_corrupted
+    )
+    trainer = pl.Trainer(
+        **trainer_options(config),
+        max_steps=config.num_steps,
+        val_check_interval=min(config.holdout.refresh_steps or len(candidates), config.num_steps),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=[instantiate(node)(save_dir=folder) for node in config.logger.values()],
+        log_every_n_steps=1,
+        callbacks=[
+            *_best_checkpoints(checkpoints),
+            LastCheckpoint(checkpoints / "last.ckpt"),
+            recorder,
+            RunProgress(advance),
+        ],
+        default_root_dir=folder,
+    )
+    started = time.perf_counter()
+    with scoped_seed(seed):
+        trainer.fit(module, train_dataloaders=candidates, val_dataloaders=holdout)
+    fit_seconds = time.perf_counter() - started
+    return _tested(
+        method,
+        data,
+        module.model,
+        {rule: _model_state(checkpoints / f"{rule}.ckpt") for rule in CHECKPOINT_RULES},
+        folder,
+        steps=trainer.global_step,
+        irreducible_seconds=irreducible_seconds,
+        selection_seconds=module.selection_seconds,
+        training_seconds=module.training_seconds,
+        total_seconds=irreducible_seconds + fit_seconds,
+        selected_fraction=module.num_selected_seen / module.num_candidates_seen,
+        corrupted_fraction=recorder.corrupted_fraction,
+    )
+
+
+def _test_irreducible_model(
+    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage, folder: Path, advance: Reporter
+) -> list[ResultRow]:
+    """The irreducible model has one checkpoint, chosen by ``irreducible.checkpoint_rule``: all rules test it."""
+    trained = stage.model(None, advance)
+    model = trained.model
+    joint = data.outcomes.num_joint_groups
+    state = model.state_dict()
+    return _tested(
+        method,
+        data,
+        model,
+        dict.fromkeys(CHECKPOINT_RULES, state),
+        folder,
+        num_joint_groups=joint,
+        steps=trained.steps,
+        irreducible_seconds=trained.seconds,
+        selection_seconds=0.0,
+        training_seconds=0.0,
+        total_seconds=trained.seconds,
+        selected_fraction=None,
+        corrupted_fraction=None,
+    )
+
+
+def _tested(
+    method: Method,
+    data: SeedData,
+    model: nn.Module,
+    state_by_rule: dict[str, dict[str, Tensor]],
+    folder: Path,
+    *,
+    num_joint_groups: int | None = None,
+    **costs: Any,
+) -> list[ResultRow]:
+    """Test the state of every checkpoint rule; writes ``test_accuracy.csv``."""
+    rows, lines = [], []
+    for rule, state in state_by_rule.items():
+        model.load_state_dict(state)
+        batches = PointLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE)
+        report = evaluate(
+            model,
+            batches,
+            num_classes=data.splits.test.num_classes,
+            num_groups=data.splits.test.num_groups,
+            num_joint_groups=num_joint_groups,
+        )
+        rows.append(
+            ResultRow(method=method.name, seed=data.seed, checkpoint_rule=rule, **summary(report), **costs)
+        )
+        for part in ("class", "group"):
+            values, counts = report[f"{part}_accuracy"].tolist(), report[f"{part}_count"].tolist()
+            lines += [[rule, part, place, counts[place], f"{values[place]:.6g}"] for place in range(len(values))]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(
+        [["checkpoint_rule", "partition", "part", "count", "accuracy"], *lines]
+    )
+    write_text_atomically(folder / "test_accuracy.csv", text.getvalue())
+    return rows
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    num_classes: int,
+    num_groups: int,
+    num_joint_groups: int | None = None,
+) -> dict[str, Tensor]:
+    """Accuracies of ``model`` in eval mode (see ``metrics.ClassificationReport``), on the model's device."""
+    report = ClassificationReport(num_classes=num_classes, num_groups=num_groups)
+    device = next(model.parameters()).device
+    with scoring_pass(model, "eval"):
+        for batch in batches:
+            logits = model(batch.input.to(device)).cpu()
+            if num_joint_groups is not None:
+                logits = logits.unflatten(1, (-1, num_joint_groups)).logsumexp(dim=2)
+            report.update(logits, batch.target, batch.group)
+    result: dict[str, Tensor] = report.compute()
+    return result
+
+
+def _best_checkpoints(folder: Path) -> list[ModelCheckpoint]:
+    monitored = {"best_worst_group": "worst_group_accuracy", "best_mean": "mean_accuracy"}
+    return [
+        ModelCheckpoint(
+            dirpath=folder,
+            filename=rule,
+            monitor=f"holdout/{metric}",
+            mode="max",
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+        for rule, metric in monitored.items()
+    ]
+
+
+def _model_state(checkpoint: Path) -> dict[str, Tensor]:
+    """The target model's part of a checkpoint."""
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
+    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}

@@ -1,0 +1,185 @@
+"""REDUCR and the rules that share its excess losses: fixed weights and max-min payoff."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reducr import functional
+from reducr.batch import Candidates
+from reducr.group_weights import GroupWeights
+from reducr.names import unknown_name
+from reducr.selectors.base import Selector
+from reducr.state import group_vector
+
+
+class Reducr(Selector):
+    """Robust data downsampling: excess losses weighted by group priorities that an online rule adapts.
+
+    Per step, with ``l`` the model loss, ``r`` the group-irreducible loss and ``h`` the group-holdout loss::
+
+        excess_ic = max(0, l_i - r_ic)
+        score_i   = sum_c w_c excess_ic                       take the b largest
+        cum_c    += sum_{i selected} ( excess_ic - h_c )
+        w         = softmax(-step_size * cum)                 for the next step
+
+    Args:
+        num_groups: G >= 1.
+        step_size: eta >= 0 per nat of payoff; published experiments 1e-4. Its best value scales with
+            1 / num_selected, because the payoff is a sum over the selected points.
+        clip: the max(0, .) above.
+        use_holdout: the holdout term of the payoff.
+        use_irreducible: the irreducible term of the excess; without it every group scores alike.
+        use_model_loss: the model-loss term of the excess.
+        initial_payoff: (G,) where the cumulative payoff starts; None for zeros.
+        holdout_weighting: ``per_point`` subtracts ``h_c`` once per selected point (as the published runs did),
+            ``per_step`` once per step (as the paper's Algorithm 1 does).
+        sampler: a key of ``SAMPLERS``.
+        sampler_options: see ``Selector``.
+
+    Raises:
+        ValueError: for a value outside its range, an unknown ``holdout_weighting``, or both loss terms off.
+
+    Example:
+        >>> selector = Reducr(num_groups=2, step_size=0.1)
+        >>> selector.set_group_holdout_loss(torch.tensor([0.2, 1.5]))
+        >>> candidates = Candidates(
+        ...     model_loss=torch.tensor([1.0, 2.0, 0.1]),
+        ...     group_irreducible_loss=torch.tensor([[0.5, 0.9], [3.0, 1.0], [0.2, 0.3]]),
+        ... )
+        >>> selection = selector.select(candidates, num_selected=1)
+        >>> selection.positions
+        tensor([1])
+        >>> selector.update(selection)
+        >>> selector.group_weights
+        tensor([0.4925, 0.5075], dtype=torch.float64)
+
+    Source: Bankes et al., NeurIPS 2024 (arXiv 2312.00486), Algorithm 1; deviations in docs/deviations.md.
+    """
+
+    name = "reducr"
+
+    def __init__(
+        self,
+        *,
+        num_groups: int,
+        step_size: float = 1e-4,
+        clip: bool = True,
+        use_holdout: bool = True,
+        use_irreducible: bool = True,
+        use_model_loss: bool = True,
+        initial_payoff: Tensor | list[float] | None = None,
+        holdout_weighting: str = "per_point",
+        sampler: str | None = None,
+        **sampler_options: float | str | None,
+    ) -> None:
+        super().__init__(num_groups=num_groups, sampler=sampler, **sampler_options)
+        if holdout_weighting not in ("per_point", "per_step"):
+            raise unknown_name("holdout_weighting", holdout_weighting, ("per_point", "per_step"))
+        if not (use_irreducible or use_model_loss):
+            raise ValueError("use_irreducible and use_model_loss are both off: there would be nothing to score by.")
+        self.weighting = GroupWeights(num_groups, step_size=step_size, initial_payoff=initial_payoff)
+        self.clip = clip
+        self.use_irreducible = use_irreducible
+        self.use_model_loss = use_model_loss
+        self.needs_group_holdout_loss = use_holdout
+        self.holdout_weighting = holdout_weighting
+        used = {"model_loss": use_model_loss, "group_irreducible_loss": use_irreducible}
+        self.needs = frozenset(name for name, is_used in used.items() if is_used)
+
+    def excess(self, candidates: Candidates) -> Tensor:
+        """(B, G) excess losses in nats."""
+        excess = functional.excess_loss(
+            candidates.model_loss if self.use_model_loss else None,
+            candidates.group_irreducible_loss if self.use_irreducible else None,
+            clip=self.clip,
+        )
+        return excess if excess.ndim == 2 else excess.unsqueeze(1).expand(-1, self.num_groups)
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
+        """(B,) excess losses averaged by the group weights."""
+        return functional.reducr_score(self.excess(candidates), self.group_weights)
+
+    def payoff(self, selected: Candidates) -> Tensor:
+        """(G,) excess losses of the selected points less the holdout losses."""
+        return functional.group_payoff(
+            self.excess(selected),
+            self.group_holdout_loss if self.needs_group_holdout_loss else None,
+            holdout_weighting=self.holdout_weighting,
+        )
+
+
+class FixedWeights(Selector):
+    """REDUCR's score with group weights that the user gives and nothing changes.
+
+    A group of weight zero is left out of the arithmetic, so its irreducible model is not needed: its column may
+    hold anything.
+
+    Args:
+        num_groups: G >= 1.
+        group_weights: (G,) not negative, not all zero; scaled to sum to 1. None for equal weights.
+        clip: replace negative excess losses by zero.
+        sampler: a key of ``SAMPLERS``.
+        sampler_options: see ``Selector``.
+
+    Raises:
+        ValueError: for weights of another length, negative, not finite or all zero.
+    """
+
+    name = "fixed_weights"
+    needs = frozenset({"model_loss", "group_irreducible_loss"})
+    fixed_group_weights: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_groups: int,
+        group_weights: Tensor | list[float] | None = None,
+        clip: bool = True,
+        sampler: str | None = None,
+        **sampler_options: float | str | None,
+    ) -> None:
+        super().__init__(num_groups=num_groups, sampler=sampler, **sampler_options)
+        given = [1.0] * num_groups if group_weights is None else group_weights
+        weights = group_vector(given, num_groups, "group_weights")
+        if bool((weights < 0).any()) or not bool(weights.sum() > 0):
+            raise ValueError(f"group_weights must not be negative nor all zero; got {weights.tolist()}.")
+        self.clip = clip
+        self.register_buffer("fixed_group_weights", weights / weights.sum())
+
+    @property
+    def group_weights(self) -> Tensor:
+        """(G,) float64, the given weights scaled to sum to 1."""
+        return self.fixed_group_weights
+
+    @property
+    def weighted_groups(self) -> Tensor:
+        """(K,) int64, the groups whose weight is above zero: the only ones that need an irreducible loss."""
+        return torch.nonzero(self.fixed_group_weights).flatten()
+
+    def losses(self, candidates: Candidates) -> list[Tensor]:
+        """The model loss and the columns of the groups that have a weight."""
+        table = candidates.group_irreducible_loss
+        return [candidates.model_loss, table[:, self.weighted_groups]]  # type: ignore[index,list-item]  # in needs
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
+        """(B,) excess losses averaged by the given weights."""
+        model_loss, group_irreducible_loss = self.losses(candidates)
+        excess = functional.excess_loss(model_loss, group_irreducible_loss, clip=self.clip)
+        return functional.reducr_score(excess, self.fixed_group_weights[self.weighted_groups])
+
+
+class Payoff(Selector):
+    """Max-min payoff: points first that help even the group they help least, ``min_c (l_i - r_ic - h_c)``.
+
+    Source: the payoff ablation of REDUCR (arXiv 2312.00486).
+    """
+
+    name = "payoff"
+    needs = frozenset({"model_loss", "group_irreducible_loss"})
+    needs_group_holdout_loss = True
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
+        """(B,) the smallest payoff over the groups."""
+        excess = functional.excess_loss(candidates.model_loss, candidates.group_irreducible_loss)
+        return functional.max_min_payoff(excess, self.group_holdout_loss)

@@ -1,0 +1,75 @@
+"""The table of selectors, and the one way to make one by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reducr.names import check_options, unknown_name
+from reducr.selectors.base import Selector
+from reducr.selectors.reducr import FixedWeights, Payoff, Reducr
+from reducr.selectors.samplers import PHASE_OPTIONS, SAMPLERS
+from reducr.selectors.simple import ClassBalanced, IrreducibleLoss, RhoLoss, TrainLoss, Uniform
+from reducr.selectors.uncertainty import (
+    Bald,
+    ConditionalEntropy,
+    Entropy,
+    GradientNorm,
+    LossMinusConditionalEntropy,
+    LossPlusConditionalEntropy,
+)
+
+SELECTORS: dict[str, type[Selector]] = {
+    selector.name: selector
+    for selector in (
+        Uniform,
+        TrainLoss,
+        IrreducibleLoss,
+        RhoLoss,
+        Reducr,
+        FixedWeights,
+        Payoff,
+        GradientNorm,
+        Entropy,
+        ConditionalEntropy,
+        Bald,
+        LossMinusConditionalEntropy,
+        LossPlusConditionalEntropy,
+        ClassBalanced,
+    )
+}
+
+
+def make_selector(name: str, *, num_groups: int, **options: Any) -> Selector:
+    """The selector of that name.
+
+    Args:
+        name: a key of ``SELECTORS``.
+        num_groups: G >= 1.
+        options: options of that selector; ``sampler`` and the options of that sampler.
+
+    Returns:
+        A new selector with fresh state.
+
+    Raises:
+        ValueError: for an unknown name or option (with the nearest ones), or a value outside its range.
+
+    Example:
+        >>> make_selector("reducr", num_groups=10, step_size=1e-4).group_weights[0]
+        tensor(0.1000, dtype=torch.float64)
+        >>> make_selector("rho_los", num_groups=10)
+        Traceback (most recent call last):
+        ValueError: unknown selector 'rho_los'. Did you mean 'rho_loss' or 'train_loss' or 'irreducible_loss'? ...
+    """
+    if name not in SELECTORS:
+        raise unknown_name("selector", name, SELECTORS)
+    build = SELECTORS[name]
+    sampler = options.get("sampler") or build.default_sampler
+    if sampler not in SAMPLERS:
+        raise unknown_name("sampler", sampler, SAMPLERS)
+    sampler_options = [*_keyword_names(SAMPLERS[sampler]), *PHASE_OPTIONS, "sampler"]
+    check_options(f"selector {name!r} with sampler {sampler!r}", build.__init__, options, also=sampler_options)
+    return build(num_groups=num_groups, **options)
+
+
+def _keyword_names(build: type) -> list[str]:
+    return list(getattr(build.__init__, "__kwdefaults__", None) or {})

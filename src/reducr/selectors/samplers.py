@@ -1,0 +1,253 @@
+"""Samplers: which candidates to take, given their scores.
+
+A sampler has options but no state: what it draws depends on the scores, the epoch and the generator alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from reducr import functional
+from reducr.names import check_options, unknown_name
+
+
+class Sampler(Protocol):
+    """Takes ``num_selected`` of the scores (B,); returns their positions (b,) int64."""
+
+    def __call__(
+        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """Positions (b,) int64, best first or in the order drawn."""
+
+
+class TopK:
+    """The largest scores; of equal ones, the earlier position."""
+
+    def __call__(
+        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """See ``functional.top_k``; uses no randomness."""
+        return functional.top_k(scores, num_selected)
+
+
+class Softmax:
+    """Boltzmann draw without replacement: ``p_i`` proportional to ``exp(score_i / temperature)``.
+
+    Args:
+        temperature: > 0, in units of the score; the temperature of epoch 0.
+        temperature_schedule: how it gets to ``final_temperature`` in the last of ``num_epochs`` epochs: ``fixed``
+            (it does not), ``linear`` or ``geometric``.
+        final_temperature: > 0, needed by the last two schedules and refused by the first.
+        num_epochs: >= 2, likewise.
+
+    Raises:
+        ValueError: for a value outside its range or a schedule given half.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        temperature_schedule: str = "fixed",
+        final_temperature: float | None = None,
+        num_epochs: int | None = None,
+    ) -> None:
+        if temperature_schedule not in ("fixed", "linear", "geometric"):
+            raise unknown_name("temperature_schedule", temperature_schedule, ("fixed", "linear", "geometric"))
+        _check_positive("temperature", temperature)
+        scheduled = temperature_schedule != "fixed"
+        if scheduled != (final_temperature is not None) or scheduled != (num_epochs is not None):
+            raise ValueError(
+                "final_temperature and num_epochs go with temperature_schedule 'linear' or 'geometric', both or "
+                f"neither; got temperature_schedule={temperature_schedule!r}, "
+                f"final_temperature={final_temperature}, num_epochs={num_epochs}."
+            )
+        if final_temperature is not None:
+            _check_positive("final_temperature", final_temperature)
+        if num_epochs is not None and num_epochs < 2:
+            raise ValueError(f"num_epochs must be at least 2 for a schedule; got {num_epochs}.")
+        self.temperature = temperature
+        self.schedule = temperature_schedule
+        self.final_temperature = temperature if final_temperature is None else final_temperature
+        self.num_epochs = num_epochs or 1
+
+    def temperature_at(self, epoch: int) -> float:
+        """The temperature of an epoch, counted from 0; constant after the last."""
+        if self.schedule == "fixed":
+            return self.temperature
+        progress = min(epoch / (self.num_epochs - 1), 1.0)
+        if self.schedule == "linear":
+            return self.temperature + progress * (self.final_temperature - self.temperature)
+        return self.temperature * (self.final_temperature / self.temperature) ** progress
+
+    def __call__(
+        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """Draw at the temperature of ``epoch``."""
+        log_probabilities = scores.double() / self.temperature_at(epoch)
+        return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
+
+
+class Power:
+    """Draw without replacement: ``p_i`` proportional to ``max(score_i, 0)^beta``.
+
+    Args:
+        beta: >= 0.
+
+    Raises:
+        ValueError: if ``beta`` is negative or not finite.
+    """
+
+    def __init__(self, *, beta: float = 1.0) -> None:
+        _check_not_negative("beta", beta)
+        self.beta = beta
+
+    def __call__(
+        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """Draw in proportion to a power of the scores."""
+        log_probabilities = functional.power_log_probabilities(scores, beta=self.beta)
+        return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
+
+
+class Rank:
+    """Draw without replacement: ``p_i`` proportional to ``rank_i^-beta``, rank 1 being the largest score.
+
+    Args:
+        beta: >= 0.
+
+    Raises:
+        ValueError: if ``beta`` is negative or not finite.
+    """
+
+    def __init__(self, *, beta: float = 1.0) -> None:
+        _check_not_negative("beta", beta)
+        self.beta = beta
+
+    def __call__(
+        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """Draw by a power of the ranks."""
+        log_probabilities = functional.rank_log_probabilities(scores, beta=self.beta)
+        return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
+
+
+class ExponentialRank:
+    """Draw without replacement: ``p_i`` proportional to ``pressure^(-rank_i / B)`` (Loshchilov & Hutter 2016).
+
+    Args:
+        pressure: s_e >= 1, how much likelier the best candidate is than the worst.
+
+    Raises:
+        ValueError: if ``pressure`` is below 1 or not finite.
+    """
+
+    def __init__(self, *, pressure: float = 100.0) -> None:
+        if not (math.isfinite(pressure) and pressure >= 1):
+            raise ValueError(f"pressure must be a finite number of at least 1; got {pressure}.")
+        self.pressure = pressure
+
+    def __call__(
+        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """Draw by an exponential of the ranks."""
+        log_probabilities = functional.exponential_rank_log_probabilities(scores, pressure=self.pressure)
+        return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
+
+
+class UniformAtEnds:
+    """Another sampler, but a uniform draw in the first and in the last epochs (warm-up, switch).
+
+    Args:
+        sampler: what to use in between.
+        uniform_first_epochs: >= 0.
+        uniform_last_epochs: >= 0; needs ``num_epochs``.
+        num_epochs: length of the training in epochs.
+
+    Raises:
+        ValueError: for a negative number, or a last phase without ``num_epochs``.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        uniform_first_epochs: int,
+        uniform_last_epochs: int,
+        num_epochs: int | None,
+    ) -> None:
+        _check_not_negative("uniform_first_epochs", uniform_first_epochs)
+        _check_not_negative("uniform_last_epochs", uniform_last_epochs)
+        if uniform_last_epochs and num_epochs is None:
+            raise ValueError("uniform_last_epochs needs num_epochs, to know which epochs are the last.")
+        self.sampler = sampler
+        self.first = uniform_first_epochs
+        self.last_from = math.inf if num_epochs is None else num_epochs - uniform_last_epochs
+
+    def __call__(
+        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """Draw uniformly at the ends, by the sampler in between."""
+        if epoch < self.first or epoch >= self.last_from:
+            return functional.gumbel_top_k(torch.zeros_like(scores), num_selected, generator=generator)
+        return self.sampler(scores, num_selected, epoch=epoch, generator=generator)
+
+
+SAMPLERS: dict[str, type] = {
+    "top_k": TopK,
+    "softmax": Softmax,
+    "power": Power,
+    "rank": Rank,
+    "exponential_rank": ExponentialRank,
+}
+
+PHASE_OPTIONS = ("uniform_first_epochs", "uniform_last_epochs", "num_epochs")
+
+
+def make_sampler(name: str, **options: float | str | None) -> Sampler:
+    """The sampler of that name, uniform at the ends if asked to be.
+
+    Args:
+        name: a key of ``SAMPLERS``.
+        options: options of that sampler, and ``uniform_first_epochs``, ``uniform_last_epochs``, ``num_epochs``.
+
+    Raises:
+        ValueError: for an unknown name or option (with the nearest ones), or a value outside its range.
+
+    Example:
+        >>> make_sampler("power", beta=2.0).beta
+        2.0
+    """
+    if name not in SAMPLERS:
+        raise unknown_name("sampler", name, SAMPLERS)
+    build = SAMPLERS[name]
+    check_options(f"sampler {name!r}", build.__init__, options, also=PHASE_OPTIONS)
+    first, last = options.pop("uniform_first_epochs", 0), options.pop("uniform_last_epochs", 0)
+    num_epochs = options.get("num_epochs")
+    if options.get("temperature_schedule", "fixed") == "fixed":
+        options.pop("num_epochs", None)
+        if num_epochs is not None and not last:
+            raise ValueError(
+                f"num_epochs={num_epochs} changes nothing here: it goes with uniform_last_epochs or a temperature "
+                "schedule. Leave it out, or give one of those."
+            )
+    sampler: Sampler = build(**options)
+    if not first and not last:
+        return sampler
+    return UniformAtEnds(
+        sampler, uniform_first_epochs=first, uniform_last_epochs=last, num_epochs=num_epochs  # type: ignore[arg-type]
+    )
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number above 0; got {value}.")
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number of at least 0; got {value}.")

@@ -1,0 +1,118 @@
+"""Rules that read the model's output: gradient norm, entropy, and the BALD family over MC-dropout samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reducr import functional
+from reducr.batch import Candidates
+from reducr.selectors.base import Selector
+
+
+class GradientNorm(Selector):
+    """Upper bound of a point's gradient norm, ``|| softmax(z_i) - onehot(y_i) ||_2``.
+
+    Source: Katharopoulos & Fleuret 2018 (arXiv 1803.00942).
+    """
+
+    name = "gradient_norm"
+    needs = frozenset({"logits", "targets"})
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
+        """(B,) in [0, sqrt(2)]."""
+        return functional.gradient_norm(candidates.logits, candidates.targets)  # type: ignore[arg-type]  # in needs
+
+
+class Entropy(Selector):
+    """Entropy of the predicted distribution: what the model is unsure of first. Labels are not used."""
+
+    name = "entropy"
+    needs = frozenset({"logits"})
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
+        """(B,) nats."""
+        return functional.predictive_entropy(candidates.logits)  # type: ignore[arg-type]  # in needs
+
+
+class DropoutSampled(Selector):
+    """A rule over MC-dropout samples: the model is run ``num_dropout_samples`` times with dropout on.
+
+    Candidates.logits hold the samples as (S, B, C); (B, C) counts as one sample.
+
+    Args:
+        num_groups: G >= 1.
+        num_dropout_samples: S >= 2; the scoring pass costs S forward passes.
+        sampler: a key of ``SAMPLERS``.
+        sampler_options: see ``Selector``.
+
+    Raises:
+        ValueError: if ``num_dropout_samples`` is below 2.
+
+    Source: Gal, Islam & Ghahramani 2017 (arXiv 1703.02910).
+    """
+
+    needs = frozenset({"logits"})
+
+    def __init__(
+        self,
+        *,
+        num_groups: int,
+        num_dropout_samples: int = 10,
+        sampler: str | None = None,
+        **sampler_options: float | str | None,
+    ) -> None:
+        super().__init__(num_groups=num_groups, sampler=sampler, **sampler_options)
+        if num_dropout_samples < 2:
+            raise ValueError(f"num_dropout_samples must be at least 2; got {num_dropout_samples}.")
+        self.num_dropout_samples = num_dropout_samples
+
+
+class ConditionalEntropy(DropoutSampled):
+    """Mean entropy of the MC-dropout samples: noise in the label, as the model sees it."""
+
+    name = "conditional_entropy"
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
+        """(B,) nats."""
+        return functional.conditional_entropy(candidates.logits)  # type: ignore[arg-type]  # in needs
+
+
+class Bald(DropoutSampled):
+    """BALD: mutual information of label and parameters over the MC-dropout samples."""
+
+    name = "bald"
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
+        """(B,) nats."""
+        return functional.mutual_information(candidates.logits)  # type: ignore[arg-type]  # in needs
+
+
+class LossMinusConditionalEntropy(DropoutSampled):
+    """``l_i`` less the conditional entropy: high loss where the model thinks that labels are not noisy.
+
+    Source: RHO-LOSS (arXiv 2206.07137), appendix on related acquisition functions.
+    """
+
+    name = "loss_minus_conditional_entropy"
+    needs = frozenset({"model_loss", "logits"})
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
+        """(B,) nats."""
+        loss = functional.excess_loss(candidates.model_loss, None)
+        return loss - functional.conditional_entropy(candidates.logits)  # type: ignore[arg-type]  # in needs
+
+
+class LossPlusConditionalEntropy(DropoutSampled):
+    """``l_i`` plus the conditional entropy.
+
+    Source: RHO-LOSS (arXiv 2206.07137), appendix on related acquisition functions.
+    """
+
+    name = "loss_plus_conditional_entropy"
+    needs = frozenset({"model_loss", "logits"})
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
+        """(B,) nats."""
+        loss = functional.excess_loss(candidates.model_loss, None)
+        return loss + functional.conditional_entropy(candidates.logits)  # type: ignore[arg-type]  # in needs

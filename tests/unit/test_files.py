@@ -1,0 +1,52 @@
+import hashlib
+
+import pytest
+
+from reducr.files import file_checksum, replaced_atomically, write_text_atomically
+
+
+def test_the_new_file_is_in_place_and_nothing_else(tmp_path):
+    path = tmp_path / "new" / "folder" / "values.txt"
+    write_text_atomically(path, "größe")
+    assert path.read_bytes() == "größe".encode()
+    assert [file.name for file in path.parent.iterdir()] == ["values.txt"]
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "values.txt"
+    path.write_text("old")
+    with replaced_atomically(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_crash_while_writing_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "values.txt"
+    path.write_text("old")
+
+    def crash():
+        with replaced_atomically(path) as temporary:
+            temporary.write_text("half of it")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        crash()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_written_is_an_error_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "values.txt"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError, match="partial"), replaced_atomically(path):
+        pass
+    assert path.read_text() == "old"
+
+
+def test_file_checksum_is_the_sha256_of_the_content(tmp_path):
+    path = tmp_path / "content"
+    path.write_bytes(b"reducr" * 100_000)
+    assert file_checksum(path) == hashlib.sha256(b"reducr" * 100_000).hexdigest()

@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+
+from reducr.functional import (
+    adjusted_irreducible_loss,
+    adjusted_joint_irreducible_loss,
+    point_cross_entropy,
+)
+from reducr.functional.losses import selection_dtype
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_selection_runs_in_float32_or_better(dtype, expected):
+    logits = torch.zeros(2, 4, dtype=dtype)
+    assert selection_dtype(logits) == expected
+    loss = point_cross_entropy(logits, torch.tensor([0, 3]))
+    assert loss.dtype == expected
+    assert loss.tolist() == pytest.approx([math.log(4)] * 2, abs=1e-7)
+    assert adjusted_irreducible_loss(logits, torch.tensor([0, 3]), gradient_weight=2.0).dtype == expected
+
+
+def test_point_cross_entropy_keeps_gradients():
+    logits = torch.zeros(1, 2, requires_grad=True)
+    point_cross_entropy(logits, torch.tensor([0])).sum().backward()
+    assert logits.grad.tolist() == [[-0.5, 0.5]]
+
+
+def test_point_cross_entropy_of_large_logits_is_exact():
+    logits = torch.tensor([[1e4, 0.0], [0.0, 1e4]])
+    assert point_cross_entropy(logits, torch.tensor([0, 0])).tolist() == [0.0, 1e4]
+
+
+def test_adjusted_loss_by_hand():
+    """p = (1/2, 1/2), g = 3: q_0 = (3/4, 1/4), q_1 = (1/4, 3/4)."""
+    losses = adjusted_irreducible_loss(
+        torch.zeros(2, 2, dtype=torch.float64), torch.tensor([0, 1]), gradient_weight=3.0
+    )
+    assert losses[0].tolist() == pytest.approx([math.log(4 / 3), math.log(4)], abs=1e-15)
+    assert losses[1].tolist() == pytest.approx([math.log(4), math.log(4 / 3)], abs=1e-15)
+
+
+def test_adjusted_loss_of_groups_by_hand():
+    """Three equal classes, groups (0, 0, 1), g = 2: q_0 = (2, 2, 1) / 5, q_1 = (1, 1, 2) / 4."""
+    losses = adjusted_irreducible_loss(
+        torch.zeros(3, 3, dtype=torch.float64),
+        torch.tensor([0, 1, 2]),
+        gradient_weight=2.0,
+        group_of_target=torch.tensor([0, 0, 1]),
+    )
+    expected = [[5 / 2, 4.0], [5 / 2, 4.0], [5.0, 2.0]]
+    assert losses.exp().tolist() == [pytest.approx(row, abs=1e-14) for row in expected]
+
+
+def test_adjusted_joint_loss_by_hand():
+    """Outcomes p = [[3/8, 1/8], [1/8, 3/8]], g = 2: group 0 doubles column 0."""
+    joint = torch.tensor([[[3.0, 1.0], [1.0, 3.0]]], dtype=torch.float64).log()
+    losses = adjusted_joint_irreducible_loss(joint, torch.tensor([0]), gradient_weight=2.0)
+    assert losses.exp().tolist() == [pytest.approx([12 / 7, 12 / 5], abs=1e-14)]
+
+
+def test_adjusted_loss_leaves_its_inputs_unchanged():
+    logits, targets = (
+        torch.randn(4, 3, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2, 0]),
+    )
+    before = logits.clone()
+    adjusted_irreducible_loss(logits, targets, gradient_weight=10.0)
+    assert torch.equal(logits, before)
+    assert targets.tolist() == [0, 1, 2, 0]
+
+
+def test_adjusted_loss_in_float32_is_close_to_float64():
+    logits = torch.randn(200, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 10
+    targets = torch.arange(200) % 10
+    torch.testing.assert_close(
+        adjusted_irreducible_loss(logits.float(), targets, gradient_weight=10.0).double(),
+        adjusted_irreducible_loss(logits, targets, gradient_weight=10.0),
+        rtol=0,
+        atol=2e-5,
+    )
+
+
+@pytest.mark.parametrize("gradient_weight", [0.5, 0.0, -1.0, float("nan"), float("inf")])
+def test_gradient_weight_is_finite_and_at_least_one(gradient_weight):
+    message = f"gradient_weight must be a finite number of at least 1 .*; got {gradient_weight}"
+    with pytest.raises(ValueError, match=message):
+        adjusted_irreducible_loss(torch.zeros(1, 2), torch.tensor([0]), gradient_weight=gradient_weight)
+    with pytest.raises(ValueError, match=message):
+        adjusted_joint_irreducible_loss(
+            torch.zeros(1, 2, 2), torch.tensor([0]), gradient_weight=gradient_weight
+        )
