@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ class Batch(NamedTuple):
     The order is that of the tuples which its data sets yield, so ``Batch(*item)`` reads one.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # the id of a point; tuple.index is not needed
     """(B,) int64, the id of each point in its data set."""
     input: Tensor
     """(B, ...) what the model is called with."""
@@ -63,7 +63,7 @@ class Candidates:
     targets: Tensor | None = None
     groups: Tensor | None = None
 
-    _AXES = {
+    _AXES: ClassVar[dict[str, tuple[int, ...]]] = {
         "model_loss": (1,),
         "irreducible_loss": (1,),
         "group_irreducible_loss": (2,),

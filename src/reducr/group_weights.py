@@ -7,7 +7,8 @@ import math
 from torch import Tensor
 
 from reducr import functional
-from reducr.state import ExactState, check_num_groups, group_vector
+from reducr.checks import check_num_groups, group_vector
+from reducr.state import ExactState
 
 
 class GroupWeights(ExactState):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reducr.state import ExactState, check_num_groups
+from reducr.checks import check_every_group_has_points, check_num_groups
+from reducr.state import ExactState
+
+_SMALLEST_COUNT = 1e-200
 
 
 class GroupHoldoutLoss(ExactState):
@@ -54,15 +57,21 @@ class GroupHoldoutLoss(ExactState):
     def update(self, loss: Tensor, groups: Tensor) -> None:
         """Add the losses (B,) of points in ``groups`` (B,)."""
         groups = groups.long()
-        self.sums.mul_(self.decay).index_add_(0, groups, loss.to(self.sums))
-        self.counts.mul_(self.decay).index_add_(0, groups, torch.ones_like(groups, dtype=self.counts.dtype))
+        # a group absent for very long must not sink into the denormals, where its mean would drift
+        decay = torch.full_like(self.counts, self.decay).masked_fill_(self.counts < _SMALLEST_COUNT, 1.0)
+        self.sums.mul_(decay).index_add_(0, groups, loss.to(self.sums))
+        self.counts.mul_(decay).index_add_(0, groups, torch.ones_like(groups, dtype=self.counts.dtype))
 
     def rescale(self, num_points: float) -> None:
         """Give all that was seen so far the weight of ``num_points`` points, leaving the means as they are.
 
         A moving average that starts from a pass over the whole holdout set is rescaled to one mini-batch, so that
         the first pass is forgotten like any other.
+
+        Raises:
+            ValueError: if a group has no holdout point yet; names the groups.
         """
+        check_every_group_has_points(self.counts)
         factor = num_points / self.counts.sum()
         self.sums *= factor
         self.counts *= factor
@@ -82,13 +91,3 @@ class GroupHoldoutLoss(ExactState):
                 "a holdout input is broken. Lower the learning rate, or look at the holdout inputs of that group."
             )
         return means
-
-
-def check_every_group_has_points(counts: Tensor) -> None:
-    """Raise ValueError naming the groups whose count in ``counts`` (G,) is zero."""
-    empty = torch.nonzero(counts <= 0).flatten().tolist()
-    if empty:
-        raise ValueError(
-            f"every group needs at least one holdout point; group {', '.join(map(str, empty))} of "
-            f"{len(counts)} has none. Add holdout points of it, or merge it into another group."
-        )

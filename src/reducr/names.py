@@ -16,7 +16,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {name!r}.{meant} There are: {', '.join(sorted(known)) or 'none'}.")
 
 
-def check_options(kind: str, build: Callable[..., Any], options: Mapping[str, Any], *, also: Iterable[str] = ()) -> None:
+def check_options(
+    kind: str, build: Callable[..., Any], options: Mapping[str, Any], *, also: Iterable[str] = ()
+) -> None:
     """Raise ValueError if ``build`` takes no keyword of the name of one of ``options``.
 
     Args:

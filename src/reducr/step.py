@@ -65,8 +65,10 @@ def pick(
         num_selected: b in [1, B].
         scoring_mode: how the model is run: ``train`` (as published: batch statistics, running statistics see the
             unselected points too, dropout is on), ``eval``, or ``train_frozen_statistics`` (as ``train``, but every
-            buffer is left as found). Every module's mode is left as found.
-        generator: source of randomness for rules and samplers that draw.
+            buffer is left as found). A model in train mode is scored as it is, so layers that its owner keeps in
+            eval mode stay there. Every module's mode is left as found.
+        generator: source of randomness for rules and samplers that draw; dropout in the model draws from torch's
+            global one, as in training.
 
     Returns:
         The selected batch of b points, and the selection.
@@ -175,9 +177,7 @@ def _checked_logits(output: Tensor, batch: Batch) -> Tensor:
     return output
 
 
-def _irreducible_fields(
-    batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None
-) -> dict[str, Tensor]:
+def _irreducible_fields(batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None) -> dict[str, Tensor]:
     for name, axes in (("irreducible_loss", 1), ("group_irreducible_loss", 2)):
         if name not in selector.needs:
             continue

@@ -51,9 +51,7 @@ def make_candidates(selector, *, seed=0, size=NUM_CANDIDATES, dtype=torch.float6
     return Candidates(
         model_loss=torch.rand(size, generator=generator, dtype=torch.float64).mul(4).to(dtype),
         irreducible_loss=torch.rand(size, generator=generator, dtype=torch.float64).mul(4).to(dtype),
-        group_irreducible_loss=torch.rand(size, num_groups, generator=generator, dtype=torch.float64)
-        .mul(4)
-        .to(dtype),
+        group_irreducible_loss=torch.rand(size, num_groups, generator=generator, dtype=torch.float64).mul(4).to(dtype),
         logits=torch.randn(*samples, size, num_classes, generator=generator, dtype=torch.float64).to(dtype),
         targets=targets,
         groups=targets,
@@ -125,9 +123,7 @@ def test_selecting_changes_neither_state_nor_inputs(name, sampler):
 def test_one_seed_gives_one_selection(name, sampler):
     selector = make(name, sampler=sampler)
     candidates = make_candidates(selector)
-    first, second = (
-        selector.select(candidates, num_selected=NUM_SELECTED, generator=seeded(5)) for _ in range(2)
-    )
+    first, second = (selector.select(candidates, num_selected=NUM_SELECTED, generator=seeded(5)) for _ in range(2))
     assert first.positions.tolist() == second.positions.tolist()
     assert torch.equal(first.scores, second.scores)
     assert torch.equal(first.payoff, second.payoff)
@@ -191,8 +187,7 @@ def test_a_saved_state_continues_in_a_fresh_selector(name, sampler):
     for seed in range(3, 6):
         candidates = make_candidates(selector, seed=seed)
         one, other = (
-            each.select(candidates, num_selected=NUM_SELECTED, generator=seeded(seed))
-            for each in (selector, resumed)
+            each.select(candidates, num_selected=NUM_SELECTED, generator=seeded(seed)) for each in (selector, resumed)
         )
         assert one.positions.tolist() == other.positions.tolist()
         assert torch.equal(one.scores, other.scores)
@@ -215,9 +210,7 @@ def test_a_broken_point_is_left_out_counted_and_leaves_no_trace(name, field, val
     assert float(selection.scores[position]) == -torch.inf
     assert bool(torch.isfinite(selection.scores[others]).all())
 
-    without = reference.select(
-        whole.take(selection.positions), num_selected=NUM_CANDIDATES - 1, generator=seeded()
-    )
+    without = reference.select(whole.take(selection.positions), num_selected=NUM_CANDIDATES - 1, generator=seeded())
     assert sorted(without.positions.tolist()) == list(range(NUM_CANDIDATES - 1))
     torch.testing.assert_close(selection.payoff, without.payoff, rtol=0, atol=1e-12)
     with pytest.warns(RuntimeWarning, match="1 of 24 candidates have a NaN or infinite loss"):
@@ -324,9 +317,7 @@ def test_only_the_needed_fields_are_needed(name):
     assert all_given.positions.tolist() == only_needed.positions.tolist()
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in sorted(reducr.SELECTORS) if make(name).needs_group_holdout_loss]
-)
+@pytest.mark.parametrize("name", [name for name in sorted(reducr.SELECTORS) if make(name).needs_group_holdout_loss])
 def test_a_missing_holdout_loss_is_an_error(name):
     selector = reducr.make_selector(name, num_groups=NUM_GROUPS)
     with pytest.raises(ValueError, match=rf"{name!r} needs the holdout loss before its first selection"):
@@ -448,8 +439,7 @@ def test_uniform_ends_ignore_the_scores(name, epoch):
     assert len(drawn) == 5
     for seed in range(5):
         between, expected = (
-            each.select(candidates, num_selected=NUM_SELECTED, generator=seeded(seed))
-            for each in (in_between, plain)
+            each.select(candidates, num_selected=NUM_SELECTED, generator=seeded(seed)) for each in (in_between, plain)
         )
         assert between.positions.tolist() == expected.positions.tolist()
 

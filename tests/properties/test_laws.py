@@ -156,9 +156,7 @@ def draws():
 
 def within_binomial_error(num_hits, probability, num_draws):
     """Within 4.5 standard deviations: one failure in about 150,000 for a right sampler and a new seed."""
-    return abs(num_hits - num_draws * probability) <= 4.5 * math.sqrt(
-        num_draws * probability * (1 - probability)
-    )
+    return abs(num_hits - num_draws * probability) <= 4.5 * math.sqrt(num_draws * probability * (1 - probability))
 
 
 @pytest.mark.parametrize("first", range(5))
@@ -225,9 +223,7 @@ def test_reducr_with_one_group_unclipped_picks_what_rho_loss_picks(seed, size, d
     model_loss, table, holdout_loss = losses(seed, size, 1)
     one_group = reducr.make_selector("reducr", num_groups=1, clip=False)
     rho_loss = reducr.make_selector("rho_loss", num_groups=1)
-    candidates = reducr.Candidates(
-        model_loss=model_loss, irreducible_loss=table[:, 0], group_irreducible_loss=table
-    )
+    candidates = reducr.Candidates(model_loss=model_loss, irreducible_loss=table[:, 0], group_irreducible_loss=table)
     one_group.set_group_holdout_loss(holdout_loss)
     assert (
         one_group.select(candidates, num_selected=num_selected).positions.tolist()
@@ -294,9 +290,7 @@ def test_gradient_weight_one_is_plain_cross_entropy_in_every_column(seed, num_cl
 
 @law
 @given(seed=seeds, gradient_weight=gradient_weights, num_classes=st.integers(2, 8), scale=st.floats(0.1, 300))
-def test_own_class_loss_is_at_most_the_plain_one_and_the_others_at_least(
-    seed, gradient_weight, num_classes, scale
-):
+def test_own_class_loss_is_at_most_the_plain_one_and_the_others_at_least(seed, gradient_weight, num_classes, scale):
     logits = random_logits(seed, 10, num_classes, scale=scale)
     targets = torch.randint(0, num_classes, (10,), generator=seeded(seed))
     plain = functional.point_cross_entropy(logits, targets).unsqueeze(1)
@@ -379,13 +373,9 @@ def test_a_stratified_split_is_disjoint_complete_and_keeps_every_class(targets, 
     num_classes=st.integers(5, 8),
     seed=seeds,
 )
-def test_label_noise_flips_exactly_the_wanted_number_never_to_the_own_class(
-    targets, fraction, num_classes, seed
-):
+def test_label_noise_flips_exactly_the_wanted_number_never_to_the_own_class(targets, fraction, num_classes, seed):
     clean = torch.tensor(targets)
-    noisy, is_corrupted = uniform_label_noise(
-        clean, fraction=fraction, num_classes=num_classes, generator=seeded(seed)
-    )
+    noisy, is_corrupted = uniform_label_noise(clean, fraction=fraction, num_classes=num_classes, generator=seeded(seed))
     assert int(is_corrupted.sum()) == round(fraction * len(targets))
     assert torch.equal(noisy != clean, is_corrupted)
     assert int(noisy.min()) >= 0

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from reducr.holdout import GroupHoldoutLoss, check_every_group_has_points
+from reducr.holdout import GroupHoldoutLoss
 
 
 def minibatches(num_batches, seed=0):
@@ -60,11 +60,12 @@ def test_a_group_absent_from_a_minibatch_keeps_its_mean():
     assert float(holdout.mean()[1]) == pytest.approx(5.0, abs=1e-12)
 
 
-def test_a_group_absent_from_ten_thousand_minibatches_keeps_its_mean():
-    holdout = GroupHoldoutLoss(2, decay=0.9)
+def test_a_group_absent_for_very_long_keeps_its_mean():
+    """0.5^2000 is below the smallest float64."""
+    holdout = GroupHoldoutLoss(2, decay=0.5)
     holdout.update(torch.tensor([1.0, 5.0]), torch.tensor([0, 1]))
     loss, groups = torch.tensor([2.0]), torch.tensor([0])
-    for _ in range(10_000):
+    for _ in range(2000):
         holdout.update(loss, groups)
     assert holdout.mean().tolist() == pytest.approx([2.0, 5.0], abs=1e-6)
 
@@ -85,9 +86,6 @@ def test_groups_without_points_are_named():
     holdout.update(torch.tensor([1.0, 2.0]), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="at least one holdout point; group 1, 3 of 4 has none"):
         holdout.mean()
-    with pytest.raises(ValueError, match="group 1 of 2 has none"):
-        check_every_group_has_points(torch.tensor([5, 0]))
-    assert check_every_group_has_points(torch.tensor([5, 1])) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

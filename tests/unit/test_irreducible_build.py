@@ -45,9 +45,7 @@ def test_a_joint_table_has_targets_then_groups(data):
     table = build_logit_table(model, loader, num_points=23, num_joint_groups=2)
     assert table.kind == "joint_logits"
     assert table.values.shape == (23, 3, 2)
-    np.testing.assert_allclose(
-        table.values.reshape(23, 6), model.eval()(data.input).detach().numpy(), atol=1e-6
-    )
+    np.testing.assert_allclose(table.values.reshape(23, 6), model.eval()(data.input).detach().numpy(), atol=1e-6)
 
 
 def test_a_loss_table_says_what_the_live_models_say(data):

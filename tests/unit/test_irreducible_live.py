@@ -12,9 +12,7 @@ from reducr.irreducible import AdjustedIrreducibleLoss, GroupIrreducibleLoss, Li
 def make_model(num_outputs=3, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, num_outputs)
-        )
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, num_outputs))
 
 
 @pytest.fixture

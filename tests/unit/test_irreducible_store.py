@@ -166,9 +166,7 @@ def test_an_existing_table_is_never_overwritten(folder, table):
 
 def test_a_table_of_another_length_than_its_data_is_not_saved(tmp_path, table):
     with pytest.raises(ValueError, match="the table has 100 rows, the data 90 points"):
-        save_table(
-            tmp_path, table, fingerprint=DataFingerprint.of(make_data(size=90)), settings={}, sources={}
-        )
+        save_table(tmp_path, table, fingerprint=DataFingerprint.of(make_data(size=90)), settings={}, sources={})
     assert list(tmp_path.iterdir()) == []
 
 

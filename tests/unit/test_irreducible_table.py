@@ -85,9 +85,7 @@ def test_plain_loss_of_table_logits_is_their_cross_entropy(losses):
 def test_plain_loss_of_joint_logits_sums_over_the_groups():
     joint = np.log(np.array([[[3, 1], [2, 2]]], dtype=np.float64))
     source = TableLogits(IrreducibleTable(joint, kind="joint_logits"))
-    assert PlainIrreducibleLoss(source).lookup(batch_of([0], target=[0])).tolist() == [
-        pytest.approx(float(np.log(2)))
-    ]
+    assert PlainIrreducibleLoss(source).lookup(batch_of([0], target=[0])).tolist() == [pytest.approx(float(np.log(2)))]
 
 
 def test_adjusted_loss_by_hand_from_table_logits():

@@ -96,6 +96,4 @@ def test_gradient_weight_is_finite_and_at_least_one(gradient_weight):
     with pytest.raises(ValueError, match=message):
         adjusted_irreducible_loss(torch.zeros(1, 2), torch.tensor([0]), gradient_weight=gradient_weight)
     with pytest.raises(ValueError, match=message):
-        adjusted_joint_irreducible_loss(
-            torch.zeros(1, 2, 2), torch.tensor([0]), gradient_weight=gradient_weight
-        )
+        adjusted_joint_irreducible_loss(torch.zeros(1, 2, 2), torch.tensor([0]), gradient_weight=gradient_weight)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from reducr.state import ExactState, check_num_groups, group_vector
+from reducr.state import ExactState
 
 
 class Running(ExactState):
@@ -30,34 +30,3 @@ def test_it_follows_the_model_to_another_device():
     running = nn.Sequential(Running()).to("meta")[0]
     assert running.total.device.type == "meta"
     assert running.total.dtype == torch.float64
-
-
-def test_group_vector_copies_in_float64():
-    values = torch.tensor([1.0, 2.0])
-    vector = group_vector(values, 2, "initial_payoff")
-    values[0] = 9.0
-    assert vector.tolist() == [1.0, 2.0]
-    assert vector.dtype == torch.float64
-    assert group_vector(None, 3, "initial_payoff").tolist() == [0.0, 0.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ([1.0], r"initial_payoff must hold one value for each of the 2 groups; got shape \(1,\)"),
-        ([[1.0, 2.0]], r"got shape \(1, 2\)"),
-        ([1.0, float("nan")], r"initial_payoff must be finite; got \[1.0, nan\]"),
-        ([float("-inf"), 0.0], r"initial_payoff must be finite; got \[-inf, 0.0\]"),
-    ],
-)
-def test_group_vector_refuses_other_lengths_and_what_is_not_finite(values, message):
-    with pytest.raises(ValueError, match=message):
-        group_vector(values, 2, "initial_payoff")
-
-
-@pytest.mark.parametrize("num_groups", [0, -3, 1.0, True, "2", None])
-def test_num_groups_is_a_whole_number_of_at_least_one(num_groups):
-    with pytest.raises(
-        ValueError, match=f"num_groups must be a whole number of at least 1; got {num_groups!r}"
-    ):
-        check_num_groups(num_groups)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from reducr.batch import Batch
-from reducr.selectors.base import check_range
+from reducr.checks import check_range
+from reducr.seeds import mixed_seed
 
 
 class PointDataset:
@@ -119,8 +120,7 @@ class PointLoader:
     def __iter__(self) -> Iterator[Batch]:
         order = torch.arange(len(self.data))
         if self.shuffle:
-            # two words of seed, mixed so that (seed, epoch) and (seed + 1, epoch - 1) differ
-            generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
             order = torch.randperm(len(self.data), generator=generator)
         self.epoch += 1
         for start in range(0, len(self) * self.batch_size, self.batch_size):

@@ -45,8 +45,8 @@ class FashionMNIST(DataModule):
         super().__init__(**options)
         if data_dir is None:
             raise ValueError(
-                "Fashion-MNIST needs datamodule.data_dir=DIR, the folder that holds FashionMNIST/raw with the four idx "
-                "files of github.com/zalandoresearch/fashion-mnist (train-images-idx3-ubyte.gz, ...)."
+                "Fashion-MNIST needs datamodule.data_dir=DIR, the folder that holds FashionMNIST/raw with the four "
+                "idx files of github.com/zalandoresearch/fashion-mnist (train-images-idx3-ubyte.gz, ...)."
             )
         self.data_dir = Path(data_dir)
 
@@ -74,9 +74,9 @@ class FashionMNIST(DataModule):
                 if path.is_file():
                     return path
         raise FileNotFoundError(
-            f"Fashion-MNIST file {name} (or {name}.gz) is missing; looked in {' and '.join(map(str, folders))}. Get the "
-            "four idx files from github.com/zalandoresearch/fashion-mnist, put them into DIR/FashionMNIST/raw and give "
-            "datamodule.data_dir=DIR."
+            f"Fashion-MNIST file {name} (or {name}.gz) is missing; looked in {' and '.join(map(str, folders))}. Get "
+            "the four idx files from github.com/zalandoresearch/fashion-mnist, put them into DIR/FashionMNIST/raw and "
+            "give datamodule.data_dir=DIR."
         )
 
 
@@ -95,11 +95,12 @@ def read_idx(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is truncated or damaged ({error}). Get the file again.") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _IDX_UINT8:
         raise ValueError(f"{path} is not an idx file of unsigned bytes: it begins with {content[:4].hex()}.")
-    num_axes = content[3]
-    header = 4 + 4 * num_axes
+    header = 4 + 4 * content[3]
+    if len(content) < header:
+        raise ValueError(f"{path} is truncated or damaged: it ends within its header. Get the file again.")
     shape = tuple(np.frombuffer(content[4:header], dtype=">i4").tolist())
     expected = header + int(np.prod(shape, dtype=np.int64))
-    if len(shape) != num_axes or len(content) != expected:
+    if len(content) != expected:
         raise ValueError(
             f"{path} is truncated or damaged: its header announces {shape}, {expected} bytes in all; it has "
             f"{len(content)}. Get the file again."

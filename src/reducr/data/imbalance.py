@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,7 @@ def long_tail_positions(
 
     Source: the long-tailed CIFAR of Cao et al. 2019 (arXiv 1906.07413).
     """
-    if imbalance_ratio < 1:
+    if not (math.isfinite(imbalance_ratio) and imbalance_ratio >= 1):
         raise ValueError(f"imbalance_ratio must be at least 1, most frequent over rarest; got {imbalance_ratio}.")
     num_classes = len(class_order)
     if sorted(class_order) != list(range(num_classes)) or int(targets.max()) >= num_classes:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reducr.checks import check_every_group_has_points
 from reducr.data.corruption import uniform_label_noise
 from reducr.data.dataset import PointDataset
 from reducr.data.imbalance import long_tail_positions, stratified_split
-from reducr.holdout import check_every_group_has_points
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,7 @@ class DataModule(ABC):
         holdout_target = raw.target[holdout_source]
         check_every_group_has_points(torch.bincount(holdout_target, minlength=num_classes))
         return Splits(
-            train=PointDataset(
-                raw.input[train_source], noisy, num_classes=num_classes, is_corrupted=is_corrupted
-            ),
+            train=PointDataset(raw.input[train_source], noisy, num_classes=num_classes, is_corrupted=is_corrupted),
             holdout=PointDataset(
                 raw.input[holdout_source],
                 holdout_target,
@@ -130,9 +128,7 @@ class DataModule(ABC):
             holdout_source=holdout_source,
         )
 
-    def _test_part(
-        self, raw: RawData, num_classes: int, generator: torch.Generator
-    ) -> tuple[Tensor, PointDataset]:
+    def _test_part(self, raw: RawData, num_classes: int, generator: torch.Generator) -> tuple[Tensor, PointDataset]:
         """Positions that are left for training and holdout, and the test part."""
         if raw.test_input is not None and raw.test_target is not None:
             if self.test_size is not None:

@@ -6,10 +6,10 @@ from reducr.functional.losses import (
     point_cross_entropy,
 )
 from reducr.functional.samplers import (
+    exponential_rank_log_probabilities,
     gumbel_top_k,
     power_log_probabilities,
     rank_log_probabilities,
-    exponential_rank_log_probabilities,
     top_k,
 )
 from reducr.functional.scores import (

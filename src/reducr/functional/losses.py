@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reducr.checks import check_gradient_weight
+
 
 def selection_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype selection arithmetic runs in: float64 for float64 inputs, float32 for anything narrower."""
@@ -108,17 +110,7 @@ def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient
     all_outcomes = torch.logsumexp(logits, dim=(1, 2)).unsqueeze(1)
     own_outcomes = torch.logsumexp(own, dim=1, keepdim=True)
     group_outcomes = torch.logsumexp(logits, dim=1)
-    return torch.logaddexp(all_outcomes, group_outcomes + log_extra) - torch.logaddexp(
-        own_outcomes, own + log_extra
-    )
-
-
-def check_gradient_weight(gradient_weight: float) -> None:
-    """Raise ValueError unless ``gradient_weight`` is a finite number of at least 1."""
-    if not (math.isfinite(gradient_weight) and gradient_weight >= 1):
-        raise ValueError(
-            f"gradient_weight must be a finite number of at least 1 (1 leaves the plain model); got {gradient_weight}."
-        )
+    return torch.logaddexp(all_outcomes, group_outcomes + log_extra) - torch.logaddexp(own_outcomes, own + log_extra)
 
 
 def _log_gradient_weight(gradient_weight: float) -> tuple[float, float]:

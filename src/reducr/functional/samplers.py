@@ -47,9 +47,7 @@ def gumbel_top_k(log_probabilities: Tensor, num_selected: int, *, generator: tor
     Source: Kool, van Hoof & Welling 2019 (arXiv 1903.06059).
     """
     noise_device = log_probabilities.device if generator is None else generator.device
-    uniform = torch.rand(
-        log_probabilities.shape, dtype=torch.float64, device=noise_device, generator=generator
-    )
+    uniform = torch.rand(log_probabilities.shape, dtype=torch.float64, device=noise_device, generator=generator)
     # the smallest normal number keeps log(-log(u)) finite when u is exactly 0
     tiny = torch.finfo(torch.float64).tiny
     gumbel = -torch.log(-torch.log(uniform.clamp(min=tiny)))

@@ -8,9 +8,7 @@ from torch import Tensor
 from reducr.functional.losses import selection_dtype
 
 
-def excess_loss(
-    model_loss: Tensor | None, irreducible_loss: Tensor | None, *, clip: bool = False
-) -> Tensor:
+def excess_loss(model_loss: Tensor | None, irreducible_loss: Tensor | None, *, clip: bool = False) -> Tensor:
     """How much of the model's loss a point could still teach: ``l - r``, or ``max(0, l - r)`` with ``clip``.
 
     Args:
@@ -31,12 +29,12 @@ def excess_loss(
 
     Source: RHO-LOSS (arXiv 2206.07137, eq. 3) for (B,), REDUCR (arXiv 2312.00486, eq. 9) for (B, G).
     """
-    if model_loss is None and irreducible_loss is None:
-        raise ValueError("excess_loss needs the model loss or the irreducible loss; both were left out.")
-    if irreducible_loss is None:
-        excess = model_loss.to(selection_dtype(model_loss))  # type: ignore[union-attr]  # one of them is given
-    elif model_loss is None:
+    if model_loss is None:
+        if irreducible_loss is None:
+            raise ValueError("excess_loss needs the model loss or the irreducible loss; both were left out.")
         excess = -irreducible_loss.to(selection_dtype(irreducible_loss))
+    elif irreducible_loss is None:
+        excess = model_loss.to(selection_dtype(model_loss))
     else:
         dtype = torch.promote_types(selection_dtype(model_loss), irreducible_loss.dtype)
         loss = model_loss.to(dtype)
@@ -130,7 +128,8 @@ def gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
     """
     residual = torch.softmax(logits.to(selection_dtype(logits)), dim=1)
     ones = residual.new_ones(len(residual), 1)
-    return residual.scatter_add(1, targets.long().unsqueeze(1), -ones).norm(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(residual.scatter_add(1, targets.long().unsqueeze(1), -ones), dim=1)
+    return norms
 
 
 def predictive_entropy(logits: Tensor) -> Tensor:
@@ -199,4 +198,5 @@ def _sampled_log_probabilities(logits: Tensor) -> Tensor:
 
 def _entropy(log_probabilities: Tensor) -> Tensor:
     """Entropy over the last axis; a probability of zero adds nothing."""
-    return torch.special.entr(log_probabilities.exp()).sum(dim=-1)
+    entropies: Tensor = torch.special.entr(log_probabilities.exp())
+    return entropies.sum(dim=-1)

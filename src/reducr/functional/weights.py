@@ -25,4 +25,6 @@ def group_weights(cumulative_payoff: Tensor, *, step_size: float) -> Tensor:
 
     Source: Freund & Schapire 1997; REDUCR (arXiv 2312.00486), Algorithm 1.
     """
-    return torch.softmax(-step_size * cumulative_payoff, dim=0)
+    # relative to the smallest, so that no product of finite numbers becomes a difference of infinities
+    above = (cumulative_payoff - cumulative_payoff.min()).clamp(max=torch.finfo(cumulative_payoff.dtype).max)
+    return torch.softmax(-step_size * above, dim=0)

@@ -67,7 +67,7 @@ def train(
             )
             loss = F.cross_entropy(model(selected.input), selected.target)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
             selector.update(selection)
             step += 1

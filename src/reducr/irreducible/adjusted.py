@@ -7,12 +7,12 @@ from typing import Protocol
 from torch import Tensor
 
 from reducr.batch import Batch
+from reducr.checks import check_gradient_weight
 from reducr.functional import (
     adjusted_irreducible_loss,
     adjusted_joint_irreducible_loss,
     point_cross_entropy,
 )
-from reducr.functional.losses import check_gradient_weight
 
 
 class LogitSource(Protocol):

@@ -37,9 +37,7 @@ def build_logit_table(
     return IrreducibleTable(rows, kind=kind)
 
 
-def build_loss_table(
-    models: Sequence[nn.Module], batches: Iterable[Batch], *, num_points: int
-) -> IrreducibleTable:
+def build_loss_table(models: Sequence[nn.Module], batches: Iterable[Batch], *, num_points: int) -> IrreducibleTable:
     """The loss of one trained irreducible model per group for every training point, in float32.
 
     Args:
@@ -56,9 +54,7 @@ def build_loss_table(
     sources = [LiveLogits(model) for model in models]
 
     def losses(batch: Batch) -> Tensor:
-        return torch.stack(
-            [point_cross_entropy(source.logits(batch), batch.target) for source in sources], dim=1
-        )
+        return torch.stack([point_cross_entropy(source.logits(batch), batch.target) for source in sources], dim=1)
 
     rows = _rows_by_index(((batch.index, losses(batch)) for batch in batches), num_points)
     return IrreducibleTable(rows, kind="group_loss")
@@ -82,6 +78,6 @@ def _rows_by_index(pairs: Iterable[tuple[Tensor, Tensor]], num_points: int) -> n
     if rows is None or len(wrong):
         raise ValueError(
             f"every one of the {num_points} points must come exactly once; {len(wrong)} do not, the first is index "
-            f"{wrong[0]}, which came {times_seen[wrong[0]]} times. Use a loader without shuffling, sampling or drop_last."
+            f"{wrong[0]}, which came {times_seen[wrong[0]]} times. Use a loader without sampling or drop_last."
         )
     return rows

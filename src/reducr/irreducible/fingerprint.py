@@ -45,7 +45,8 @@ class DataFingerprint:
     def of(cls, data: IndexedData) -> DataFingerprint:
         """The fingerprint of ``data``."""
         inputs = hashlib.sha256()
-        for position in torch.linspace(0, len(data) - 1, min(len(data), _NUM_SAMPLED_INPUTS)).long().tolist():
+        num_sampled = min(len(data), _NUM_SAMPLED_INPUTS)
+        for position in torch.linspace(0, len(data) - 1, num_sampled, dtype=torch.float64).long().tolist():
             point = data[position][1]
             inputs.update(f"{position} {point.dtype} {tuple(point.shape)}".encode())
             inputs.update(point.contiguous().numpy().tobytes())

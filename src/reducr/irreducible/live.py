@@ -32,7 +32,7 @@ class LiveLogits:
         logits: Tensor = self.model(batch.input)
         if self.num_joint_groups is None:
             return logits
-        return logits.unflatten(1, (-1, self.num_joint_groups))
+        return logits.reshape(len(logits), -1, self.num_joint_groups)
 
 
 class GroupIrreducibleLoss:

@@ -76,12 +76,7 @@ def load_table(folder: Path, *, fingerprint: DataFingerprint, verify_checksum: b
                 f"no irreducible table in {folder}: {path.name} is missing. Build one with `reducr irreducible` and "
                 "give its folder."
             )
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    if manifest.get("format") != _FORMAT:
-        raise ValueError(
-            f"irreducible table {folder} has format {manifest.get('format')!r}; this version reads format {_FORMAT}. "
-            "Build it again."
-        )
+    manifest = _read_manifest(manifest_path)
     differences = DataFingerprint.from_dict(manifest["data_fingerprint"]).differences(fingerprint)
     if differences:
         raise ValueError(
@@ -93,10 +88,37 @@ def load_table(folder: Path, *, fingerprint: DataFingerprint, verify_checksum: b
             f"irreducible table {folder} is damaged: values.npy is not the file its manifest describes (truncated or "
             "altered). Build it again."
         )
-    values = np.load(values_path, mmap_mode="r")
+    try:
+        values = np.load(values_path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"irreducible table {folder} is damaged: values.npy cannot be read ({error}). Build it again."
+        ) from error
     if list(values.shape) != manifest["shape"] or str(values.dtype) != manifest["dtype"]:
         raise ValueError(
             f"irreducible table {folder} is damaged: values.npy holds {values.dtype} {values.shape}, the manifest says "
             f"{manifest['dtype']} {tuple(manifest['shape'])}. Build it again."
         )
     return IrreducibleTable(values, kind=manifest["kind"])
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, with every entry that a table of this format has."""
+    folder = path.parent
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"irreducible table {folder} is damaged: its manifest cannot be read ({error}). Build it again."
+        ) from error
+    if manifest.get("format") != _FORMAT:
+        raise ValueError(
+            f"irreducible table {folder} has format {manifest.get('format')!r}; this version reads format {_FORMAT}. "
+            "Build it again."
+        )
+    missing = {"kind", "shape", "dtype", "values_checksum", "data_fingerprint"} - manifest.keys()
+    if missing:
+        raise ValueError(
+            f"irreducible table {folder} is damaged: its manifest lacks {', '.join(sorted(missing))}. Build it again."
+        )
+    return manifest

@@ -7,18 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from reducr.data import PointLoader
 from reducr.files import file_checksum, write_text_atomically
-from reducr.integrations.lightning import IrreducibleModule, RunProgress
+from reducr.integrations.lightning import IrreducibleModule, fit_irreducible
 from reducr.irreducible import (
     AdjustedIrreducibleLoss,
     DataFingerprint,
@@ -105,7 +102,7 @@ class IrreducibleStage:
 
     def num_training_steps(self) -> int:
         """Gradient steps of one irreducible model."""
-        return self.options.num_epochs * len(self._holdout_loader())
+        return int(self.options.num_epochs) * len(self._holdout_loader())
 
     def build_table(self, gradient_weighted_class: int | str | None, advance: Reporter) -> IrreducibleTable:
         """The table of the plain model's logits (None), every class's losses (``all``), or one class's losses."""
@@ -130,7 +127,7 @@ class IrreducibleStage:
             table,
             fingerprint=DataFingerprint.of(self.data.splits.train),
             settings=OmegaConf.to_container(self.options, resolve=True),  # type: ignore[arg-type]
-            sources={one.checkpoint.name: file_checksum(one.checkpoint) for one in trained},
+            sources={f"{one.checkpoint.parent.name}/{one.checkpoint.name}": file_checksum(one.checkpoint) for one in trained},
         )
         training_seconds = sum(one.seconds for one in trained)
         self.seconds_by_part[name] = training_seconds + time.perf_counter() - started
@@ -191,31 +188,19 @@ class IrreducibleStage:
             gradient_weight=self.options.gradient_weight,
             weight_normalisation=self.options.weight_normalisation,
         )
-        chooses_by_loss = self.options.checkpoint_rule == "lowest_loss"
-        keep = ModelCheckpoint(
-            dirpath=self.folder,
-            filename=name,
-            monitor="irreducible/loss_on_training_part" if chooses_by_loss else None,
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
-        loader = self._holdout_loader()
-        trainer = pl.Trainer(
-            **trainer_options(self.config),
-            max_epochs=self.options.num_epochs,
-            limit_val_batches=1.0 if chooses_by_loss else 0,
-            num_sanity_val_steps=0,
-            callbacks=[keep, RunProgress(advance)],
-            logger=False,
-            log_every_n_steps=1,
-            default_root_dir=self.folder,
-        )
-        training_part = PointLoader(self.data.splits.train, batch_size=_TABLE_BATCH_SIZE)
+        checkpoint = self.folder / name / "model.ckpt"
         with scoped_seed(seed):
-            trainer.fit(module, train_dataloaders=loader, val_dataloaders=training_part)
-        checkpoint = Path(keep.best_model_path)
-        module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
-        return TrainedModel(module.model, checkpoint, time.perf_counter() - started, trainer.global_step)
+            steps = fit_irreducible(
+                module,
+                self._holdout_loader(),
+                training_part=PointLoader(self.data.splits.train, batch_size=_TABLE_BATCH_SIZE),
+                num_epochs=self.options.num_epochs,
+                keeps_lowest_loss=self.options.checkpoint_rule == "lowest_loss",
+                checkpoint=checkpoint,
+                advance=advance,
+                trainer_options=self.config.trainer,
+            )
+        return TrainedModel(module.model, checkpoint, time.perf_counter() - started, steps)
 
 
 class TargetMarginal(nn.Module):
@@ -233,11 +218,5 @@ class TargetMarginal(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  (the field's name in Batch)
         """(B, C) unnormalised log-probabilities."""
-        return self.joint_model(input).unflatten(1, (-1, self.num_groups)).logsumexp(dim=2)  # type: ignore[no-any-return]
-
-
-def trainer_options(config: DictConfig) -> dict[str, Any]:
-    """What the user asked of the Trainer, and what every fit of this program has in common."""
-    options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
-    return {"enable_progress_bar": False, "enable_model_summary": False} | options
-
+        joint: torch.Tensor = self.joint_model(input)
+        return joint.reshape(len(joint), -1, self.num_groups).logsumexp(dim=2)

@@ -63,4 +63,3 @@ class RunDisplay:
         """End one training, with a line that stays."""
         self._progress.advance(self._run)
         self.console.print(note, highlight=False)
-

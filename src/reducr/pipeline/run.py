@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hydra.utils import instantiate
@@ -92,7 +93,9 @@ def run_irreducible(config: DictConfig) -> Path:
             f"{weighted!r}."
         )
     if config.irreducible.dir is not None:
-        raise ValueError("irreducible.dir names a finished stage, which `reducr irreducible` would train: leave it out.")
+        raise ValueError(
+            "irreducible.dir names a finished stage, which `reducr irreducible` would train: leave it out."
+        )
     check_setup(config, [], data)
     folder = _new_folder(config)
     with RunDisplay(1) as display:
@@ -120,7 +123,7 @@ def _run_seed(
     rows: list[ResultRow] = []
     for method in methods:
         display.begin(f"seed {data.seed}: {method.name}", config.num_steps)
-        rows += train_method(config, method, data, stage, seed_folder / method.name, display.advance)
+        rows += train_method(config, method, data, stage, folder=seed_folder / method.name, advance=display.advance)
         write_results(folder, [*finished, *rows])
         last = next(row for row in rows if row.method == method.name)
         display.finish(
@@ -151,11 +154,11 @@ def _write_data_record(data: SeedData, folder: Path) -> None:
     """Which original points are where, and which labels were corrupted."""
     splits = data.splits
     with replaced_atomically(folder / "data.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            train_source=splits.train_source.numpy(),
-            holdout_source=splits.holdout_source.numpy(),
-            train_target=splits.train.target.numpy(),
-            train_group=splits.train.group.numpy(),
-            **({} if splits.train.is_corrupted is None else {"is_corrupted": splits.train.is_corrupted.numpy()}),
-        )
+        known = {} if splits.train.is_corrupted is None else {"is_corrupted": splits.train.is_corrupted.numpy()}
+        arrays: dict[str, Any] = {
+            "train_source": splits.train_source.numpy(),
+            "holdout_source": splits.holdout_source.numpy(),
+            "train_target": splits.train.target.numpy(),
+            "train_group": splits.train.group.numpy(),
+        }
+        np.savez_compressed(file, **(arrays | known))

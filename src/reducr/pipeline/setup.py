@@ -17,6 +17,7 @@ from reducr.batch import Batch
 from reducr.data import DataModule, PointDataset, PointLoader, Splits
 from reducr.data.outcomes import Outcomes
 from reducr.names import unknown_name
+from reducr.seeds import mixed_seed
 from reducr.selectors import Selector, make_selector
 from reducr.step import SCORING_MODES, check_model_output, dropout_samples, num_selected_of
 
@@ -37,8 +38,7 @@ METHOD_ALIASES = {
     "ce_loss_plus_conditional_entropy": "loss_plus_conditional_entropy",
 }
 TRAINED_ON = ("train", "holdout", "train_and_holdout")
-# seeds of one run are kept apart from each other by these offsets into the space of 63-bit seeds
-_STREAMS = {"target": 0, "irreducible": 1, "selection": 2, "order": 3}
+_STREAMS = ("target", "irreducible", "selection", "order")
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,14 @@ class SeedData:
 
 def stream_seed(seed: int, stream: str) -> int:
     """A seed for one of the independent streams of randomness of a run."""
-    return (seed << 8) + _STREAMS[stream]
+    return mixed_seed(seed, _STREAMS.index(stream))
 
 
 @contextmanager
 def scoped_seed(seed: int) -> Iterator[None]:
     """Draw from ``seed`` inside the block; torch's global random state is afterwards as it was before."""
     with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(seed)
-        if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(seed)
+        torch.random.manual_seed(seed)
         yield
 
 
@@ -150,11 +148,11 @@ def make_optimizer(node: DictConfig) -> partial[torch.optim.Optimizer]:
     """A function from parameters to an optimiser.
 
     Raises:
-        ValueError: if the node lacks ``_partial_: true``.
+        TypeError: if the node lacks ``_partial_: true``.
     """
     optimizer = instantiate(node)
     if not isinstance(optimizer, partial):
-        raise ValueError(f"the optimizer configuration of {node._target_} needs `_partial_: true`.")
+        raise TypeError(f"the optimizer configuration of {node._target_} needs `_partial_: true`.")
     return optimizer
 
 
@@ -165,22 +163,7 @@ def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData) -
         ValueError: for options out of range, too few training points for one large batch, or a model that does not
             fit the data; says what was expected, what came and what to do.
     """
-    num_selected_of(config.fraction, config.num_candidates)
-    for name in ("num_candidates", "num_steps", "holdout.batch_size", "irreducible.num_epochs", "irreducible.batch_size"):
-        value = OmegaConf.select(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
-    if config.holdout.refresh_steps is not None and config.holdout.refresh_steps < 1:
-        raise ValueError(f"holdout.refresh_steps must be at least 1, or null; got {config.holdout.refresh_steps}.")
-    if config.scoring_mode not in SCORING_MODES:
-        raise unknown_name("scoring_mode", config.scoring_mode, SCORING_MODES)
-    for option, known in (
-        ("kind", ("adjusted", "trained")),
-        ("lookup", ("table", "live")),
-        ("checkpoint_rule", ("lowest_loss", "last")),
-    ):
-        if config.irreducible[option] not in known:
-            raise unknown_name(f"irreducible.{option}", config.irreducible[option], known)
+    _check_options(config)
     train = data.splits.train
     if config.num_candidates > len(train):
         raise ValueError(
@@ -196,6 +179,32 @@ def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData) -
             if selector.num_dropout_samples:
                 model = make_model(config.model, num_outputs=train.num_classes, seed=0)
                 dropout_samples(model, probe.input, num_samples=1)
+
+
+def _check_options(config: DictConfig) -> None:
+    """Options that can be judged without the data."""
+    num_selected_of(config.fraction, config.num_candidates)
+    for name in (
+        "num_candidates",
+        "num_steps",
+        "holdout.batch_size",
+        "irreducible.num_epochs",
+        "irreducible.batch_size",
+    ):
+        value = OmegaConf.select(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
+    if config.holdout.refresh_steps is not None and config.holdout.refresh_steps < 1:
+        raise ValueError(f"holdout.refresh_steps must be at least 1, or null; got {config.holdout.refresh_steps}.")
+    if config.scoring_mode not in SCORING_MODES:
+        raise unknown_name("scoring_mode", config.scoring_mode, SCORING_MODES)
+    for option, known in (
+        ("kind", ("adjusted", "trained")),
+        ("lookup", ("table", "live")),
+        ("checkpoint_rule", ("lowest_loss", "last")),
+    ):
+        if config.irreducible[option] not in known:
+            raise unknown_name(f"irreducible.{option}", config.irreducible[option], known)
 
 
 def _check_model(node: DictConfig, probe: Batch, num_outputs: int) -> None:

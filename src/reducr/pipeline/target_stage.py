@@ -9,19 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from reducr.batch import Batch
 from reducr.data import PointLoader
 from reducr.files import write_text_atomically
-from reducr.integrations.lightning import LastCheckpoint, RunProgress, SelectionRecorder, TargetModule
+from reducr.integrations.lightning import SelectionRecorder, TargetModule, fit_target, model_state
 from reducr.metrics import ClassificationReport, summary
-from reducr.pipeline.irreducible_stage import IrreducibleStage, Reporter, trainer_options
+from reducr.pipeline.irreducible_stage import IrreducibleStage, Reporter
 from reducr.pipeline.setup import Method, SeedData, make_model, make_optimizer, scoped_seed, stream_seed
 from reducr.runs import CHECKPOINT_RULES, ResultRow
 from reducr.step import scoring_pass
@@ -30,7 +28,7 @@ _TEST_BATCH_SIZE = 1000
 
 
 def train_method(
-    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage, folder: Path, advance: Reporter
+    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage, *, folder: Path, advance: Reporter
 ) -> list[ResultRow]:
     """Train one method for one seed and test its checkpoints.
 
@@ -48,7 +46,7 @@ def train_method(
     """
     folder.mkdir(parents=True)
     if method.selector is None:
-        return _test_irreducible_model(config, method, data, stage, folder, advance)
+        return _test_irreducible_model(method, data, stage, folder, advance)
     selector = method.make_selector(data.splits.train.num_groups)
     irreducible, irreducible_seconds = stage.lookup_for(selector.needs, advance)
     points = data.training_points(method.train_on)
@@ -74,36 +72,28 @@ def train_method(
         seed=stream_seed(data.seed, "selection"),
     )
     checkpoints = folder / "checkpoints"
-    recorder = SelectionRecorder(
-        folder / "selected.npz", num_points=len(points), is_corrupted=points.is_corrupted
-    )
-    trainer = pl.Trainer(
-        **trainer_options(config),
-        max_steps=config.num_steps,
-        val_check_interval=min(config.holdout.refresh_steps or len(candidates), config.num_steps),
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        logger=[instantiate(node)(save_dir=folder) for node in config.logger.values()],
-        log_every_n_steps=1,
-        callbacks=[
-            *_best_checkpoints(checkpoints),
-            LastCheckpoint(checkpoints / "last.ckpt"),
-            recorder,
-            RunProgress(advance),
-        ],
-        default_root_dir=folder,
-    )
+    recorder = SelectionRecorder(folder / "selected.npz", num_points=len(points), is_corrupted=points.is_corrupted)
     started = time.perf_counter()
     with scoped_seed(seed):
-        trainer.fit(module, train_dataloaders=candidates, val_dataloaders=holdout)
+        steps = fit_target(
+            module,
+            candidates,
+            num_steps=config.num_steps,
+            refresh_steps=config.holdout.refresh_steps or len(candidates),
+            folder=checkpoints,
+            recorder=recorder,
+            loggers=[instantiate(node)(save_dir=folder) for node in config.logger.values()],
+            advance=advance,
+            trainer_options=config.trainer,
+        )
     fit_seconds = time.perf_counter() - started
     return _tested(
         method,
         data,
         module.model,
-        {rule: _model_state(checkpoints / f"{rule}.ckpt") for rule in CHECKPOINT_RULES},
+        {rule: model_state(checkpoints / f"{rule}.ckpt") for rule in CHECKPOINT_RULES},
         folder,
-        steps=trainer.global_step,
+        steps=steps,
         irreducible_seconds=irreducible_seconds,
         selection_seconds=module.selection_seconds,
         training_seconds=module.training_seconds,
@@ -114,7 +104,7 @@ def train_method(
 
 
 def _test_irreducible_model(
-    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage, folder: Path, advance: Reporter
+    method: Method, data: SeedData, stage: IrreducibleStage, folder: Path, advance: Reporter
 ) -> list[ResultRow]:
     """The irreducible model has one checkpoint, chosen by ``irreducible.checkpoint_rule``: all rules test it."""
     trained = stage.model(None, advance)
@@ -160,9 +150,7 @@ def _tested(
             num_groups=data.splits.test.num_groups,
             num_joint_groups=num_joint_groups,
         )
-        rows.append(
-            ResultRow(method=method.name, seed=data.seed, checkpoint_rule=rule, **summary(report), **costs)
-        )
+        rows.append(ResultRow(method=method.name, seed=data.seed, checkpoint_rule=rule, **(costs | summary(report))))
         for part in ("class", "group"):
             values, counts = report[f"{part}_accuracy"].tolist(), report[f"{part}_count"].tolist()
             lines += [[rule, part, place, counts[place], f"{values[place]:.6g}"] for place in range(len(values))]
@@ -190,28 +178,7 @@ def evaluate(
         for batch in batches:
             logits = model(batch.input.to(device)).cpu()
             if num_joint_groups is not None:
-                logits = logits.unflatten(1, (-1, num_joint_groups)).logsumexp(dim=2)
+                logits = logits.reshape(len(logits), -1, num_joint_groups).logsumexp(dim=2)
             report.update(logits, batch.target, batch.group)
     result: dict[str, Tensor] = report.compute()
     return result
-
-
-def _best_checkpoints(folder: Path) -> list[ModelCheckpoint]:
-    monitored = {"best_worst_group": "worst_group_accuracy", "best_mean": "mean_accuracy"}
-    return [
-        ModelCheckpoint(
-            dirpath=folder,
-            filename=rule,
-            monitor=f"holdout/{metric}",
-            mode="max",
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
-        for rule, metric in monitored.items()
-    ]
-
-
-def _model_state(checkpoint: Path) -> dict[str, Tensor]:
-    """The target model's part of a checkpoint."""
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
-    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}

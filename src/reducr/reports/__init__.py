@@ -12,7 +12,6 @@ from reducr.reports.plots import save_run_plot
 from reducr.reports.tables import checkpoint_table, headline_table, make_console, markdown, print_table
 from reducr.runs import read_results
 
-
 __all__ = ["make_console", "write_report"]
 
 

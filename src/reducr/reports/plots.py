@@ -16,7 +16,18 @@ from reducr.runs import ResultRow
 
 _WEIGHT_COLUMN = "group_weight/"
 # Okabe & Ito's palette, which colour-blind readers can tell apart, continued by greys
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#666666", "#BBBBBB")
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#999999",
+    "#666666",
+    "#BBBBBB",
+)
 
 
 def save_run_plot(run: Path, rows: Sequence[ResultRow], path: Path) -> None:

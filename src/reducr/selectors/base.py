@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from reducr.batch import Candidates, Selection
+from reducr.checks import check_num_groups, check_range
 from reducr.group_weights import GroupWeights
 from reducr.selectors.samplers import make_sampler
-from reducr.state import ExactState, check_num_groups
+from reducr.state import ExactState
 
 
 class Selector(ExactState):
@@ -50,9 +51,7 @@ class Selector(ExactState):
     num_non_finite: Tensor
     group_holdout_loss: Tensor
 
-    def __init__(
-        self, *, num_groups: int, sampler: str | None = None, **sampler_options: float | str | None
-    ) -> None:
+    def __init__(self, *, num_groups: int, sampler: str | None = None, **sampler_options: float | str | None) -> None:
         super().__init__()
         check_num_groups(num_groups)
         self.num_groups = num_groups
@@ -133,7 +132,8 @@ class Selector(ExactState):
                 candidate is finite.
         """
         self._check_select(candidates, num_selected)
-        scores = self.score(candidates, generator=generator)
+        # a copy: the score of a rule may be one of the caller's own tensors
+        scores = self.score(candidates, generator=generator).detach().clone()
         is_valid = torch.isfinite(scores)
         for loss in self.losses(candidates):
             is_finite = torch.isfinite(loss)
@@ -201,20 +201,7 @@ class Selector(ExactState):
                 f"{self.name!r} needs the holdout loss before its first selection: evaluate the model on the holdout "
                 "set and call selector.set_group_holdout_loss(h)."
             )
-        if "targets" in self.needs and candidates.logits is not None:
-            check_range("targets", candidates.targets, candidates.logits.shape[-1])
+        if "targets" in self.needs and "logits" in self.needs:
+            check_range("targets", given["targets"], given["logits"].shape[-1])
         if "groups" in self.needs:
-            check_range("groups", candidates.groups, self.num_groups)
-
-
-def check_range(name: str, values: Tensor | None, stop: int) -> None:
-    """Raise ValueError naming the first of the integers ``values`` (B,) outside [0, stop)."""
-    if values is None:
-        return
-    outside = torch.nonzero((values < 0) | (values >= stop)).flatten()
-    if len(outside):
-        position = int(outside[0])
-        raise ValueError(
-            f"{name} must be in 0..{stop - 1}; position {position} holds {int(values[position])} "
-            f"({len(outside)} such in all)."
-        )
+            check_range("groups", given["groups"], self.num_groups)

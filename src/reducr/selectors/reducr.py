@@ -7,10 +7,10 @@ from torch import Tensor
 
 from reducr import functional
 from reducr.batch import Candidates
+from reducr.checks import group_vector
 from reducr.group_weights import GroupWeights
 from reducr.names import unknown_name
 from reducr.selectors.base import Selector
-from reducr.state import group_vector
 
 
 class Reducr(Selector):

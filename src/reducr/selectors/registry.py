@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from reducr.names import check_options, unknown_name
@@ -67,9 +68,9 @@ def make_selector(name: str, *, num_groups: int, **options: Any) -> Selector:
     if sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
     sampler_options = [*_keyword_names(SAMPLERS[sampler]), *PHASE_OPTIONS, "sampler"]
-    check_options(f"selector {name!r} with sampler {sampler!r}", build.__init__, options, also=sampler_options)
+    check_options(f"selector {name!r} with sampler {sampler!r}", build, options, also=sampler_options)
     return build(num_groups=num_groups, **options)
 
 
 def _keyword_names(build: type) -> list[str]:
-    return list(getattr(build.__init__, "__kwdefaults__", None) or {})
+    return list(inspect.signature(build).parameters)

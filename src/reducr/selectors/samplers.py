@@ -6,7 +6,7 @@ A sampler has options but no state: what it draws depends on the scores, the epo
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,18 +18,14 @@ from reducr.names import check_options, unknown_name
 class Sampler(Protocol):
     """Takes ``num_selected`` of the scores (B,); returns their positions (b,) int64."""
 
-    def __call__(
-        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
         """Positions (b,) int64, best first or in the order drawn."""
 
 
 class TopK:
     """The largest scores; of equal ones, the earlier position."""
 
-    def __call__(
-        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
         """See ``functional.top_k``; uses no randomness."""
         return functional.top_k(scores, num_selected)
 
@@ -82,11 +78,9 @@ class Softmax:
         progress = min(epoch / (self.num_epochs - 1), 1.0)
         if self.schedule == "linear":
             return self.temperature + progress * (self.final_temperature - self.temperature)
-        return self.temperature * (self.final_temperature / self.temperature) ** progress
+        return self.temperature * math.pow(self.final_temperature / self.temperature, progress)
 
-    def __call__(
-        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
         """Draw at the temperature of ``epoch``."""
         log_probabilities = scores.double() / self.temperature_at(epoch)
         return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
@@ -106,9 +100,7 @@ class Power:
         _check_not_negative("beta", beta)
         self.beta = beta
 
-    def __call__(
-        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
         """Draw in proportion to a power of the scores."""
         log_probabilities = functional.power_log_probabilities(scores, beta=self.beta)
         return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
@@ -128,9 +120,7 @@ class Rank:
         _check_not_negative("beta", beta)
         self.beta = beta
 
-    def __call__(
-        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
         """Draw by a power of the ranks."""
         log_probabilities = functional.rank_log_probabilities(scores, beta=self.beta)
         return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
@@ -151,9 +141,7 @@ class ExponentialRank:
             raise ValueError(f"pressure must be a finite number of at least 1; got {pressure}.")
         self.pressure = pressure
 
-    def __call__(
-        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
         """Draw by an exponential of the ranks."""
         log_probabilities = functional.exponential_rank_log_probabilities(scores, pressure=self.pressure)
         return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
@@ -176,9 +164,9 @@ class UniformAtEnds:
         self,
         sampler: Sampler,
         *,
-        uniform_first_epochs: int,
-        uniform_last_epochs: int,
-        num_epochs: int | None,
+        uniform_first_epochs: int = 0,
+        uniform_last_epochs: int = 0,
+        num_epochs: int | None = None,
     ) -> None:
         _check_not_negative("uniform_first_epochs", uniform_first_epochs)
         _check_not_negative("uniform_last_epochs", uniform_last_epochs)
@@ -188,9 +176,7 @@ class UniformAtEnds:
         self.first = uniform_first_epochs
         self.last_from = math.inf if num_epochs is None else num_epochs - uniform_last_epochs
 
-    def __call__(
-        self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
         """Draw uniformly at the ends, by the sampler in between."""
         if epoch < self.first or epoch >= self.last_from:
             return functional.gumbel_top_k(torch.zeros_like(scores), num_selected, generator=generator)
@@ -208,7 +194,7 @@ SAMPLERS: dict[str, type] = {
 PHASE_OPTIONS = ("uniform_first_epochs", "uniform_last_epochs", "num_epochs")
 
 
-def make_sampler(name: str, **options: float | str | None) -> Sampler:
+def make_sampler(name: str, **options: Any) -> Sampler:
     """The sampler of that name, uniform at the ends if asked to be.
 
     Args:
@@ -225,22 +211,18 @@ def make_sampler(name: str, **options: float | str | None) -> Sampler:
     if name not in SAMPLERS:
         raise unknown_name("sampler", name, SAMPLERS)
     build = SAMPLERS[name]
-    check_options(f"sampler {name!r}", build.__init__, options, also=PHASE_OPTIONS)
-    first, last = options.pop("uniform_first_epochs", 0), options.pop("uniform_last_epochs", 0)
+    check_options(f"sampler {name!r}", build, options, also=PHASE_OPTIONS)
+    phases = {name: options.pop(name) for name in PHASE_OPTIONS[:2] if name in options}
     num_epochs = options.get("num_epochs")
     if options.get("temperature_schedule", "fixed") == "fixed":
         options.pop("num_epochs", None)
-        if num_epochs is not None and not last:
+        if num_epochs is not None and not phases.get("uniform_last_epochs"):
             raise ValueError(
                 f"num_epochs={num_epochs} changes nothing here: it goes with uniform_last_epochs or a temperature "
                 "schedule. Leave it out, or give one of those."
             )
     sampler: Sampler = build(**options)
-    if not first and not last:
-        return sampler
-    return UniformAtEnds(
-        sampler, uniform_first_epochs=first, uniform_last_epochs=last, num_epochs=num_epochs  # type: ignore[arg-type]
-    )
+    return UniformAtEnds(sampler, num_epochs=num_epochs, **phases) if any(phases.values()) else sampler
 
 
 def _check_positive(name: str, value: float) -> None:

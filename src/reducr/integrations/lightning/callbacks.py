@@ -63,9 +63,7 @@ class SelectionRecorder(pl.Callback):
             return
         index = torch.nn.utils.rnn.pad_sequence(self.index_by_step, batch_first=True, padding_value=-1)
         with replaced_atomically(self.path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file, index=index.numpy(), num_times_selected=self.num_times_selected.numpy()
-            )
+            np.savez_compressed(file, index=index.numpy(), num_times_selected=self.num_times_selected.numpy())
 
 
 class LastCheckpoint(pl.Callback):
@@ -87,9 +85,7 @@ class LastCheckpoint(pl.Callback):
         """Save the final state."""
         self._save(trainer)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save what an interrupted run had reached."""
         if isinstance(exception, KeyboardInterrupt):
             self._save(trainer)

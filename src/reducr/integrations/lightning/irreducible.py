@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reducr.batch import Batch
+from reducr.checks import check_gradient_weight
 from reducr.functional import point_cross_entropy
-from reducr.functional.losses import check_gradient_weight
 
 WEIGHT_NORMALISATIONS = ("weights", "points")
 
@@ -69,7 +68,7 @@ class IrreducibleModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted mean loss of a holdout batch."""
         weighted_sum, normaliser = self._weighted_sum(Batch(*batch))
-        return weighted_sum / normaliser
+        return weighted_sum.div(normaliser)
 
     def on_validation_epoch_start(self) -> None:
         """Begin a pass over the training part."""
@@ -85,7 +84,7 @@ class IrreducibleModule(pl.LightningModule):
         weighted_sum, normaliser = self._validation_sums
         self.log("irreducible/loss_on_training_part", weighted_sum / normaliser, batch_size=1)
 
-    def _weighted_sum(self, batch: Batch) -> tuple[Tensor, Any]:
+    def _weighted_sum(self, batch: Batch) -> tuple[Tensor, Tensor | int]:
         loss = point_cross_entropy(self.model(batch.input), self.outcome(batch))
         if self.gradient_weighted_class is None:
             return loss.sum(), len(loss)

@@ -61,7 +61,9 @@ class TargetModule(pl.LightningModule):
         super().__init__()
         num_selected_of(fraction, 1)
         if holdout_decay is not None and not 0 < holdout_decay < 1:
-            raise ValueError(f"holdout_decay must be in (0, 1), or null to refresh at each validation; got {holdout_decay}.")
+            raise ValueError(
+                f"holdout_decay must be in (0, 1), or null to refresh at each validation; got {holdout_decay}."
+            )
         self.model = model
         self.selector = selector
         self.irreducible = irreducible
@@ -153,9 +155,7 @@ class TargetModule(pl.LightningModule):
             self.selector.set_group_holdout_loss(group_holdout_loss)
         report = self.holdout_report.compute()
         # monitored by the checkpoint callbacks
-        self.log_dict(
-            {f"holdout/{name}": value for name, value in summary(report).items()}, logger=False, batch_size=1
-        )
+        self.log_dict({f"holdout/{name}": value for name, value in summary(report).items()}, logger=False, batch_size=1)
         self._log(
             {f"holdout/{name}": value for name, value in summary(report).items()}
             | _by_group("holdout/group_loss", group_holdout_loss)
@@ -193,9 +193,7 @@ class TargetModule(pl.LightningModule):
         )
 
     def _log(self, metrics: dict[str, Any]) -> None:
-        values = {
-            name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()
-        }
+        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.trainer.global_step)
 

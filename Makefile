@@ -1,0 +1,38 @@
+# make run    install what training needs and run the default experiment
+# make test   install what the tests need and run them
+# make check  linters, types and import rules
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test check clean
+
+run: .venv/.train
+	$(BIN)/reducr run
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "reducr needs Python 3.11 or newer; give one with: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.train: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing into .venv (a minute or two) ..."
+	$(INSTALL) --editable '.[train]'
+	@touch $@
+
+.venv/.dev: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing into .venv (a minute or two) ..."
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ .venv/.train
+
+clean:
+	rm -rf .venv build dist src/*.egg-info

@@ -1,0 +1,8 @@
+"""Target training, for people who know the original repository: ``python run.py experiment=NAME ...``."""
+
+import sys
+
+from reducr.cli import main
+
+if __name__ == "__main__":
+    main(["train", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""Irreducible models, for people who know the original repository: ``python run_irreducible.py experiment=NAME ...``."""
+
+import sys
+
+from reducr.cli import main
+
+if __name__ == "__main__":
+    main(["irreducible", *sys.argv[1:]])

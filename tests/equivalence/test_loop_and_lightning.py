@@ -1,0 +1,145 @@
+"""The plain loop and the Lightning module are the same algorithm: same selected points, same parameters."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import reducr
+from reducr.data import PointLoader
+from reducr.data.digits import Digits
+from reducr.functional import point_cross_entropy
+from reducr.integrations import loop
+from reducr.integrations.lightning import SelectionRecorder, TargetModule, fit_target
+from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, PlainIrreducibleLoss, TableLogits
+from reducr.models import MLP
+
+NUM_STEPS, REFRESH_STEPS, FRACTION, SEED = 30, 7, 0.2, 3
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits(holdout_size=100, test_size=500, label_noise=0.3, imbalance_ratio=10.0).splits(seed=0)
+
+
+def parts(digits, name):
+    """Everything a training needs, made afresh: model, selector, irreducible losses, loaders, optimiser."""
+    torch.random.manual_seed(SEED)
+    model = MLP(num_features=64, num_classes=10, hidden_sizes=[32], dropout=0.3 if name == "bald" else 0.0)
+    logits = torch.randn(len(digits.train), 10, generator=torch.Generator().manual_seed(1))
+    source = TableLogits(IrreducibleTable(logits.numpy(), kind="logits"))
+    options = {"step_size": 0.05} if name == "reducr" else {}
+    selector = reducr.make_selector(name, num_groups=10, **options)
+    irreducible = PlainIrreducibleLoss(source) if name == "rho_loss" else AdjustedIrreducibleLoss(source)
+    candidates = PointLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=SEED)
+    holdout = PointLoader(digits.holdout, batch_size=40)
+    return model, selector, irreducible, candidates, holdout, partial(torch.optim.AdamW, lr=1e-2)
+
+
+def run_loop(digits, name):
+    model, selector, irreducible, candidates, holdout, make_optimizer = parts(digits, name)
+    picked, weights = [], []
+
+    def note(step, selected, selection, loss):
+        picked.append(selected.index)
+        weights.append(selector.group_weights)
+
+    loop.train(
+        model,
+        candidates,
+        selector,
+        irreducible,
+        make_optimizer(model.parameters()),
+        holdout=holdout,
+        num_steps=NUM_STEPS,
+        fraction=FRACTION,
+        refresh_steps=REFRESH_STEPS,
+        generator=torch.Generator().manual_seed(SEED),
+        on_step=note,
+    )
+    return model, selector, torch.stack(picked), torch.stack(weights)
+
+
+def run_lightning(digits, name, folder):
+    model, selector, irreducible, candidates, holdout, make_optimizer = parts(digits, name)
+    module = TargetModule(
+        model,
+        selector,
+        irreducible,
+        optimizer=make_optimizer,
+        holdout=holdout,
+        num_classes=10,
+        fraction=FRACTION,
+        seed=SEED,
+    )
+    recorder = SelectionRecorder(folder / "selected.npz", num_points=len(digits.train))
+    steps = fit_target(
+        module,
+        candidates,
+        num_steps=NUM_STEPS,
+        refresh_steps=REFRESH_STEPS,
+        folder=folder,
+        recorder=recorder,
+        loggers=[],
+        advance=lambda step, worst: None,
+        trainer_options={"accelerator": "cpu"},
+    )
+    assert steps == NUM_STEPS
+    return model, selector, torch.stack(recorder.index_by_step)
+
+
+@pytest.mark.parametrize("name", ["reducr", "rho_loss", "train_loss", "uniform", "bald", "class_balanced"])
+def test_same_selected_points_and_same_parameters(digits, tmp_path, name):
+    plain_model, plain_selector, plain_picked, weights = run_loop(digits, name)
+    model, selector, picked = run_lightning(digits, name, tmp_path)
+    assert torch.equal(picked, plain_picked)
+    for (key, value), plain_value in zip(model.state_dict().items(), plain_model.state_dict().values(), strict=True):
+        assert torch.equal(value, plain_value), key
+    for key, value in selector.state_dict().items():
+        torch.testing.assert_close(value, plain_selector.state_dict()[key], rtol=0, atol=0, equal_nan=True)
+    if name == "reducr":
+        assert not torch.equal(weights[0], weights[-1])
+        assert bool((plain_selector.group_holdout_loss > 0).all())
+
+
+def test_reducr_with_one_group_and_no_clip_trains_as_rho_loss_does(digits):
+    """C = 1: the only weight is 1, so the score is the reducible holdout loss."""
+    from reducr.data import PointDataset
+
+    one_group = PointDataset(
+        digits.train.input,
+        digits.train.target,
+        num_classes=10,
+        group=torch.zeros(len(digits.train), dtype=torch.int64),
+        num_groups=1,
+    )
+    losses = point_cross_entropy(
+        torch.randn(len(digits.train), 10, generator=torch.Generator().manual_seed(1)), digits.train.target
+    )
+
+    class Column:
+        def __init__(self, *, as_matrix):
+            self.as_matrix = as_matrix
+
+        def lookup(self, batch):
+            values = losses[batch.index]
+            return values.unsqueeze(1) if self.as_matrix else values
+
+    picked = {}
+    for name, options in (("reducr", {"clip": False, "use_holdout": False}), ("rho_loss", {})):
+        torch.random.manual_seed(SEED)
+        model = MLP(num_features=64, num_classes=10, hidden_sizes=[32])
+        indices = []
+        loop.train(
+            model,
+            PointLoader(one_group, batch_size=60, shuffle=True, drop_last=True, seed=SEED),
+            reducr.make_selector(name, num_groups=1, **options),
+            Column(as_matrix=name == "reducr"),
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            holdout=[one_group.batch(torch.arange(20))],
+            num_steps=20,
+            fraction=0.1,
+            on_step=lambda step, selected, selection, loss, indices=indices: indices.append(selected.index),
+        )
+        picked[name] = torch.stack(indices)
+    assert torch.equal(picked["reducr"], picked["rho_loss"])
