@@ -1,4 +1,4 @@
-"""One whole REDUCR step in plain loops over Python floats, written from method.md section 2 alone."""
+"""One whole REDUCR step in plain loops over Python floats, written from docs/method.md section 2 alone."""
 
 import math
 from typing import NamedTuple

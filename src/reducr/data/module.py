@@ -26,6 +26,7 @@ class Splits:
         class_names: (C,) for tables and plots.
         train_source: (N,) int64, the place of every training point in the original data.
         holdout_source: (M,) int64, likewise.
+        test_source: (T,) int64, likewise; None for a published test part.
     """
 
     train: PointDataset
@@ -34,6 +35,7 @@ class Splits:
     class_names: tuple[str, ...]
     train_source: Tensor
     holdout_source: Tensor
+    test_source: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class RawData:
         test_input: (T, ...) floats; None where the publisher has no test part, and one is drawn.
         test_target: (T,) integers; None likewise.
         class_names: (C,).
+        group: (N,) integers in [0, num_groups); None where groups are the targets.
+        test_group: (T,) integers; None where groups are the targets, or there is no test part.
+        num_groups: G; None where groups are the targets.
     """
 
     input: Tensor
@@ -53,6 +58,20 @@ class RawData:
     test_input: Tensor | None
     test_target: Tensor | None
     class_names: tuple[str, ...]
+    group: Tensor | None = None
+    test_group: Tensor | None = None
+    num_groups: int | None = None
+
+    def points(self, positions: Tensor) -> PointDataset:
+        """The published points at ``positions`` (M,), clean."""
+        return PointDataset(
+            self.input[positions],
+            self.target[positions],
+            num_classes=len(self.class_names),
+            group=None if self.group is None else self.group[positions],
+            num_groups=self.num_groups,
+            is_corrupted=torch.zeros(len(positions), dtype=torch.bool),
+        )
 
 
 class DataModule(ABC):
@@ -98,8 +117,8 @@ class DataModule(ABC):
         raw = self.read()
         num_classes = len(raw.class_names)
         generator = torch.Generator().manual_seed(seed)
-        PointDataset(raw.input, raw.target, num_classes=num_classes)  # refuses labels out of range, by index
-        rest, test = self._test_part(raw, num_classes, generator)
+        everything = raw.points(torch.arange(len(raw.target)))  # refuses labels out of range, by index
+        rest, test, test_source = self._test_part(raw, generator)
         holdout_drawn, train_drawn = stratified_split(raw.target[rest], size=self.holdout_size, generator=generator)
         holdout_source, train_source = rest[holdout_drawn], rest[train_drawn]
         kept = long_tail_positions(
@@ -112,34 +131,44 @@ class DataModule(ABC):
         noisy, is_corrupted = uniform_label_noise(
             raw.target[train_source], fraction=self.label_noise, num_classes=num_classes, generator=generator
         )
-        holdout_target = raw.target[holdout_source]
-        check_every_group_has_points(torch.bincount(holdout_target, minlength=num_classes))
+        holdout = raw.points(holdout_source)
+        check_every_group_has_points(torch.bincount(holdout.target, minlength=num_classes))
+        check_every_group_has_points(torch.bincount(holdout.group, minlength=holdout.num_groups))
+        train = PointDataset(
+            raw.input[train_source],
+            noisy,
+            num_classes=num_classes,
+            group=None if raw.group is None else everything.group[train_source],
+            num_groups=raw.num_groups,
+            is_corrupted=is_corrupted,
+        )
         return Splits(
-            train=PointDataset(raw.input[train_source], noisy, num_classes=num_classes, is_corrupted=is_corrupted),
-            holdout=PointDataset(
-                raw.input[holdout_source],
-                holdout_target,
-                num_classes=num_classes,
-                is_corrupted=torch.zeros(len(holdout_source), dtype=torch.bool),
-            ),
-            test=test,
-            class_names=raw.class_names,
+            train,
+            holdout,
+            test,
+            raw.class_names,
             train_source=train_source,
             holdout_source=holdout_source,
+            test_source=test_source,
         )
 
-    def _test_part(self, raw: RawData, num_classes: int, generator: torch.Generator) -> tuple[Tensor, PointDataset]:
-        """Positions that are left for training and holdout, and the test part."""
+    def _test_part(self, raw: RawData, generator: torch.Generator) -> tuple[Tensor, PointDataset, Tensor | None]:
+        """Positions left for training and holdout, the test part, and its positions where it was drawn."""
         if raw.test_input is not None and raw.test_target is not None:
             if self.test_size is not None:
                 raise ValueError(
                     f"test_size={self.test_size} changes nothing: this data set has a published test part of "
                     f"{len(raw.test_target)} points. Leave it out."
                 )
-            everything = torch.arange(len(raw.target))
-            return everything, PointDataset(raw.test_input, raw.test_target, num_classes=num_classes)
+            test = PointDataset(
+                raw.test_input,
+                raw.test_target,
+                num_classes=len(raw.class_names),
+                group=raw.test_group,
+                num_groups=raw.num_groups,
+            )
+            return torch.arange(len(raw.target)), test, None
         if self.test_size is None:
             raise ValueError("this data set has no published test part: give test_size, the points to draw for it.")
         test_positions, rest = stratified_split(raw.target, size=self.test_size, generator=generator)
-        test = PointDataset(raw.input[test_positions], raw.target[test_positions], num_classes=num_classes)
-        return rest, test
+        return rest, raw.points(test_positions), test_positions

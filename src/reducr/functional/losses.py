@@ -62,7 +62,7 @@ def adjusted_irreducible_loss(
         >>> adjusted_irreducible_loss(torch.zeros(1, 2), torch.tensor([0]), gradient_weight=3.0)
         tensor([[0.2877, 1.3863]])
 
-    Source: derived in method.md section 4 for REDUCR's weighted cross-entropy (arXiv 2312.00486, section 4.3);
+    Source: derived in docs/method.md section 4 for REDUCR's weighted cross-entropy (arXiv 2312.00486, section 4.3);
     related to logit adjustment (Menon et al., arXiv 2007.07314).
     """
     log_extra, log_weight = _log_gradient_weight(gradient_weight)
@@ -102,7 +102,7 @@ def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient
         >>> adjusted_joint_irreducible_loss(torch.zeros(1, 2, 3), torch.tensor([0]), gradient_weight=10.0)
         tensor([[0.6931, 0.6931, 0.6931]])
 
-    Source: method.md section 4.
+    Source: docs/method.md section 4.
     """
     log_extra, _ = _log_gradient_weight(gradient_weight)
     logits = logits.to(selection_dtype(logits))

@@ -82,7 +82,7 @@ def group_payoff(excess: Tensor, group_holdout_loss: Tensor | None, *, holdout_w
         >>> group_payoff(torch.ones(4, 2), torch.tensor([0.5, 2.0]), holdout_weighting="per_step")
         tensor([3.5000, 2.0000], dtype=torch.float64)
 
-    Source: method.md section 2.
+    Source: docs/method.md section 2.
     """
     payoff = excess.double().sum(dim=0)
     if group_holdout_loss is None:

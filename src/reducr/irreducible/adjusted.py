@@ -52,7 +52,7 @@ class AdjustedIrreducibleLoss:
     Raises:
         ValueError: if ``gradient_weight`` is below 1.
 
-    Source: method.md section 4; deviation from arXiv 2312.00486 explained in docs/deviations.md.
+    Source: docs/method.md section 4; deviation from arXiv 2312.00486 explained in docs/deviations.md.
     """
 
     def __init__(

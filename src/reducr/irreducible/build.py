@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from reducr.batch import Batch
-from reducr.functional import point_cross_entropy
-from reducr.irreducible.live import LiveLogits
+from reducr.irreducible.live import GroupIrreducibleLoss, LiveLogits
 from reducr.irreducible.table import IrreducibleTable
 
 
@@ -37,11 +35,14 @@ def build_logit_table(
     return IrreducibleTable(rows, kind=kind)
 
 
-def build_loss_table(models: Sequence[nn.Module], batches: Iterable[Batch], *, num_points: int) -> IrreducibleTable:
+def build_loss_table(
+    models: Sequence[nn.Module | None], batches: Iterable[Batch], *, num_points: int
+) -> IrreducibleTable:
     """The loss of one trained irreducible model per group for every training point, in float32.
 
     Args:
         models: G models that give (B, C) logits, model c trained with the weighting of group c; put into eval mode.
+            None for a group whose column is not needed, which is then NaN.
         batches: as for ``build_logit_table``.
         num_points: N.
 
@@ -49,14 +50,10 @@ def build_loss_table(models: Sequence[nn.Module], batches: Iterable[Batch], *, n
         A table of kind ``group_loss``.
 
     Raises:
-        ValueError: if an index comes twice, not at all, or outside [0, N).
+        ValueError: if an index comes twice, not at all, or outside [0, N), or every model is None.
     """
-    sources = [LiveLogits(model) for model in models]
-
-    def losses(batch: Batch) -> Tensor:
-        return torch.stack([point_cross_entropy(source.logits(batch), batch.target) for source in sources], dim=1)
-
-    rows = _rows_by_index(((batch.index, losses(batch)) for batch in batches), num_points)
+    live = GroupIrreducibleLoss(models)
+    rows = _rows_by_index(((batch.index, live.lookup(batch)) for batch in batches), num_points)
     return IrreducibleTable(rows, kind="group_loss")
 
 

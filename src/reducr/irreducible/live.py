@@ -14,7 +14,8 @@ from reducr.functional import point_cross_entropy
 class LiveLogits:
     """Logits of one irreducible model, evaluated in eval mode without gradients.
 
-    The model is put into eval mode and its parameters are frozen when this is made.
+    The model is put into eval mode and its parameters are frozen when this is made; it follows the batches to their
+    device.
 
     Args:
         model: called with ``batch.input``; gives (B, C), or (B, C * G) outcomes of a joint model.
@@ -29,6 +30,9 @@ class LiveLogits:
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """(B, C), or (B, C, G) for a joint model."""
+        parameter = next(self.model.parameters(), None)
+        if parameter is not None and parameter.device != batch.input.device:
+            self.model.to(batch.input.device)
         logits: Tensor = self.model(batch.input)
         if self.num_joint_groups is None:
             return logits

@@ -56,18 +56,25 @@ def save_table(
     write_text_atomically(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
-def load_table(folder: Path, *, fingerprint: DataFingerprint, verify_checksum: bool = True) -> IrreducibleTable:
+def load_table(
+    folder: Path,
+    *,
+    fingerprint: DataFingerprint,
+    settings: Mapping[str, Any] | None = None,
+    verify_checksum: bool = True,
+) -> IrreducibleTable:
     """The table in ``folder``, memory-mapped, if it belongs to the data.
 
     Args:
         folder: where ``save_table`` wrote it.
         fingerprint: of the data set at hand.
+        settings: those of ``save_table`` that must be as given here; None for any.
         verify_checksum: read the whole values file once to see that it is as written; switch off for tables that
             take long to read.
 
     Raises:
         FileNotFoundError: if there is no table; says where it looked and how to make one.
-        ValueError: if the table is of other data, truncated or altered; says which table and why.
+        ValueError: if the table is of other data or settings, truncated or altered; says which table and why.
     """
     manifest_path, values_path = folder / "manifest.json", folder / "values.npy"
     for path in (manifest_path, values_path):
@@ -83,6 +90,13 @@ def load_table(folder: Path, *, fingerprint: DataFingerprint, verify_checksum: b
             f"irreducible table {folder} does not belong to this data: {'; '.join(differences)}. Use the data, seed "
             "and options it was built with, or build a table for this data with `reducr irreducible`."
         )
+    made_with = manifest.get("settings", {})
+    for name, value in (settings or {}).items():
+        if made_with.get(name) != value:
+            raise ValueError(
+                f"irreducible table {folder} was made with {name}={made_with.get(name)}; this run has {name}={value}. "
+                "Use the same value, or build a table with this one."
+            )
     if verify_checksum and file_checksum(values_path) != manifest["values_checksum"]:
         raise ValueError(
             f"irreducible table {folder} is damaged: values.npy is not the file its manifest describes (truncated or "

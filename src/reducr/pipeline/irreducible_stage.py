@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from reducr.data import PointLoader
 from reducr.files import file_checksum, write_text_atomically
-from reducr.integrations.lightning import IrreducibleModule, fit_irreducible
+from reducr.integrations.lightning import IrreducibleModule, fit_irreducible, model_state
 from reducr.irreducible import (
     AdjustedIrreducibleLoss,
     DataFingerprint,
@@ -31,10 +31,21 @@ from reducr.irreducible import (
     save_table,
 )
 from reducr.pipeline.setup import SeedData, make_model, make_optimizer, scoped_seed, stream_seed
+from reducr.selectors import Selector
 from reducr.step import IrreducibleLookup
 
-Reporter = Callable[[int, float | None], None]
 _TABLE_BATCH_SIZE = 1000
+_RECORD = "stage.json"
+
+
+class Display(Protocol):
+    """Where progress is shown."""
+
+    def begin(self, description: str, num_steps: int) -> None:
+        """A training of ``num_steps`` begins."""
+
+    def advance(self, step: int, worst_group_accuracy: float | None) -> None:
+        """It has come to ``step``."""
 
 
 @dataclass(frozen=True)
@@ -57,128 +68,180 @@ class TrainedModel:
 class IrreducibleStage:
     """The irreducible models and tables of one seed; each is made when first asked for, and once.
 
+    With ``irreducible.dir`` they are read from a finished stage instead.
+
     Args:
         config: the whole configuration.
         data: of the seed.
         folder: where checkpoints and tables go.
+        display: shows the training of the models.
     """
 
-    def __init__(self, config: DictConfig, data: SeedData, folder: Path) -> None:
+    def __init__(self, config: DictConfig, data: SeedData, folder: Path, display: Display) -> None:
         self.config = config
         self.options = config.irreducible
         self.data = data
         self.folder = folder
-        self.seconds_by_part: dict[str, float] = {}
+        self.display = display
+        self.finished = None if self.options.dir is None else Path(self.options.dir)
+        self.fingerprint = DataFingerprint.of(data.splits.train)
+        record = self._finished_record()
+        self.seconds_by_part: dict[str, float] = record["seconds"]
+        self.steps_by_model: dict[str, int] = record["steps"]
         self._models: dict[int | None, TrainedModel] = {}
         self._tables: dict[str, IrreducibleTable] = {}
 
-    def lookup_for(self, needs: frozenset[str], advance: Reporter) -> tuple[IrreducibleLookup | None, float]:
-        """The irreducible losses a selector needs, and the seconds it took to make them (counted for every user).
-
-        Args:
-            needs: fields of Candidates.
-            advance: progress of the training.
-        """
-        if "group_irreducible_loss" in needs:
+    def lookup_for(self, selector: Selector) -> tuple[IrreducibleLookup | None, float]:
+        """The irreducible losses a selector needs, and the seconds it took to make them (counted for every user)."""
+        if "group_irreducible_loss" in selector.needs:
             if self.options.kind == "trained":
-                return self._trained_lookup(advance)
-            source, seconds = self._logit_source(advance)
+                return self._trained_losses(selector.weighted_groups.tolist())
+            source, seconds = self._plain_logits()
             adjusted = AdjustedIrreducibleLoss(
                 source,
                 gradient_weight=self.options.gradient_weight,
                 group_of_target=self.data.outcomes.group_of_target,
             )
             return adjusted, seconds
-        if "irreducible_loss" in needs:
-            source, seconds = self._logit_source(advance)
+        if "irreducible_loss" in selector.needs:
+            source, seconds = self._plain_logits()
             return PlainIrreducibleLoss(source), seconds
         return None, 0.0
 
-    def model(self, gradient_weighted_class: int | None, advance: Reporter) -> TrainedModel:
+    def model(self, gradient_weighted_class: int | None) -> TrainedModel:
         """The irreducible model of that class, or the plain one for None; trained when first asked for."""
         if gradient_weighted_class not in self._models:
-            self._models[gradient_weighted_class] = self._train(gradient_weighted_class, advance)
+            make = self._train if self.finished is None else self._read_finished_model
+            self._models[gradient_weighted_class] = make(gradient_weighted_class)
         return self._models[gradient_weighted_class]
 
-    def num_training_steps(self) -> int:
-        """Gradient steps of one irreducible model."""
-        return int(self.options.num_epochs) * len(self._holdout_loader())
+    def build_plain_table(self) -> IrreducibleTable:
+        """The logits of the plain model for every training point, stored in ``table_plain``."""
+        trained = self.model(None)
+        return self._build(
+            "plain",
+            [trained],
+            lambda batches, num_points: build_logit_table(
+                trained.model, batches, num_points=num_points, num_joint_groups=self.data.outcomes.num_joint_groups
+            ),
+        )
 
-    def build_table(self, gradient_weighted_class: int | str | None, advance: Reporter) -> IrreducibleTable:
-        """The table of the plain model's logits (None), every class's losses (``all``), or one class's losses."""
-        num_groups = self.data.splits.train.num_groups
-        classes = range(num_groups) if gradient_weighted_class == "all" else [gradient_weighted_class]
-        trained = [self.model(group, advance) for group in classes]  # type: ignore[arg-type]  # "all" is a range here
-        started = time.perf_counter()
-        batches = PointLoader(self.data.splits.train, batch_size=_TABLE_BATCH_SIZE)
-        num_points = len(self.data.splits.train)
+    def build_group_table(self, groups: Sequence[int]) -> IrreducibleTable:
+        """The losses of these groups' trained models, the other columns NaN, stored in ``table_NAME``."""
+        trained = [self.model(group) for group in groups]
+        models = self._model_by_group(groups)
+        return self._build(
+            self.table_name(groups),
+            trained,
+            lambda batches, num_points: build_loss_table(models, batches, num_points=num_points),
+        )
+
+    def table_name(self, groups: Sequence[int] | None) -> str:
+        """``plain``, ``all``, or ``class_2_5`` for some groups."""
+        if groups is None:
+            return "plain"
+        is_all = len(groups) == self.data.splits.train.num_groups
+        return "all" if is_all else f"class_{'_'.join(map(str, groups))}"
+
+    def _plain_logits(self) -> tuple[TableLogits | LiveLogits, float]:
+        if self.options.lookup == "live":
+            trained = self.model(None)
+            return LiveLogits(trained.model, num_joint_groups=self.data.outcomes.num_joint_groups), trained.seconds
+        return TableLogits(self._table("plain", self.build_plain_table)), self.seconds_by_part["plain"]
+
+    def _trained_losses(self, groups: list[int]) -> tuple[IrreducibleLookup, float]:
+        if self.options.lookup == "live":
+            seconds = sum(self.model(group).seconds for group in groups)
+            return GroupIrreducibleLoss(self._model_by_group(groups)), seconds
+        name = self.table_name(groups)
+        return TableLoss(self._table(name, lambda: self.build_group_table(groups))), self.seconds_by_part[name]
+
+    def _model_by_group(self, groups: Sequence[int]) -> list[nn.Module | None]:
         joint = self.data.outcomes.num_joint_groups
-        if gradient_weighted_class is None:
-            name = "plain"
-            table = build_logit_table(trained[0].model, batches, num_points=num_points, num_joint_groups=joint)
-        else:
-            name = "all" if gradient_weighted_class == "all" else f"class_{gradient_weighted_class}"
-            models = [one.model if joint is None else TargetMarginal(one.model, joint) for one in trained]
-            table = build_loss_table(models, batches, num_points=num_points)
-            if gradient_weighted_class != "all":
-                table = IrreducibleTable(np.ascontiguousarray(table.values[:, 0]), kind="loss")
+
+        def of_targets(model: nn.Module) -> nn.Module:
+            return model if joint is None else TargetMarginal(model, joint)
+
+        num_groups = self.data.splits.train.num_groups
+        return [of_targets(self.model(group).model) if group in groups else None for group in range(num_groups)]
+
+    def _table(self, name: str, build: Callable[[], IrreducibleTable]) -> IrreducibleTable:
+        if name not in self._tables:
+            self._tables[name] = build() if self.finished is None else self._read_finished_table(name)
+        return self._tables[name]
+
+    def _build(
+        self,
+        name: str,
+        trained: Sequence[TrainedModel],
+        build: Callable[[PointLoader, int], IrreducibleTable],
+    ) -> IrreducibleTable:
+        started = time.perf_counter()
+        train = self.data.splits.train
+        table = build(PointLoader(train, batch_size=_TABLE_BATCH_SIZE), len(train))
         save_table(
             self.folder / f"table_{name}",
             table,
-            fingerprint=DataFingerprint.of(self.data.splits.train),
+            fingerprint=self.fingerprint,
             settings=OmegaConf.to_container(self.options, resolve=True),  # type: ignore[arg-type]
-            sources={f"{one.checkpoint.parent.name}/{one.checkpoint.name}": file_checksum(one.checkpoint) for one in trained},
+            sources={one.checkpoint.parent.name: file_checksum(one.checkpoint) for one in trained},
         )
-        training_seconds = sum(one.seconds for one in trained)
-        self.seconds_by_part[name] = training_seconds + time.perf_counter() - started
-        write_text_atomically(self.folder / "seconds.json", json.dumps(self.seconds_by_part, indent=2) + "\n")
+        self.seconds_by_part[name] = sum(one.seconds for one in trained) + time.perf_counter() - started
+        self._write_record()
         return table
 
-    def _logit_source(self, advance: Reporter) -> tuple[TableLogits | LiveLogits, float]:
-        if self.options.dir is not None:
-            return TableLogits(self._finished_table("plain")), self.seconds_by_part.get("plain", 0.0)
-        if self.options.lookup == "live":
-            trained = self.model(None, advance)
-            live = LiveLogits(trained.model, num_joint_groups=self.data.outcomes.num_joint_groups)
-            return live, trained.seconds
-        if "plain" not in self._tables:
-            self._tables["plain"] = self.build_table(None, advance)
-        return TableLogits(self._tables["plain"]), self.seconds_by_part["plain"]
-
-    def _trained_lookup(self, advance: Reporter) -> tuple[IrreducibleLookup, float]:
-        if self.options.dir is not None:
-            return TableLoss(self._finished_table("all")), self.seconds_by_part.get("all", 0.0)
-        if self.options.lookup == "live":
-            trained = [self.model(group, advance) for group in range(self.data.splits.train.num_groups)]
-            joint = self.data.outcomes.num_joint_groups
-            models = [one.model if joint is None else TargetMarginal(one.model, joint) for one in trained]
-            return GroupIrreducibleLoss(models), sum(one.seconds for one in trained)
-        if "all" not in self._tables:
-            self._tables["all"] = self.build_table("all", advance)
-        return TableLoss(self._tables["all"]), self.seconds_by_part["all"]
-
-    def _finished_table(self, name: str) -> IrreducibleTable:
-        """A table of the stage that the user points to, with the seconds it took."""
-        folder = Path(self.options.dir)
-        if name not in self._tables:
-            fingerprint = DataFingerprint.of(self.data.splits.train)
-            self._tables[name] = load_table(folder / f"table_{name}", fingerprint=fingerprint)
-            seconds = folder / "seconds.json"
-            if seconds.is_file():
-                self.seconds_by_part |= json.loads(seconds.read_text(encoding="utf-8"))
-        return self._tables[name]
-
-    def _holdout_loader(self) -> PointLoader:
-        return PointLoader(
-            self.data.splits.holdout,
-            batch_size=self.options.batch_size,
-            shuffle=True,
-            seed=stream_seed(self.data.seed, "irreducible"),
+    def _read_finished_table(self, name: str) -> IrreducibleTable:
+        # the plain model's logits are the same for every gradient weight
+        matters = () if name == "plain" else ("gradient_weight", "weight_normalisation")
+        return load_table(
+            Path(self.options.dir) / f"table_{name}",
+            fingerprint=self.fingerprint,
+            settings={option: self.options[option] for option in matters},
         )
 
-    def _train(self, gradient_weighted_class: int | None, advance: Reporter) -> TrainedModel:
+    def _read_finished_model(self, gradient_weighted_class: int | None) -> TrainedModel:
+        name = _model_name(gradient_weighted_class)
+        checkpoint = Path(self.options.dir) / name / "model.ckpt"
+        if not checkpoint.is_file():
+            raise FileNotFoundError(
+                f"no irreducible model {checkpoint}: train it with `reducr irreducible` and "
+                f"gradient_weighted_class={'null' if gradient_weighted_class is None else gradient_weighted_class}, or "
+                "leave irreducible.dir out."
+            )
+        model = make_model(self.options.model, num_outputs=self.data.outcomes.num_outcomes, seed=0)
+        model.load_state_dict(model_state(checkpoint))
+        return TrainedModel(model, checkpoint, self.seconds_by_part[f"train {name}"], self.steps_by_model[name])
+
+    def _finished_record(self) -> dict[str, Any]:
+        """Seconds and steps of a finished stage, so that its cost is counted where it is used."""
+        if self.finished is None:
+            return {"seconds": {}, "steps": {}}
+        path = self.finished / _RECORD
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"irreducible.dir={self.finished} is not a finished irreducible stage: {_RECORD} is missing. Give "
+                "RUN/seed_N/irreducible of a run of `reducr irreducible` or `reducr run`."
+            )
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        differences = DataFingerprint.from_dict(record["data_fingerprint"]).differences(self.fingerprint)
+        if differences:
+            raise ValueError(
+                f"irreducible.dir={self.finished} does not belong to this data: {'; '.join(differences)}. Use the "
+                "data, seed and options it was made with, or make one for this data with `reducr irreducible`."
+            )
+        return record
+
+    def _write_record(self) -> None:
+        record = {
+            "data_fingerprint": self.fingerprint.to_dict(),
+            "seconds": self.seconds_by_part,
+            "steps": self.steps_by_model,
+        }
+        write_text_atomically(self.folder / _RECORD, json.dumps(record, indent=2) + "\n")
+
+    def _train(self, gradient_weighted_class: int | None) -> TrainedModel:
         started = time.perf_counter()
-        name = "plain" if gradient_weighted_class is None else f"class_{gradient_weighted_class}"
+        name = _model_name(gradient_weighted_class)
         seed = stream_seed(self.data.seed, "irreducible")
         module = IrreducibleModule(
             make_model(self.options.model, num_outputs=self.data.outcomes.num_outcomes, seed=seed),
@@ -188,19 +251,29 @@ class IrreducibleStage:
             gradient_weight=self.options.gradient_weight,
             weight_normalisation=self.options.weight_normalisation,
         )
+        holdout = PointLoader(self.data.splits.holdout, batch_size=self.options.batch_size, shuffle=True, seed=seed)
+        self.display.begin(f"seed {self.data.seed}: irreducible model {name}", self.options.num_epochs * len(holdout))
         checkpoint = self.folder / name / "model.ckpt"
         with scoped_seed(seed):
             steps = fit_irreducible(
                 module,
-                self._holdout_loader(),
+                holdout,
                 training_part=PointLoader(self.data.splits.train, batch_size=_TABLE_BATCH_SIZE),
                 num_epochs=self.options.num_epochs,
                 keeps_lowest_loss=self.options.checkpoint_rule == "lowest_loss",
                 checkpoint=checkpoint,
-                advance=advance,
+                advance=self.display.advance,
                 trainer_options=self.config.trainer,
             )
-        return TrainedModel(module.model, checkpoint, time.perf_counter() - started, steps)
+        seconds = time.perf_counter() - started
+        self.seconds_by_part[f"train {name}"] = seconds
+        self.steps_by_model[name] = steps
+        self._write_record()
+        return TrainedModel(module.model, checkpoint, seconds, steps)
+
+
+def _model_name(gradient_weighted_class: int | None) -> str:
+    return "plain" if gradient_weighted_class is None else f"class_{gradient_weighted_class}"
 
 
 class TargetMarginal(nn.Module):

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from reducr.data import DataModule
 from reducr.files import replaced_atomically, write_text_atomically
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
-from reducr.pipeline.setup import Method, SeedData, check_setup, methods_of, seeds_of
+from reducr.pipeline.setup import Method, SeedData, build, check_setup, methods_of, seeds_of
 from reducr.pipeline.target_stage import train_method
 from reducr.reports import make_console, write_report
-from reducr.runs import ResultRow, create_run_folder, write_results
+from reducr.runs import CHECKPOINT_RULES, ResultRow, create_run_folder, write_results
 
 
 def run_experiment(config: DictConfig) -> Path:
@@ -33,31 +33,14 @@ def run_experiment(config: DictConfig) -> Path:
         FileExistsError: if the run folder exists.
         KeyboardInterrupt: passed on after everything that there is has been written.
     """
-    methods, seeds = methods_of(config), seeds_of(config)
-    data = {seeds[0]: _load(config, seeds[0])}
-    check_setup(config, methods, data[seeds[0]])
-    folder = _new_folder(config)
-    rows: list[ResultRow] = []
-    try:
-        with RunDisplay(len(methods) * len(seeds)) as display:
-            for seed in seeds:
-                seed_data = data.pop(seed, None) or _load(config, seed)
-                rows += _run_seed(config, methods, seed_data, folder, display, finished=rows)
-    except SystemExit as stopped:
-        # Lightning turns Ctrl-C during a fit into an exit, after its callbacks have saved the state
-        raise KeyboardInterrupt from stopped
-    finally:
-        if rows:
-            write_report([folder], out=folder, console=make_console())
-    return folder
+    return _run(config, trains_irreducible=True)
 
 
 def run_train(config: DictConfig) -> Path:
     """Target training of one method for one seed; returns the run folder.
 
     Raises:
-        ValueError: as ``run_experiment``; and if the method needs irreducible losses and ``irreducible.dir`` is not
-            given.
+        ValueError: as ``run_experiment``; and if the method needs irreducible losses without ``irreducible.dir``.
     """
     selection_method = config.selection_method or "reducr"
     seed = config.seed if config.seed is not None else 0
@@ -67,15 +50,7 @@ def run_train(config: DictConfig) -> Path:
     method = methods_of(one)[0]
     if method.selector is None:
         raise ValueError(f"{method.name!r} has no target training; train it with `reducr irreducible`.")
-    needs = method.make_selector(num_groups=1).needs if "group_weights" not in method.options else frozenset()
-    needs_irreducible = method.selector == "fixed_weights" or any("irreducible_loss" in need for need in needs)
-    if needs_irreducible and config.irreducible.dir is None:
-        raise ValueError(
-            f"{method.name!r} needs irreducible losses and `reducr train` trains no irreducible model: run `reducr "
-            "irreducible` with the same experiment and seed and give irreducible.dir=RUN/seed_N/irreducible, or use "
-            "`reducr run`, which does both."
-        )
-    return run_experiment(one)
+    return _run(one, trains_irreducible=False)
 
 
 def run_irreducible(config: DictConfig) -> Path:
@@ -96,45 +71,85 @@ def run_irreducible(config: DictConfig) -> Path:
         raise ValueError(
             "irreducible.dir names a finished stage, which `reducr irreducible` would train: leave it out."
         )
-    check_setup(config, [], data)
+    check_setup(config, [], data, trains_irreducible=True)
     folder = _new_folder(config)
-    with RunDisplay(1) as display:
-        stage = IrreducibleStage(config, data, folder / f"seed_{data.seed}" / "irreducible")
-        display.begin("irreducible", stage.num_training_steps())
-        table = stage.build_table(weighted, display.advance)
-        (seconds,) = stage.seconds_by_part.values()
-        display.finish(f"irreducible table of kind {table.kind}, shape {table.values.shape}, in {seconds:.1f} s")
+    with RunDisplay(1) as display, _interruptible():
+        stage = IrreducibleStage(config, data, folder / f"seed_{data.seed}" / "irreducible", display)
+        if weighted is None:
+            table = stage.build_plain_table()
+        else:
+            table = stage.build_group_table(range(num_groups) if weighted == "all" else [weighted])
+        display.finish(
+            f"irreducible table of kind {table.kind}, shape {table.values.shape}; "
+            f"use it with irreducible.dir={stage.folder}"
+        )
     return folder
 
 
+def _run(config: DictConfig, *, trains_irreducible: bool) -> Path:
+    methods, seeds = methods_of(config), seeds_of(config)
+    data = {seeds[0]: _load(config, seeds[0])}
+    check_setup(config, methods, data[seeds[0]], trains_irreducible=trains_irreducible)
+    if config.irreducible.dir is not None:
+        _check_finished_stage(config, methods, seeds, data[seeds[0]])
+    folder = _new_folder(config)
+    rows: list[ResultRow] = []
+    try:
+        with RunDisplay(len(methods) * len(seeds)) as display, _interruptible():
+            for seed in seeds:
+                seed_data = data.pop(seed, None) or _load(config, seed)
+                for finished in _run_seed(config, methods, seed_data, folder, display):
+                    rows += finished
+                    write_results(folder, rows)
+    finally:
+        if rows:
+            write_report([folder], out=folder, console=make_console())
+    return folder
+
+
+def _check_finished_stage(config: DictConfig, methods: Sequence[Method], seeds: Sequence[int], data: SeedData) -> None:
+    """Read what ``irreducible.dir`` must hold before the first step, so that a wrong table is refused then."""
+    if len(seeds) > 1:
+        raise ValueError(
+            f"irreducible.dir={config.irreducible.dir} holds the irreducible losses of one seed's data, but seeds is "
+            f"{list(seeds)}: give seed=NUMBER, or leave irreducible.dir out."
+        )
+    stage = IrreducibleStage(config, data, Path(config.irreducible.dir), RunDisplay(0))
+    for method in methods:
+        if method.selector is None:
+            stage.model(None)
+        else:
+            stage.lookup_for(method.make_selector(data.splits.train.num_groups))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lightning turns Ctrl-C during a fit into an exit, after its callbacks have saved the state; turn it back."""
+    try:
+        yield
+    except SystemExit as stopped:
+        raise KeyboardInterrupt from stopped
+
+
 def _run_seed(
-    config: DictConfig,
-    methods: Sequence[Method],
-    data: SeedData,
-    folder: Path,
-    display: RunDisplay,
-    *,
-    finished: Sequence[ResultRow],
-) -> list[ResultRow]:
-    """Every method for one seed; ``results.csv`` is written after each."""
+    config: DictConfig, methods: Sequence[Method], data: SeedData, folder: Path, display: RunDisplay
+) -> Iterator[list[ResultRow]]:
+    """Every method for one seed; the rows of each as it finishes."""
     seed_folder = folder / f"seed_{data.seed}"
     _write_data_record(data, seed_folder)
-    stage = IrreducibleStage(config, data, seed_folder / "irreducible")
-    rows: list[ResultRow] = []
+    stage = IrreducibleStage(config, data, seed_folder / "irreducible", display)
     for method in methods:
-        display.begin(f"seed {data.seed}: {method.name}", config.num_steps)
-        rows += train_method(config, method, data, stage, folder=seed_folder / method.name, advance=display.advance)
-        write_results(folder, [*finished, *rows])
-        last = next(row for row in rows if row.method == method.name)
+        rows = train_method(config, method, data, stage, folder=seed_folder / method.name)
+        yield rows
+        last = rows[CHECKPOINT_RULES.index("last")]
         display.finish(
             f"seed {data.seed}  {method.name:<22} worst class {last.worst_class_accuracy:.3f}  "
             f"mean {last.mean_accuracy:.3f}  {last.total_seconds:.1f} s"
         )
-    return rows
 
 
 def _load(config: DictConfig, seed: int) -> SeedData:
-    datamodule = instantiate(config.datamodule)
+    datamodule = build(config.datamodule)
     if not isinstance(datamodule, DataModule):
         raise TypeError(f"datamodule._target_ must make a reducr.data.DataModule; got {type(datamodule).__name__}.")
     return SeedData.of(datamodule, seed)
@@ -160,5 +175,8 @@ def _write_data_record(data: SeedData, folder: Path) -> None:
             "holdout_source": splits.holdout_source.numpy(),
             "train_target": splits.train.target.numpy(),
             "train_group": splits.train.group.numpy(),
+            "class_names": np.array(splits.class_names),
         }
+        if splits.test_source is not None:
+            known["test_source"] = splits.test_source.numpy()
         np.savez_compressed(file, **(arrays | known))

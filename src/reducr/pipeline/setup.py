@@ -9,13 +9,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from reducr.batch import Batch
+from reducr.checks import check_gradient_weight
 from reducr.data import DataModule, PointDataset, PointLoader, Splits
 from reducr.data.outcomes import Outcomes
+from reducr.integrations.lightning.irreducible import WEIGHT_NORMALISATIONS
 from reducr.names import unknown_name
 from reducr.seeds import mixed_seed
 from reducr.selectors import Selector, make_selector
@@ -84,9 +87,8 @@ class SeedData:
 
     def training_points(self, train_on: str) -> PointDataset:
         """The points a method may select from."""
-        if train_on == "train_and_holdout":
-            return self.splits.train.concatenated(self.splits.holdout)
-        return self.splits.train
+        train, holdout = self.splits.train, self.splits.holdout
+        return {"train": train, "holdout": holdout}.get(train_on) or train.concatenated(holdout)
 
 
 def stream_seed(seed: int, stream: str) -> int:
@@ -135,10 +137,23 @@ def seeds_of(config: DictConfig) -> list[int]:
     return seeds
 
 
+def build(node: DictConfig, **options: Any) -> Any:
+    """What ``node._target_`` makes; an error within it comes as it was raised.
+
+    Hydra wraps the errors of what it makes, which hides the message that is meant for the user.
+    """
+    try:
+        return instantiate(node, **options)
+    except InstantiationException as error:
+        if error.__cause__ is None:
+            raise ValueError(str(error)) from error
+        raise error.__cause__ from error
+
+
 def make_model(node: DictConfig, *, num_outputs: int, seed: int) -> nn.Module:
     """A new model whose initial parameters depend on ``seed`` alone."""
     with scoped_seed(seed):
-        model = instantiate(node, num_classes=num_outputs)
+        model = build(node, num_classes=num_outputs)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model._target_ must make a torch.nn.Module; {node._target_} made {type(model).__name__}.")
     return model
@@ -150,14 +165,20 @@ def make_optimizer(node: DictConfig) -> partial[torch.optim.Optimizer]:
     Raises:
         TypeError: if the node lacks ``_partial_: true``.
     """
-    optimizer = instantiate(node)
+    optimizer = build(node)
     if not isinstance(optimizer, partial):
         raise TypeError(f"the optimizer configuration of {node._target_} needs `_partial_: true`.")
     return optimizer
 
 
-def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData) -> None:
+def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData, *, trains_irreducible: bool) -> None:
     """Find what is wrong before the first step, with the data of the first seed.
+
+    Args:
+        config: the whole configuration.
+        methods: to be trained.
+        data: of the first seed.
+        trains_irreducible: whether missing irreducible losses will be made, or must be there.
 
     Raises:
         ValueError: for options out of range, too few training points for one large batch, or a model that does not
@@ -175,10 +196,27 @@ def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData) -
     _check_model(config.irreducible.model, probe, data.outcomes.num_outcomes)
     for method in methods:
         if method.selector is not None:
-            selector = method.make_selector(train.num_groups)
-            if selector.num_dropout_samples:
-                model = make_model(config.model, num_outputs=train.num_classes, seed=0)
-                dropout_samples(model, probe.input, num_samples=1)
+            _check_method(config, method, probe, train, trains_irreducible=trains_irreducible)
+
+
+def _check_method(
+    config: DictConfig, method: Method, probe: Batch, train: PointDataset, *, trains_irreducible: bool
+) -> None:
+    selector = method.make_selector(train.num_groups)
+    needs_irreducible = any("irreducible_loss" in field for field in selector.needs)
+    if needs_irreducible and not trains_irreducible and config.irreducible.dir is None:
+        raise ValueError(
+            f"{method.name!r} needs irreducible losses and `reducr train` trains no irreducible model: run `reducr "
+            "irreducible` with the same experiment and seed and give irreducible.dir=RUN/seed_N/irreducible, or use "
+            "`reducr run`, which does both."
+        )
+    if needs_irreducible and method.train_on != "train" and config.irreducible.lookup == "table":
+        raise ValueError(
+            f"methods.{method.name}.train_on={method.train_on} with a rule that needs irreducible losses: a table has "
+            "rows for the training part only. Set irreducible.lookup=live, or train_on=train."
+        )
+    if selector.num_dropout_samples:
+        dropout_samples(make_model(config.model, num_outputs=train.num_classes, seed=0), probe.input, num_samples=1)
 
 
 def _check_options(config: DictConfig) -> None:
@@ -196,12 +234,23 @@ def _check_options(config: DictConfig) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
     if config.holdout.refresh_steps is not None and config.holdout.refresh_steps < 1:
         raise ValueError(f"holdout.refresh_steps must be at least 1, or null; got {config.holdout.refresh_steps}.")
+    check_gradient_weight(config.irreducible.gradient_weight)
+    if config.holdout.decay is not None and not 0 < config.holdout.decay < 1:
+        raise ValueError(
+            f"holdout.decay must be in (0, 1), or null to refresh the whole holdout loss; got {config.holdout.decay}."
+        )
+    if config.trainer.get("devices", 1) not in (1, "1") or config.trainer.get("num_nodes", 1) != 1:
+        raise ValueError(
+            "this version trains in one process: set trainer.devices=1 and leave trainer.num_nodes out; got devices="
+            f"{config.trainer.get('devices')}, num_nodes={config.trainer.get('num_nodes', 1)}."
+        )
     if config.scoring_mode not in SCORING_MODES:
         raise unknown_name("scoring_mode", config.scoring_mode, SCORING_MODES)
     for option, known in (
         ("kind", ("adjusted", "trained")),
         ("lookup", ("table", "live")),
         ("checkpoint_rule", ("lowest_loss", "last")),
+        ("weight_normalisation", WEIGHT_NORMALISATIONS),
     ):
         if config.irreducible[option] not in known:
             raise unknown_name(f"irreducible.{option}", config.irreducible[option], known)

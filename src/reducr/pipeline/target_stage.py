@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -19,8 +18,8 @@ from reducr.data import PointLoader
 from reducr.files import write_text_atomically
 from reducr.integrations.lightning import SelectionRecorder, TargetModule, fit_target, model_state
 from reducr.metrics import ClassificationReport, summary
-from reducr.pipeline.irreducible_stage import IrreducibleStage, Reporter
-from reducr.pipeline.setup import Method, SeedData, make_model, make_optimizer, scoped_seed, stream_seed
+from reducr.pipeline.irreducible_stage import IrreducibleStage
+from reducr.pipeline.setup import Method, SeedData, build, make_model, make_optimizer, scoped_seed, stream_seed
 from reducr.runs import CHECKPOINT_RULES, ResultRow
 from reducr.step import scoring_pass
 
@@ -28,7 +27,7 @@ _TEST_BATCH_SIZE = 1000
 
 
 def train_method(
-    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage, *, folder: Path, advance: Reporter
+    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage, *, folder: Path
 ) -> list[ResultRow]:
     """Train one method for one seed and test its checkpoints.
 
@@ -36,19 +35,18 @@ def train_method(
         config: the whole configuration.
         method: what to train.
         data: of the seed.
-        stage: gives the irreducible losses.
+        stage: gives the irreducible losses, and shows progress.
         folder: new; gets ``csv/metrics.csv``, ``checkpoints/`` with one file for each rule, ``selected.npz`` and
             ``test_accuracy.csv``.
-        advance: progress.
 
     Returns:
         One row for each checkpoint rule.
     """
     folder.mkdir(parents=True)
     if method.selector is None:
-        return _test_irreducible_model(method, data, stage, folder, advance)
+        return _test_irreducible_model(method, data, stage, folder)
     selector = method.make_selector(data.splits.train.num_groups)
-    irreducible, irreducible_seconds = stage.lookup_for(selector.needs, advance)
+    irreducible, irreducible_seconds = stage.lookup_for(selector)
     points = data.training_points(method.train_on)
     holdout = PointLoader(data.splits.holdout, batch_size=config.holdout.batch_size)
     candidates = PointLoader(
@@ -73,6 +71,8 @@ def train_method(
     )
     checkpoints = folder / "checkpoints"
     recorder = SelectionRecorder(folder / "selected.npz", num_points=len(points), is_corrupted=points.is_corrupted)
+    loggers = [build(node)(save_dir=folder) for node in config.logger.values()]
+    stage.display.begin(f"seed {data.seed}: {method.name}", config.num_steps)
     started = time.perf_counter()
     with scoped_seed(seed):
         steps = fit_target(
@@ -82,8 +82,8 @@ def train_method(
             refresh_steps=config.holdout.refresh_steps or len(candidates),
             folder=checkpoints,
             recorder=recorder,
-            loggers=[instantiate(node)(save_dir=folder) for node in config.logger.values()],
-            advance=advance,
+            loggers=loggers,
+            advance=stage.display.advance,
             trainer_options=config.trainer,
         )
     fit_seconds = time.perf_counter() - started
@@ -103,11 +103,9 @@ def train_method(
     )
 
 
-def _test_irreducible_model(
-    method: Method, data: SeedData, stage: IrreducibleStage, folder: Path, advance: Reporter
-) -> list[ResultRow]:
+def _test_irreducible_model(method: Method, data: SeedData, stage: IrreducibleStage, folder: Path) -> list[ResultRow]:
     """The irreducible model has one checkpoint, chosen by ``irreducible.checkpoint_rule``: all rules test it."""
-    trained = stage.model(None, advance)
+    trained = stage.model(None)
     model = trained.model
     joint = data.outcomes.num_joint_groups
     state = model.state_dict()

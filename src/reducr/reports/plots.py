@@ -15,19 +15,10 @@ from reducr.files import replaced_atomically
 from reducr.runs import ResultRow
 
 _WEIGHT_COLUMN = "group_weight/"
-# Okabe & Ito's palette, which colour-blind readers can tell apart, continued by greys
+# Paul Tol's "muted" palette, which colour-blind readers can tell apart, and a grey
 _COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#999999",
-    "#666666",
-    "#BBBBBB",
-)
+    "#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#AA4499", "#44AA99", "#882255", "#999933", "#777777",
+)  # fmt: skip
 
 
 def save_run_plot(run: Path, rows: Sequence[ResultRow], path: Path) -> None:
@@ -45,7 +36,7 @@ def save_run_plot(run: Path, rows: Sequence[ResultRow], path: Path) -> None:
 
 
 def _draw_weights(axes: Axes, files: Sequence[Path]) -> None:
-    axes.set_title("REDUCR's class weights")
+    axes.set_title("REDUCR: weight of each class")
     axes.set_xlabel("step")
     axes.set_ylabel("weight")
     found = [weights for path in files if path.is_file() and (weights := read_weights(path)) is not None]
@@ -56,11 +47,19 @@ def _draw_weights(axes: Axes, files: Sequence[Path]) -> None:
     steps = found[0][0][:num_steps]
     mean = np.mean([weights[:num_steps] for _, weights in found], axis=0)
     for group in range(mean.shape[1]):
-        axes.plot(steps, mean[:, group], color=_COLOURS[group % len(_COLOURS)], label=str(group))
+        axes.plot(steps, mean[:, group], color=_COLOURS[group % len(_COLOURS)], linewidth=1.8)
+        axes.annotate(
+            str(group),
+            (steps[-1], mean[-1, group]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            color=_COLOURS[group % len(_COLOURS)],
+        )
     axes.axhline(1 / mean.shape[1], color="#999999", linewidth=0.8, linestyle=":")
     axes.set_ylim(bottom=0)
-    if mean.shape[1] <= len(_COLOURS):
-        axes.legend(title="class", ncols=2, fontsize="small")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def read_weights(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -77,20 +76,32 @@ def read_weights(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _draw_accuracies(axes: Axes, run: Path, methods: Sequence[str], seeds: Sequence[int]) -> None:
-    axes.set_title("Test accuracy per class, last checkpoint, mean over seeds")
-    axes.set_xlabel("class")
+    axes.set_title("Test accuracy of each class at the last step, mean over seeds")
     axes.set_ylabel("accuracy")
     width = 0.85 / len(methods)
+    num_classes = 0
     for place, method in enumerate(methods):
         found = [run / f"seed_{seed}" / method / "test_accuracy.csv" for seed in seeds]
-        by_seed = [read_class_accuracies(path) for path in found if path.is_file()]
-        accuracy = np.mean(by_seed, axis=0)
-        centres = np.arange(len(accuracy)) + (place - (len(methods) - 1) / 2) * width
-        colour = _COLOURS[place % len(_COLOURS)]
-        axes.bar(centres, accuracy, width, color=colour, label=f"{method} (worst {accuracy.min():.2f})")
-    axes.set_xticks(range(len(accuracy)))
+        by_seed = np.array([read_class_accuracies(path) for path in found if path.is_file()])
+        num_classes = by_seed.shape[1]
+        centres = np.arange(num_classes) + (place - (len(methods) - 1) / 2) * width
+        label = f"{method} (worst {by_seed.min(axis=1).mean():.2f})"
+        axes.bar(centres, by_seed.mean(axis=0), width * 0.92, color=_COLOURS[place % len(_COLOURS)], label=label)
+    names = read_class_names(run / f"seed_{seeds[0]}" / "data.npz")
+    is_crowded = max(map(len, names)) > 6
+    axes.set_xticks(range(num_classes), names, rotation=30 if is_crowded else 0, ha="right" if is_crowded else "center")
+    axes.set_xlim(-0.6, num_classes - 0.4)
     axes.set_ylim(0, 1)
-    axes.legend(fontsize="small", ncols=2, loc="lower left", framealpha=0.9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(
+        fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.1 - 0.1 * is_crowded), frameon=False
+    )
+
+
+def read_class_names(path: Path) -> list[str]:
+    """The names of the classes from a seed's ``data.npz``."""
+    with np.load(path) as data:
+        return [str(name) for name in data["class_names"]]
 
 
 def read_class_accuracies(path: Path, *, checkpoint_rule: str = "last") -> list[float]:

@@ -71,6 +71,11 @@ class Selector(ExactState):
         """(G,) float64, the payoff of all selections so far; zeros for rules without group weights."""
         return self.weighting.cumulative_payoff
 
+    @property
+    def weighted_groups(self) -> Tensor:
+        """(K,) int64, the groups whose irreducible losses can matter: all, unless a weight is fixed at zero."""
+        return torch.arange(self.num_groups)
+
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
         """(B,) scores, larger is better; not finite where a point is broken."""
         raise NotImplementedError(f"{type(self).__name__} must define score().")

@@ -59,7 +59,7 @@ def make_selector(name: str, *, num_groups: int, **options: Any) -> Selector:
         tensor(0.1000, dtype=torch.float64)
         >>> make_selector("rho_los", num_groups=10)
         Traceback (most recent call last):
-        ValueError: unknown selector 'rho_los'. Did you mean 'rho_loss' or 'train_loss' or 'irreducible_loss'? ...
+        ValueError: unknown selector 'rho_los'. Did you mean 'rho_loss'...There are: bald, class_balanced, ...
     """
     if name not in SELECTORS:
         raise unknown_name("selector", name, SELECTORS)

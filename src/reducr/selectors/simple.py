@@ -71,7 +71,7 @@ class ClassBalanced(Selector):
     ``n_g`` is the number of candidates of group g. The draw is without replacement, so a group with fewer candidates
     than its share gives all it has.
 
-    Source: the usual class-balanced sampling; the selection-free baseline of method.md section 6.
+    Source: the usual class-balanced sampling; the selection-free baseline of docs/method.md section 6.
     """
 
     name = "class_balanced"

@@ -76,6 +76,11 @@ def fit_target(
         default_root_dir=folder,
     )
     trainer.fit(module, train_dataloaders=candidates, val_dataloaders=module.holdout)
+    for logger in loggers:
+        # a tracker that has one run per process, such as wandb, must end this one before the next method's
+        finish = getattr(getattr(logger, "experiment", None), "finish", None)
+        if callable(finish):
+            finish()
     return int(trainer.global_step)
 
 
