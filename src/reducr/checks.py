@@ -22,13 +22,13 @@ def check_gradient_weight(gradient_weight: float) -> None:
         )
 
 
-def check_range(name: str, values: Tensor, stop: int) -> None:
-    """Raise ValueError naming the first of the integers ``values`` (B,) outside [0, stop)."""
+def check_range(name: str, values: Tensor, stop: int, *, place: str = "position") -> None:
+    """Raise ValueError naming the first of the integers ``values`` (B,) outside [0, stop) by its ``place``."""
     outside = torch.nonzero((values < 0) | (values >= stop)).flatten()
     if len(outside):
         position = int(outside[0])
         raise ValueError(
-            f"{name} must be in 0..{stop - 1}; position {position} holds {int(values[position])} "
+            f"{name} must be in 0..{stop - 1}; {place} {position} holds {int(values[position])} "
             f"({len(outside)} such in all)."
         )
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 _USAGE = """\
 usage: reducr COMMAND [OPTION=VALUE ...]
 
   reducr run experiment=NAME          all stages: irreducible model, table, every method and seed, report
-  reducr irreducible experiment=NAME  one irreducible model and its table (gradient_weighted_class=null|NUMBER|all)
-  reducr train experiment=NAME        target training of one method (selection_method=NAME, seed=NUMBER)
+  reducr irreducible experiment=NAME  irreducible models and their table alone (gradient_weighted_class=null|NUMBER|all)
+  reducr train experiment=NAME        target training alone (irreducible.dir=RUN, selection_method=NAME, seed=NUMBER)
   reducr report RUN...                tables and plots from finished runs
 
 experiments: {experiments}
@@ -73,7 +78,30 @@ def _hydra_command(command: str, rest: Sequence[str]) -> None:
         return str(folder)
 
     sys.argv = [f"reducr {command}", *(_renamed(argument) for argument in rest)]
-    hydra.main(version_base="1.3", config_path="configs", config_name="main")(task)()
+    # Hydra's short form of an error hides its cause; ours is shorter and says what was meant
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        hydra.main(version_base="1.3", config_path="configs", config_name="main")(task)()
+    except HydraException as error:
+        sys.stderr.write(f"reducr: {error}\n{_nearest_options(str(error))}")
+        sys.exit(2)
+
+
+def _nearest_options(message: str) -> str:
+    """A line with the options whose names come nearest to the one that Hydra could not override, if any does."""
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    if unknown is None:
+        return ""
+    with hydra.initialize_config_module("reducr.configs", version_base="1.3"):
+        options = _dotted_names(OmegaConf.to_container(hydra.compose("main"), resolve=False))
+    near = difflib.get_close_matches(unknown[1], options, n=3, cutoff=0.6)
+    return f"Did you mean {' or '.join(near)}?\n" if near else "`reducr run --cfg job` lists every option.\n"
+
+
+def _dotted_names(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix]
+    return [name for key, value in node.items() for name in _dotted_names(value, f"{prefix}.{key}".lstrip("."))]
 
 
 def _renamed(argument: str) -> str:

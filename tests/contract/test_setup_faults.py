@@ -36,6 +36,8 @@ def composed(*overrides):
         (["trainer.devices=2"], "this version trains in one process"),
         (["methods.reducr.train_on=train_and_holdout"], "a table has rows for the training part only"),
         (["methods.uniform.train_on=all"], "unknown methods.uniform.train_on 'all'"),
+        (["gradient_weighted_class=3"], "is an option of `reducr irreducible`"),
+        (["+trainer.max_steps=5"], "trainer.max_steps is set by this program: use num_steps"),
         (["num_steps=0"], "num_steps must be a whole number of at least 1; got 0"),
         (["irreducible.dir=nowhere", "seed=0"], "is not a finished irreducible stage"),
     ],

@@ -129,12 +129,13 @@ def test_stages_one_by_one_with_the_original_entry_points(tmp_path):
     assert trained.returncode == 0, trained.stderr
     stage = only_run(tmp_path / "runs") / "seed_0" / "irreducible"
     assert (stage / "table_plain" / "manifest.json").is_file()
+    run = stage.parents[1]
     target = reducr(
         *quick,
         "selection_method=robust_reducible_loss_selection",
         "percent_train=0.1",
         "seed=0",
-        f"irreducible.dir={stage}",
+        f"irreducible.dir={run}",
         "model_io.home_dir=target",
         cwd=tmp_path,
         command=(str(ROOT / "run.py"),),
@@ -180,9 +181,13 @@ def test_a_users_fault_ends_in_its_message(tmp_path):
 
 def test_hydras_own_errors_name_what_there_is(tmp_path):
     done = reducr("run", "experiment=digit", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "digits" in done.stderr
     assert "fashion_mnist" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = reducr("run", "holdout.refresh_step=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Did you mean holdout.refresh_steps" in done.stderr
     unknown = reducr("runn", cwd=tmp_path)
     assert unknown.returncode == 2
     assert "there is no command 'runn'" in unknown.stderr

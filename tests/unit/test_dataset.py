@@ -49,13 +49,13 @@ def test_concatenated_points_are_indexed_anew_and_keep_what_is_known_of_them(dat
     ("options", "message"),
     [
         ({"target": torch.zeros(4)}, "must have the same length; got {'input': 3, 'target': 4, 'group': 4}."),
-        ({"target": torch.tensor([0, 2, 5])}, "target must be in 0..1; position 1 holds 2 (2 such in all)."),
-        ({"target": torch.tensor([0, -1, 0])}, "target must be in 0..1; position 1 holds -1"),
+        ({"target": torch.tensor([0, 2, 5])}, "target must be in 0..1; index 1 holds 2 (2 such in all)."),
+        ({"target": torch.tensor([0, -1, 0])}, "target must be in 0..1; index 1 holds -1"),
         ({"group": torch.zeros(3)}, "give group and num_groups together, or neither"),
         ({"num_groups": 2}, "give group and num_groups together, or neither"),
         (
             {"group": torch.tensor([0, 0, 2]), "num_groups": 2},
-            "group must be in 0..1; position 2 holds 2 (1 such in all).",
+            "group must be in 0..1; index 2 holds 2 (1 such in all).",
         ),
         ({"group": torch.zeros(2), "num_groups": 2}, "got {'input': 3, 'target': 3, 'group': 2}."),
     ],

@@ -46,7 +46,7 @@ def folder(tmp_path, table):
     return folder
 
 
-def refused(folder, data, reason, **options):
+def check_refused(folder, data, reason, **options):
     """Loading must name the folder and give the reason."""
     with pytest.raises(ValueError, match=re.escape(str(folder))) as caught:
         load_table(folder, fingerprint=DataFingerprint.of(data), **options)
@@ -78,36 +78,36 @@ def test_the_manifest_says_what_the_table_is(folder):
 def test_other_labels_are_refused(folder):
     targets = make_data().target.clone()
     targets[NUM_POINTS // 2] = (targets[NUM_POINTS // 2] + 1) % 4
-    refused(folder, make_data(targets=targets), "the targets, or their order, are not those it was built for")
+    check_refused(folder, make_data(targets=targets), "the targets, or their order, are not those it was built for")
 
 
 def test_another_order_is_refused(folder):
     order = torch.arange(NUM_POINTS).flip(0)
-    refused(folder, make_data(order=order), "the inputs, or their order, are not those it was built for")
+    check_refused(folder, make_data(order=order), "the inputs, or their order, are not those it was built for")
 
 
 def test_another_length_is_refused(folder):
-    refused(folder, make_data(size=90), "it was built for 100 points, the data has 90")
+    check_refused(folder, make_data(size=90), "it was built for 100 points, the data has 90")
 
 
 def test_other_inputs_are_refused(folder):
-    refused(folder, make_data(shift=0.5), "the inputs, or their order, are not those it was built for")
+    check_refused(folder, make_data(shift=0.5), "the inputs, or their order, are not those it was built for")
 
 
 def test_inputs_of_another_type_are_refused(folder):
-    refused(folder, make_data(dtype=torch.float64), "the inputs, or their order")
+    check_refused(folder, make_data(dtype=torch.float64), "the inputs, or their order")
 
 
 def test_other_groups_are_refused(folder):
     groups = torch.zeros(NUM_POINTS, dtype=torch.int64)
-    refused(folder, make_data(groups=groups), "the groups, or their order, are not those it was built for")
+    check_refused(folder, make_data(groups=groups), "the groups, or their order, are not those it was built for")
 
 
 @pytest.mark.parametrize("verify_checksum", [True, False])
 def test_truncated_values_are_refused(folder, verify_checksum):
     path = folder / "values.npy"
     path.write_bytes(path.read_bytes()[:-40])
-    refused(folder, make_data(), "damaged", verify_checksum=verify_checksum)
+    check_refused(folder, make_data(), "damaged", verify_checksum=verify_checksum)
 
 
 def test_altered_values_are_refused(folder):
@@ -115,7 +115,7 @@ def test_altered_values_are_refused(folder):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(bytes(content))
-    refused(folder, make_data(), "damaged: values.npy is not the file its manifest describes")
+    check_refused(folder, make_data(), "damaged: values.npy is not the file its manifest describes")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_altered_values_are_refused(folder):
 )
 def test_values_of_another_shape_or_type_are_refused_without_the_checksum_too(folder, values):
     np.save(folder / "values.npy", values)
-    refused(folder, make_data(), "damaged: values.npy holds", verify_checksum=False)
+    check_refused(folder, make_data(), "damaged: values.npy holds", verify_checksum=False)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "values.npy"])
@@ -138,7 +138,7 @@ def test_a_missing_file_is_named(folder, name):
 def test_a_truncated_manifest_is_refused(folder):
     path = folder / "manifest.json"
     path.write_text(path.read_text()[:60])
-    refused(folder, make_data(), "manifest")
+    check_refused(folder, make_data(), "manifest")
 
 
 def test_a_manifest_without_its_checksum_is_refused(folder):
@@ -146,13 +146,13 @@ def test_a_manifest_without_its_checksum_is_refused(folder):
     manifest = json.loads(path.read_text())
     del manifest["values_checksum"]
     path.write_text(json.dumps(manifest))
-    refused(folder, make_data(), "values_checksum")
+    check_refused(folder, make_data(), "values_checksum")
 
 
 def test_another_format_is_refused(folder):
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    refused(folder, make_data(), "has format 2; this version reads format 1")
+    check_refused(folder, make_data(), "has format 2; this version reads format 1")
 
 
 def test_an_existing_table_is_never_overwritten(folder, table):
@@ -177,3 +177,11 @@ def test_values_left_by_a_crash_before_the_manifest_are_no_table_and_can_be_repl
         load_table(tmp_path, fingerprint=fingerprint)
     save_table(tmp_path, table, fingerprint=fingerprint, settings={}, sources={})
     assert np.array_equal(load_table(tmp_path, fingerprint=fingerprint).values, table.values)
+
+
+def test_a_table_made_with_other_settings_is_refused(folder):
+    loaded = load_table(folder, fingerprint=DataFingerprint.of(make_data()), settings={"gradient_weight": 10.0})
+    assert loaded.kind == "logits"
+    check_refused(
+        folder, make_data(), "was made with gradient_weight=10.0; this run has", settings={"gradient_weight": 5.0}
+    )

@@ -105,7 +105,7 @@ def test_noise_and_imbalance_do_not_change_what_is_held_out():
         ({"test_size": 90, "class_order": (0, 1)}, "class_order must name each of the classes 0..2 once"),
         (
             {"test_size": 90, "last_target": 3},
-            "target must be in 0..2; position 599 holds 3",
+            "target must be in 0..2; index 599 holds 3",
         ),
     ],
 )

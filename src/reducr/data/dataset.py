@@ -50,8 +50,8 @@ class PointDataset:
         sizes = {"input": len(input), "target": len(self.target), "group": len(self.group)}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"input, target and group must have the same length; got {sizes}.")
-        check_range("target", self.target, self.num_classes)
-        check_range("group", self.group, self.num_groups)
+        check_range("target", self.target, self.num_classes, place="index")
+        check_range("group", self.group, self.num_groups, place="index")
 
     def __len__(self) -> int:
         return len(self.target)

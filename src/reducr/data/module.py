@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -103,6 +104,11 @@ class DataModule(ABC):
         self.imbalance_ratio = imbalance_ratio
         self.class_order = class_order
 
+    @cached_property
+    def _raw(self) -> RawData:
+        """What ``read`` gave, read once for all seeds."""
+        return self.read()
+
     @abstractmethod
     def read(self) -> RawData:
         """The data as published."""
@@ -114,7 +120,7 @@ class DataModule(ABC):
             ValueError: for sizes or options out of range, a label outside 0..C-1, or a class without a holdout
                 point (named).
         """
-        raw = self.read()
+        raw = self._raw
         num_classes = len(raw.class_names)
         generator = torch.Generator().manual_seed(seed)
         everything = raw.points(torch.arange(len(raw.target)))  # refuses labels out of range, by index

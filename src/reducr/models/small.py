@@ -56,8 +56,8 @@ class SmallCNN(nn.Module):
         in_channels: int,
         image_size: int,
         num_classes: int,
-        widths: tuple[int, int, int] = (16, 32, 64),
-        hidden_size: int = 128,
+        widths: tuple[int, int, int] = (12, 24, 48),
+        hidden_size: int = 96,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()

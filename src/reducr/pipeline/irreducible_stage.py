@@ -83,7 +83,7 @@ class IrreducibleStage:
         self.data = data
         self.folder = folder
         self.display = display
-        self.finished = None if self.options.dir is None else Path(self.options.dir)
+        self.finished = None if self.options.dir is None else _stage_folder(Path(self.options.dir), data.seed)
         self.fingerprint = DataFingerprint.of(data.splits.train)
         record = self._finished_record()
         self.seconds_by_part: dict[str, float] = record["seconds"]
@@ -111,8 +111,11 @@ class IrreducibleStage:
     def model(self, gradient_weighted_class: int | None) -> TrainedModel:
         """The irreducible model of that class, or the plain one for None; trained when first asked for."""
         if gradient_weighted_class not in self._models:
-            make = self._train if self.finished is None else self._read_finished_model
-            self._models[gradient_weighted_class] = make(gradient_weighted_class)
+            self._models[gradient_weighted_class] = (
+                self._train(gradient_weighted_class)
+                if self.finished is None
+                else self._read_finished_model(gradient_weighted_class, self.finished)
+            )
         return self._models[gradient_weighted_class]
 
     def build_plain_table(self) -> IrreducibleTable:
@@ -167,7 +170,8 @@ class IrreducibleStage:
 
     def _table(self, name: str, build: Callable[[], IrreducibleTable]) -> IrreducibleTable:
         if name not in self._tables:
-            self._tables[name] = build() if self.finished is None else self._read_finished_table(name)
+            finished = self.finished
+            self._tables[name] = build() if finished is None else self._read_finished_table(name, finished)
         return self._tables[name]
 
     def _build(
@@ -190,18 +194,18 @@ class IrreducibleStage:
         self._write_record()
         return table
 
-    def _read_finished_table(self, name: str) -> IrreducibleTable:
+    def _read_finished_table(self, name: str, finished: Path) -> IrreducibleTable:
         # the plain model's logits are the same for every gradient weight
         matters = () if name == "plain" else ("gradient_weight", "weight_normalisation")
         return load_table(
-            Path(self.options.dir) / f"table_{name}",
+            finished / f"table_{name}",
             fingerprint=self.fingerprint,
             settings={option: self.options[option] for option in matters},
         )
 
-    def _read_finished_model(self, gradient_weighted_class: int | None) -> TrainedModel:
+    def _read_finished_model(self, gradient_weighted_class: int | None, finished: Path) -> TrainedModel:
         name = _model_name(gradient_weighted_class)
-        checkpoint = Path(self.options.dir) / name / "model.ckpt"
+        checkpoint = finished / name / "model.ckpt"
         if not checkpoint.is_file():
             raise FileNotFoundError(
                 f"no irreducible model {checkpoint}: train it with `reducr irreducible` and "
@@ -220,7 +224,8 @@ class IrreducibleStage:
         if not path.is_file():
             raise FileNotFoundError(
                 f"irreducible.dir={self.finished} is not a finished irreducible stage: {_RECORD} is missing. Give "
-                "RUN/seed_N/irreducible of a run of `reducr irreducible` or `reducr run`."
+                "the folder of a run of `reducr irreducible` or `reducr run` that has this seed, or its "
+                "seed_N/irreducible."
             )
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         differences = DataFingerprint.from_dict(record["data_fingerprint"]).differences(self.fingerprint)
@@ -270,6 +275,12 @@ class IrreducibleStage:
         self.steps_by_model[name] = steps
         self._write_record()
         return TrainedModel(module.model, checkpoint, seconds, steps)
+
+
+def _stage_folder(folder: Path, seed: int) -> Path:
+    """The stage of ``seed`` where ``folder`` is that of a whole run; else ``folder`` itself."""
+    in_run = folder / f"seed_{seed}" / "irreducible"
+    return in_run if in_run.is_dir() else folder
 
 
 def _model_name(gradient_weighted_class: int | None) -> str:

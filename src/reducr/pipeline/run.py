@@ -37,20 +37,12 @@ def run_experiment(config: DictConfig) -> Path:
 
 
 def run_train(config: DictConfig) -> Path:
-    """Target training of one method for one seed; returns the run folder.
+    """Target training alone, for every method and seed, from a finished irreducible stage; returns the run folder.
 
     Raises:
-        ValueError: as ``run_experiment``; and if the method needs irreducible losses without ``irreducible.dir``.
+        ValueError: as ``run_experiment``; and if a method needs irreducible losses without ``irreducible.dir``.
     """
-    selection_method = config.selection_method or "reducr"
-    seed = config.seed if config.seed is not None else 0
-    one = OmegaConf.merge(config, {"selection_method": selection_method, "seed": seed})
-    if not isinstance(one, DictConfig):
-        raise TypeError("the configuration must be a mapping.")
-    method = methods_of(one)[0]
-    if method.selector is None:
-        raise ValueError(f"{method.name!r} has no target training; train it with `reducr irreducible`.")
-    return _run(one, trains_irreducible=False)
+    return _run(config, trains_irreducible=False)
 
 
 def run_irreducible(config: DictConfig) -> Path:
@@ -59,46 +51,60 @@ def run_irreducible(config: DictConfig) -> Path:
     Raises:
         ValueError: as ``run_experiment``; and if ``gradient_weighted_class`` is not null, ``all`` or a group.
     """
-    seeds = [config.seed] if config.seed is not None else [0]
-    data = _load(config, seeds[0])
-    weighted, num_groups = config.gradient_weighted_class, data.splits.train.num_groups
-    if weighted not in (None, "all") and not (isinstance(weighted, int) and 0 <= weighted < num_groups):
-        raise ValueError(
-            f"gradient_weighted_class must be null (the plain model), all, or a group in 0..{num_groups - 1}; got "
-            f"{weighted!r}."
-        )
+    seeds = seeds_of(config)
+    datamodule = _datamodule(config)
+    first = SeedData.of(datamodule, seeds[0])
+    check_setup(config, [], first, trains_irreducible=True)
+    groups = _weighted_groups(config, first.splits.train.num_groups)
+    folder = _new_folder(config)
+    with RunDisplay(len(seeds)) as display, _interruptible():
+        for seed in seeds:
+            data = first if seed == first.seed else SeedData.of(datamodule, seed)
+            stage = IrreducibleStage(config, data, folder / f"seed_{seed}" / "irreducible", display)
+            table = stage.build_plain_table() if groups is None else stage.build_group_table(groups)
+            display.finish(f"seed {seed}  irreducible table of kind {table.kind}, shape {table.values.shape}")
+        display.console.print(f"train with irreducible.dir={folder}", highlight=False)
+    return folder
+
+
+def _weighted_groups(config: DictConfig, num_groups: int) -> Sequence[int] | None:
+    """The groups whose irreducible models ``reducr irreducible`` trains; None for the plain model."""
+    weighted = config.gradient_weighted_class
     if config.irreducible.dir is not None:
         raise ValueError(
             "irreducible.dir names a finished stage, which `reducr irreducible` would train: leave it out."
         )
-    check_setup(config, [], data, trains_irreducible=True)
-    folder = _new_folder(config)
-    with RunDisplay(1) as display, _interruptible():
-        stage = IrreducibleStage(config, data, folder / f"seed_{data.seed}" / "irreducible", display)
-        if weighted is None:
-            table = stage.build_plain_table()
-        else:
-            table = stage.build_group_table(range(num_groups) if weighted == "all" else [weighted])
-        display.finish(
-            f"irreducible table of kind {table.kind}, shape {table.values.shape}; "
-            f"use it with irreducible.dir={stage.folder}"
+    if weighted is None:
+        return None
+    if weighted == "all":
+        return range(num_groups)
+    if not isinstance(weighted, int) or not 0 <= weighted < num_groups:
+        raise ValueError(
+            f"gradient_weighted_class must be null (the plain model), all, or a group in 0..{num_groups - 1}; got "
+            f"{weighted!r}."
         )
-    return folder
+    return [weighted]
 
 
 def _run(config: DictConfig, *, trains_irreducible: bool) -> Path:
+    if config.gradient_weighted_class is not None:
+        raise ValueError(
+            f"gradient_weighted_class={config.gradient_weighted_class} is an option of `reducr irreducible`; here "
+            "irreducible=trained trains a model for every class. Leave it out."
+        )
     methods, seeds = methods_of(config), seeds_of(config)
-    data = {seeds[0]: _load(config, seeds[0])}
-    check_setup(config, methods, data[seeds[0]], trains_irreducible=trains_irreducible)
+    datamodule = _datamodule(config)
+    first = SeedData.of(datamodule, seeds[0])
+    check_setup(config, methods, first, trains_irreducible=trains_irreducible)
     if config.irreducible.dir is not None:
-        _check_finished_stage(config, methods, seeds, data[seeds[0]])
+        _check_finished_stage(config, methods, first)
     folder = _new_folder(config)
     rows: list[ResultRow] = []
     try:
         with RunDisplay(len(methods) * len(seeds)) as display, _interruptible():
             for seed in seeds:
-                seed_data = data.pop(seed, None) or _load(config, seed)
-                for finished in _run_seed(config, methods, seed_data, folder, display):
+                data = first if seed == first.seed else SeedData.of(datamodule, seed)
+                for finished in _run_seed(config, methods, data, folder, display):
                     rows += finished
                     write_results(folder, rows)
     finally:
@@ -107,13 +113,8 @@ def _run(config: DictConfig, *, trains_irreducible: bool) -> Path:
     return folder
 
 
-def _check_finished_stage(config: DictConfig, methods: Sequence[Method], seeds: Sequence[int], data: SeedData) -> None:
+def _check_finished_stage(config: DictConfig, methods: Sequence[Method], data: SeedData) -> None:
     """Read what ``irreducible.dir`` must hold before the first step, so that a wrong table is refused then."""
-    if len(seeds) > 1:
-        raise ValueError(
-            f"irreducible.dir={config.irreducible.dir} holds the irreducible losses of one seed's data, but seeds is "
-            f"{list(seeds)}: give seed=NUMBER, or leave irreducible.dir out."
-        )
     stage = IrreducibleStage(config, data, Path(config.irreducible.dir), RunDisplay(0))
     for method in methods:
         if method.selector is None:
@@ -148,11 +149,11 @@ def _run_seed(
         )
 
 
-def _load(config: DictConfig, seed: int) -> SeedData:
+def _datamodule(config: DictConfig) -> DataModule:
     datamodule = build(config.datamodule)
     if not isinstance(datamodule, DataModule):
         raise TypeError(f"datamodule._target_ must make a reducr.data.DataModule; got {type(datamodule).__name__}.")
-    return SeedData.of(datamodule, seed)
+    return datamodule
 
 
 def _new_folder(config: DictConfig) -> Path:

@@ -41,6 +41,17 @@ METHOD_ALIASES = {
     "ce_loss_plus_conditional_entropy": "loss_plus_conditional_entropy",
 }
 TRAINED_ON = ("train", "holdout", "train_and_holdout")
+_OWN_TRAINER_OPTIONS = {
+    "max_steps": "use num_steps",
+    "max_epochs": "use num_steps, or irreducible.num_epochs",
+    "val_check_interval": "use holdout.refresh_steps",
+    "check_val_every_n_epoch": "use holdout.refresh_steps",
+    "limit_val_batches": "every pass over the holdout set is a whole one",
+    "accumulate_grad_batches": "one large batch is one gradient step in this version",
+    "logger": "use logger=csv, tensorboard, wandb or many",
+    "callbacks": "this version takes none from a configuration",
+    "default_root_dir": "use model_io.home_dir or model_io.run_dir",
+}
 _STREAMS = ("target", "irreducible", "selection", "order")
 
 
@@ -195,6 +206,11 @@ def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData, *
     _check_model(config.model, probe, train.num_classes)
     _check_model(config.irreducible.model, probe, data.outcomes.num_outcomes)
     for method in methods:
+        if method.selector is None and not trains_irreducible and config.irreducible.dir is None:
+            raise ValueError(
+                f"{method.name!r} has no target training: give irreducible.dir=RUN of `reducr irreducible` to test its "
+                "model, leave it out of compare, or name one method with selection_method."
+            )
         if method.selector is not None:
             _check_method(config, method, probe, train, trains_irreducible=trains_irreducible)
 
@@ -207,8 +223,8 @@ def _check_method(
     if needs_irreducible and not trains_irreducible and config.irreducible.dir is None:
         raise ValueError(
             f"{method.name!r} needs irreducible losses and `reducr train` trains no irreducible model: run `reducr "
-            "irreducible` with the same experiment and seed and give irreducible.dir=RUN/seed_N/irreducible, or use "
-            "`reducr run`, which does both."
+            "irreducible` with the same experiment and seeds and give irreducible.dir=RUN, the folder it leaves, or "
+            "use `reducr run`, which does both."
         )
     if needs_irreducible and method.train_on != "train" and config.irreducible.lookup == "table":
         raise ValueError(
@@ -239,11 +255,7 @@ def _check_options(config: DictConfig) -> None:
         raise ValueError(
             f"holdout.decay must be in (0, 1), or null to refresh the whole holdout loss; got {config.holdout.decay}."
         )
-    if config.trainer.get("devices", 1) not in (1, "1") or config.trainer.get("num_nodes", 1) != 1:
-        raise ValueError(
-            "this version trains in one process: set trainer.devices=1 and leave trainer.num_nodes out; got devices="
-            f"{config.trainer.get('devices')}, num_nodes={config.trainer.get('num_nodes', 1)}."
-        )
+    _check_trainer(config.trainer)
     if config.scoring_mode not in SCORING_MODES:
         raise unknown_name("scoring_mode", config.scoring_mode, SCORING_MODES)
     for option, known in (
@@ -254,6 +266,18 @@ def _check_options(config: DictConfig) -> None:
     ):
         if config.irreducible[option] not in known:
             raise unknown_name(f"irreducible.{option}", config.irreducible[option], known)
+
+
+def _check_trainer(trainer: DictConfig) -> None:
+    """Options of the Trainer that this program cannot leave to the user."""
+    if trainer.get("devices", 1) not in (1, "1") or trainer.get("num_nodes", 1) != 1:
+        raise ValueError(
+            "this version trains in one process: set trainer.devices=1 and leave trainer.num_nodes out; got devices="
+            f"{trainer.get('devices')}, num_nodes={trainer.get('num_nodes', 1)}."
+        )
+    taken = sorted(_OWN_TRAINER_OPTIONS.keys() & trainer.keys())
+    if taken:
+        raise ValueError(f"trainer.{taken[0]} is set by this program: {_OWN_TRAINER_OPTIONS[taken[0]]}.")
 
 
 def _check_model(node: DictConfig, probe: Batch, num_outputs: int) -> None:

@@ -45,10 +45,8 @@ def train_method(
     folder.mkdir(parents=True)
     if method.selector is None:
         return _test_irreducible_model(method, data, stage, folder)
-    selector = method.make_selector(data.splits.train.num_groups)
-    irreducible, irreducible_seconds = stage.lookup_for(selector)
+    module, irreducible_seconds = _target_module(config, method, data, stage)
     points = data.training_points(method.train_on)
-    holdout = PointLoader(data.splits.holdout, batch_size=config.holdout.batch_size)
     candidates = PointLoader(
         points,
         batch_size=config.num_candidates,
@@ -56,25 +54,12 @@ def train_method(
         drop_last=True,
         seed=stream_seed(data.seed, "order"),
     )
-    seed = stream_seed(data.seed, "target")
-    module = TargetModule(
-        make_model(config.model, num_outputs=points.num_classes, seed=seed),
-        selector,
-        irreducible,
-        optimizer=make_optimizer(config.optimizer),
-        holdout=holdout,
-        num_classes=points.num_classes,
-        fraction=config.fraction,
-        scoring_mode=config.scoring_mode,
-        holdout_decay=config.holdout.decay,
-        seed=stream_seed(data.seed, "selection"),
-    )
     checkpoints = folder / "checkpoints"
     recorder = SelectionRecorder(folder / "selected.npz", num_points=len(points), is_corrupted=points.is_corrupted)
     loggers = [build(node)(save_dir=folder) for node in config.logger.values()]
     stage.display.begin(f"seed {data.seed}: {method.name}", config.num_steps)
     started = time.perf_counter()
-    with scoped_seed(seed):
+    with scoped_seed(stream_seed(data.seed, "target")):
         steps = fit_target(
             module,
             candidates,
@@ -101,6 +86,28 @@ def train_method(
         selected_fraction=module.num_selected_seen / module.num_candidates_seen,
         corrupted_fraction=recorder.corrupted_fraction,
     )
+
+
+def _target_module(
+    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage
+) -> tuple[TargetModule, float]:
+    """A new target model with its selector and irreducible losses, and the seconds it took to make the latter."""
+    holdout = data.splits.holdout
+    selector = method.make_selector(holdout.num_groups)
+    irreducible, irreducible_seconds = stage.lookup_for(selector)
+    module = TargetModule(
+        make_model(config.model, num_outputs=holdout.num_classes, seed=stream_seed(data.seed, "target")),
+        selector,
+        irreducible,
+        optimizer=make_optimizer(config.optimizer),
+        holdout=PointLoader(holdout, batch_size=config.holdout.batch_size),
+        num_classes=holdout.num_classes,
+        fraction=config.fraction,
+        scoring_mode=config.scoring_mode,
+        holdout_decay=config.holdout.decay,
+        seed=stream_seed(data.seed, "selection"),
+    )
+    return module, irreducible_seconds
 
 
 def _test_irreducible_model(method: Method, data: SeedData, stage: IrreducibleStage, folder: Path) -> list[ResultRow]:

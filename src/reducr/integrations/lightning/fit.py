@@ -67,7 +67,7 @@ def fit_target(
         for rule, metric in best.items()
     ]
     trainer = pl.Trainer(
-        **(_DEFAULTS | dict(trainer_options)),
+        **_trainer_options(trainer_options),
         max_steps=num_steps,
         val_check_interval=min(refresh_steps, num_steps),
         check_val_every_n_epoch=None,
@@ -118,7 +118,7 @@ def fit_irreducible(
         enable_version_counter=False,
     )
     trainer = pl.Trainer(
-        **(_DEFAULTS | dict(trainer_options)),
+        **_trainer_options(trainer_options),
         max_epochs=num_epochs,
         limit_val_batches=1.0 if keeps_lowest_loss else 0,
         callbacks=[keep, RunProgress(advance)],
@@ -128,6 +128,18 @@ def fit_irreducible(
     trainer.fit(module, train_dataloaders=holdout, val_dataloaders=training_part)
     module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     return int(trainer.global_step)
+
+
+def _trainer_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user gave, over what every fit has in common.
+
+    ``accelerator=auto`` is a CUDA GPU where there is one and else the CPU: the running sums are float64, which Apple's
+    GPUs do not have.
+    """
+    options = _DEFAULTS | dict(given)
+    if options.get("accelerator", "auto") == "auto":
+        options["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
+    return options
 
 
 def model_state(checkpoint: Path) -> dict[str, Tensor]:
