@@ -6,7 +6,7 @@ import numpy as np
 
 
 def mixed_seed(*words: int) -> int:
-    """A 32-bit seed that any change of any of the whole numbers ``words`` changes.
+    """A 32-bit seed from whole numbers of at least 0; a change of any of the ``words`` gives an unrelated one.
 
     torch's generator on the CPU reads the low 32 bits of a seed and no more, so seeds put together by shifting would
     lose their upper part.
