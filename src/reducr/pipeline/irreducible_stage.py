@@ -139,10 +139,8 @@ class IrreducibleStage:
             lambda batches, num_points: build_loss_table(models, batches, num_points=num_points),
         )
 
-    def table_name(self, groups: Sequence[int] | None) -> str:
-        """``plain``, ``all``, or ``class_2_5`` for some groups."""
-        if groups is None:
-            return "plain"
+    def table_name(self, groups: Sequence[int]) -> str:
+        """``all``, or ``class_2_5`` for some groups."""
         is_all = len(groups) == self.data.splits.train.num_groups
         return "all" if is_all else f"class_{'_'.join(map(str, groups))}"
 
