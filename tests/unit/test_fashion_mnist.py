@@ -1,7 +1,12 @@
 import gzip
+import hashlib
 import os
 import re
 import struct
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -48,13 +53,14 @@ def test_what_was_written_is_read(tmp_path, name, shape):
 def test_the_four_files_are_found_and_standardised(tmp_path, suffix, place):
     write_release(tmp_path / place, suffix)
     raw = FashionMNIST(data_dir=tmp_path, holdout_size=20).read()
-    assert raw.input.shape == (60, 1, 4, 4)
-    assert raw.test_input.shape == (20, 1, 4, 4)
+    assert raw.input.shape == (80, 1, 4, 4)
     assert raw.input.dtype == torch.float32
     assert float(raw.input[0, 0, 0, 0]) == pytest.approx((0 / 255 - 0.2860) / 0.3530, abs=1e-6)
     assert float(raw.input[15, 0, 3, 3]) == pytest.approx((255 / 255 - 0.2860) / 0.3530, abs=1e-6)
-    assert raw.target.tolist() == [position % 10 for position in range(60)]
-    assert raw.test_target.dtype == torch.int64
+    assert torch.equal(raw.input[60:], raw.input[:20])
+    assert raw.target.tolist() == [position % 10 for position in range(80)]
+    assert raw.target.dtype == torch.int64
+    assert {name: positions.tolist() for name, positions in raw.parts.items()} == {"test": list(range(60, 80))}
     assert raw.class_names == CLASS_NAMES
     assert len(set(CLASS_NAMES)) == 10
 
@@ -65,6 +71,7 @@ def test_the_splits_keep_the_published_test_part(tmp_path):
     assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [40, 20, 20]
     assert torch.bincount(splits.holdout.target).tolist() == [2] * 10
     assert splits.test.target.tolist() == [position % 10 for position in range(20)]
+    assert splits.test.source.tolist() == list(range(60, 80))
 
 
 def damaged(path):
@@ -143,6 +150,7 @@ def test_a_missing_file_is_named_with_where_it_was_looked_for(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=rf"Fashion-MNIST file {name} \(or {name}\.gz\) is missing") as caught:
         FashionMNIST(data_dir=tmp_path, holdout_size=20).read()
     assert f"looked in {tmp_path / 'FashionMNIST' / 'raw'} and {tmp_path}" in str(caught.value)
+    assert "Give datamodule.download=true, or get the four idx files" in str(caught.value)
     assert "datamodule.data_dir=DIR" in str(caught.value)
 
 
@@ -151,12 +159,58 @@ def test_no_folder_is_an_error_at_construction():
         FashionMNIST(data_dir=None, holdout_size=20)
 
 
-@pytest.mark.skipif(DATA_DIR is None, reason="REDUCR_DATA_DIR is not set: no folder with the real files")
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """The class with the address and checksums of a server that has the release."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "served"
+    write_release(folder, ".gz")
+    md5 = {path.stem: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield type("Served", (FashionMNIST,), {"url": f"http://127.0.0.1:{server.server_port}", "md5": md5})
+        server.shutdown()
+        thread.join()
+
+
+def test_missing_files_are_downloaded_and_then_read_without_a_server(served, tmp_path):
+    raw = served(data_dir=tmp_path / "data", download=True, holdout_size=20).read()
+    names = sorted(path.name for path in (tmp_path / "data" / "FashionMNIST" / "raw").iterdir())
+    assert names == sorted(f"{name}.gz" for name in FashionMNIST.md5)
+    offline = FashionMNIST(data_dir=tmp_path / "data", holdout_size=20).read()
+    assert torch.equal(offline.input, raw.input)
+    assert offline.target.tolist() == [position % 10 for position in range(80)]
+
+
+def test_only_missing_files_are_downloaded(served, tmp_path):
+    write_release(tmp_path / "data")
+    (tmp_path / "data" / "t10k-labels-idx1-ubyte").unlink()
+    served(data_dir=tmp_path / "data", download=True, holdout_size=20).read()
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    assert [path.name for path in raw.iterdir()] == ["t10k-labels-idx1-ubyte.gz"]
+
+
+def test_a_download_that_is_another_file_is_refused(served, tmp_path):
+    served.md5 = FashionMNIST.md5
+    with pytest.raises(ValueError, match=r"gave another file than expected.*expected 25c81989df183df01b3e8a0aad5dffbe"):
+        served(data_dir=tmp_path / "data", download=True, holdout_size=20).read()
+
+
+@pytest.mark.skipif(DATA_DIR is None, reason="set REDUCR_DATA_DIR to the folder that holds FashionMNIST/raw")
 def test_the_real_files_have_the_published_counts():
     raw = FashionMNIST(data_dir=DATA_DIR, holdout_size=5000).read()
-    assert raw.input.shape == (60_000, 1, 28, 28)
-    assert raw.test_input.shape == (10_000, 1, 28, 28)
-    assert torch.bincount(raw.target).tolist() == [6000] * 10
-    assert torch.bincount(raw.test_target).tolist() == [1000] * 10
-    assert float(raw.input.mean()) == pytest.approx(0.0, abs=1e-3)
-    assert float(raw.input.std()) == pytest.approx(1.0, abs=1e-3)
+    assert raw.input.shape == (70_000, 1, 28, 28)
+    assert torch.bincount(raw.target[:60_000]).tolist() == [6000] * 10
+    assert torch.bincount(raw.target[60_000:]).tolist() == [1000] * 10
+    assert raw.parts["test"].tolist() == list(range(60_000, 70_000))
+    assert float(raw.input[:60_000].mean()) == pytest.approx(0.0, abs=1e-3)
+    assert float(raw.input[:60_000].std()) == pytest.approx(1.0, abs=1e-3)
+    for name, digest in FashionMNIST.md5.items():
+        path = Path(DATA_DIR) / "FashionMNIST" / "raw" / f"{name}.gz"
+        assert hashlib.md5(path.read_bytes()).hexdigest() == digest

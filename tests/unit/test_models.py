@@ -1,8 +1,35 @@
+from pathlib import Path
+
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
-from reducr.models import MLP, SmallCNN
+import reducr.configs
+from reducr.models import MLP, SmallCNN, SmallTextClassifier, small_model
+
+CONFIGS = Path(reducr.configs.__file__).parent / "model"
+FACTS = {"num_features": 192, "in_channels": 3, "image_size": 8, "num_tokens": 20, "max_length": 6}
+IMAGES = torch.zeros(2, 3, 8, 8)
+TEXTS = torch.tensor([[[1, 2, 3, 4, 0, 0], [0, 0, 1, 1, -1, -1]]] * 2)
+RANDOM = {"pretrained": False}
+SMALL_BERT = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+# for each YAML: what makes its model random and small, and an input of that one
+CHOICES = {
+    "mlp": ({}, IMAGES),
+    "small_cnn": ({}, IMAGES),
+    "cifar_resnet18": ({"width": 4}, IMAGES),
+    "cifar_resnet50": ({"width": 4}, IMAGES),
+    "small_text": ({}, TEXTS),
+    "by_input": ({}, TEXTS),
+    "resnet18_pretrained": ({**RANDOM, "config": {"hidden_sizes": [4, 4, 4, 4]}}, IMAGES),
+    "convnext_tiny": ({**RANDOM, "config": {"hidden_sizes": [4, 4, 4, 4]}}, torch.zeros(2, 3, 32, 32)),
+    "transformers_image": ({**RANDOM, "architecture": "resnet", "config": {"hidden_sizes": [4] * 4}}, IMAGES),
+    "timm": (RANDOM, IMAGES),
+    "bert": ({**RANDOM, "config": SMALL_BERT}, TEXTS),
+    "transformers_text": ({**RANDOM, "architecture": "bert", "config": SMALL_BERT}, TEXTS),
+}
 
 
 @pytest.mark.parametrize(("hidden_sizes", "num_parameters"), [((), 15), ((8,), 67), ((8, 6), 115)])
@@ -32,3 +59,69 @@ def test_dropout_can_be_asked_for(model):
     assert probabilities == [0.5, 0.5]
     assert not torch.equal(model.train()(inputs), model(inputs))
     assert torch.equal(model.eval()(inputs), model(inputs))
+
+
+def instantiated(name, overrides):
+    """The model of a YAML for five classes, with what the pipeline takes from the data."""
+    config = OmegaConf.merge(OmegaConf.load(CONFIGS / f"{name}.yaml"), overrides)
+    facts = {key: FACTS[key] for key in config if config[key] is None and key in FACTS}
+    return instantiate(config, num_classes=5, **facts)
+
+
+def test_every_yaml_is_tested_here():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(CHOICES)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_yaml_makes_a_model_that_fits_the_data(name):
+    if name == "timm":
+        pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    overrides, inputs = CHOICES[name]
+    model = instantiated(name, overrides)
+    logits = model(inputs)
+    assert logits.shape == (2, 5)
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "num_parameters"),
+    [
+        ("cifar_resnet18", 11_173_962 - 5 * 513),
+        ("cifar_resnet50", 23_520_842 - 5 * 2049),
+        ("resnet18_pretrained", 11_689_512 - 995 * 513),  # as published, with 1000 classes
+        ("convnext_tiny", 28_589_128 - 995 * 769),
+        ("bert", 109_482_240 - (30_522 - 20) * 768 + 5 * 769),  # as published, without a last layer
+    ],
+)
+def test_models_have_the_published_sizes(name, num_parameters):
+    with torch.device("meta"):
+        model = instantiated(name, RANDOM if name in ("resnet18_pretrained", "convnext_tiny", "bert") else {})
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+
+
+@pytest.mark.parametrize("name", ["transformers_image", "transformers_text"])
+def test_a_yaml_of_any_model_asks_for_its_name(name):
+    with pytest.raises(Exception, match="pretrained=true needs name") as error:
+        instantiated(name, {})
+    assert isinstance(error.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [
+        ({"num_tokens": 50, "has_pairs": 1}, SmallTextClassifier),
+        ({"in_channels": 3, "image_size": 16, "num_features": 768}, SmallCNN),
+        ({"num_features": 30}, MLP),
+    ],
+)
+def test_the_small_model_that_fits_the_inputs(facts, kind):
+    model = small_model(4, **facts)
+    assert type(model) is kind
+    assert getattr(model, "has_pairs", True)
+
+
+def test_inputs_that_nothing_is_known_of_are_refused():
+    with pytest.raises(
+        ValueError, match="small_model needs to know its inputs: num_tokens, in_channels and image_size"
+    ):
+        small_model(4)

@@ -2,5 +2,6 @@
 
 from reducr.data.dataset import PointDataset, PointLoader
 from reducr.data.module import DataModule, Splits
+from reducr.data.streaming import ShardedStream, read_tar
 
-__all__ = ["DataModule", "PointDataset", "PointLoader", "Splits"]
+__all__ = ["DataModule", "PointDataset", "PointLoader", "ShardedStream", "Splits", "read_tar"]

@@ -28,7 +28,5 @@ class Digits(DataModule):
         return RawData(
             input=torch.tensor(bunch.data / 16.0, dtype=torch.float32),
             target=torch.tensor(bunch.target, dtype=torch.int64),
-            test_input=None,
-            test_target=None,
             class_names=tuple(str(digit) for digit in range(10)),
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from reducr.data.download import fetch
 from reducr.data.module import DataModule, RawData
 
 CLASS_NAMES = (
@@ -35,29 +37,41 @@ class FashionMNIST(DataModule):
 
     Args:
         data_dir: the folder that holds ``FashionMNIST/raw`` (or the four files themselves), gzip-compressed or not.
+        download: get the files that are missing, into ``data_dir/FashionMNIST/raw``.
         options: of ``DataModule``.
 
     Raises:
         FileNotFoundError: if a file is missing; says which, where it looked and how to get it.
     """
 
-    def __init__(self, *, data_dir: str | Path | None, **options: Any) -> None:
+    url: ClassVar[str] = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
+    md5: ClassVar[Mapping[str, str]] = {
+        "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
+    }
+
+    def __init__(self, *, data_dir: str | Path | None, download: bool = False, **options: Any) -> None:
         super().__init__(**options)
         if data_dir is None:
             raise ValueError(
                 "Fashion-MNIST needs datamodule.data_dir=DIR, the folder that holds FashionMNIST/raw with the four "
-                "idx files of github.com/zalandoresearch/fashion-mnist (train-images-idx3-ubyte.gz, ...)."
+                "idx files of github.com/zalandoresearch/fashion-mnist (train-images-idx3-ubyte.gz, ...), or that "
+                "will with datamodule.download=true."
             )
         self.data_dir = Path(data_dir)
+        self.download = download
 
     def read(self) -> RawData:
         """Both published parts."""
+        train_target, test_target = self._labels("train-labels-idx1-ubyte"), self._labels("t10k-labels-idx1-ubyte")
+        target = torch.cat([train_target, test_target])
         return RawData(
-            input=self._images("train-images-idx3-ubyte"),
-            target=self._labels("train-labels-idx1-ubyte"),
-            test_input=self._images("t10k-images-idx3-ubyte"),
-            test_target=self._labels("t10k-labels-idx1-ubyte"),
+            input=torch.cat([self._images("train-images-idx3-ubyte"), self._images("t10k-images-idx3-ubyte")]),
+            target=target,
             class_names=CLASS_NAMES,
+            parts={"test": torch.arange(len(train_target), len(target))},
         )
 
     def _images(self, name: str) -> Tensor:
@@ -73,10 +87,14 @@ class FashionMNIST(DataModule):
             for path in (folder / name, folder / f"{name}.gz"):
                 if path.is_file():
                     return path
+        if self.download:
+            path = folders[0] / f"{name}.gz"
+            fetch(f"{self.url}/{name}.gz", path, md5=self.md5[name])
+            return path
         raise FileNotFoundError(
-            f"Fashion-MNIST file {name} (or {name}.gz) is missing; looked in {' and '.join(map(str, folders))}. Get "
-            "the four idx files from github.com/zalandoresearch/fashion-mnist, put them into DIR/FashionMNIST/raw and "
-            "give datamodule.data_dir=DIR."
+            f"Fashion-MNIST file {name} (or {name}.gz) is missing; looked in {' and '.join(map(str, folders))}. "
+            "Give datamodule.download=true, or get the four idx files from github.com/zalandoresearch/fashion-mnist, "
+            "put them into DIR/FashionMNIST/raw and give datamodule.data_dir=DIR."
         )
 
 

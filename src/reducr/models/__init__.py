@@ -1,5 +1,24 @@
-"""Small models for experiments on two cores."""
+"""Models: small ones for two cores, residual networks, text classifiers, published models, and many models in one."""
 
+from reducr.models.by_input import small_model
+from reducr.models.ensemble import Ensemble, MultiHead
+from reducr.models.pretrained import TransformersImageClassifier, timm_model, transformers_image_model
+from reducr.models.resnet import ResNet, resnet18, resnet50
 from reducr.models.small import MLP, SmallCNN
+from reducr.models.text import SmallTextClassifier, TransformersTextClassifier
 
-__all__ = ["MLP", "SmallCNN"]
+__all__ = [
+    "MLP",
+    "Ensemble",
+    "MultiHead",
+    "ResNet",
+    "SmallCNN",
+    "SmallTextClassifier",
+    "TransformersImageClassifier",
+    "TransformersTextClassifier",
+    "resnet18",
+    "resnet50",
+    "small_model",
+    "timm_model",
+    "transformers_image_model",
+]

@@ -1,0 +1,24 @@
+"""A model with what its inputs go through first."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Preprocessed(nn.Module):
+    """``model(preprocess(input))``: so that a checkpoint takes inputs as the data set has them.
+
+    Args:
+        preprocess: such as ``data.transforms.Preprocess``; has no parameters.
+        model: gives (B, C) logits.
+    """
+
+    def __init__(self, preprocess: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self.model = model
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the field's name in Batch)
+        """(B, C) logits."""
+        logits: Tensor = self.model(self.preprocess(input))
+        return logits

@@ -1,0 +1,226 @@
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from reducr.data.image_folder import ImageFolder
+
+
+def write(path, brightness=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (brightness,) * 3).save(path)
+    return path
+
+
+def write_classes(folder, sizes, start=0):
+    """``sizes[c]`` images of each class c, their brightness counting up from ``start``."""
+    for name, size in sizes.items():
+        for number in range(size):
+            write(folder / name / f"{number:02}.png", start)
+            start += 1
+
+
+def read(folder, **options):
+    return ImageFolder(data_dir=folder, image_size=4, **options).read()
+
+
+def brightness(raw, positions=None):
+    return raw.input[torch.arange(len(raw.target)) if positions is None else positions][:, 0, 0, 0].tolist()
+
+
+def test_a_folder_for_each_class(tmp_path):
+    write_classes(tmp_path, {"dog": 3, "Ant": 2, "cat": 4})
+    raw = read(tmp_path)
+    assert raw.class_names == ("Ant", "cat", "dog")
+    assert raw.target.tolist() == [0] * 2 + [1] * 4 + [2] * 3
+    assert brightness(raw) == [3, 4, 5, 6, 7, 8, 0, 1, 2]
+    assert dict(raw.parts) == {}
+    assert raw.has_clean_targets is False
+    assert raw.notes == ()
+
+
+def test_parts_without_a_folder_are_drawn(tmp_path):
+    write_classes(tmp_path, {"cat": 20, "dog": 10})
+    splits = ImageFolder(data_dir=str(tmp_path), image_size=4, holdout_size=6, test_size=0.2).splits(seed=0)
+    assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [18, 6, 6]
+    assert torch.bincount(splits.holdout.target).tolist() == [4, 2]
+    seen = torch.cat([part.input[:, 0, 0, 0] for part in (splits.train, splits.holdout, splits.test)])
+    assert sorted(seen.tolist()) == list(range(30))
+    assert splits.train.is_corrupted is None
+
+
+@pytest.mark.parametrize("name", ["holdout", "valid", "val"])
+def test_parts_with_a_folder_are_kept(tmp_path, name):
+    write_classes(tmp_path / "test", {"cat": 1, "dog": 1}, start=50)
+    write_classes(tmp_path / name, {"cat": 2, "dog": 1}, start=30)
+    write_classes(tmp_path / "train", {"dog": 2, "cat": 3})
+    raw = read(tmp_path)
+    assert raw.class_names == ("cat", "dog")
+    assert brightness(raw, raw.parts["train"]) == [2, 3, 4, 0, 1]
+    assert brightness(raw, raw.parts["holdout"]) == [30, 31, 32]
+    assert brightness(raw, raw.parts["test"]) == [50, 51]
+    assert raw.target.tolist() == [0, 0, 0, 1, 1, 0, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("name", "drawn"), [("val", "test"), ("test", "holdout")])
+def test_a_part_without_a_folder_is_drawn_beside_those_with_one(tmp_path, name, drawn):
+    write_classes(tmp_path / "train", {"cat": 10, "dog": 10})
+    write_classes(tmp_path / name, {"cat": 10, "dog": 10}, start=100)
+    splits = ImageFolder(data_dir=tmp_path, image_size=4, **{f"{drawn}_size": 4}).splits(seed=0)
+    assert len(splits.by_name()[drawn]) == 4
+    assert sum(len(part) for part in splits.by_name().values()) == 40
+
+
+def test_a_file_that_two_parts_have_is_refused_or_left_out(tmp_path):
+    for part, start in (("train", 0), ("val", 10), ("test", 20)):
+        write_classes(tmp_path / part, {"cat": 3, "dog": 3}, start=start)
+    copied = [("train/cat/00.png", "test/dog/09.png"), ("val/cat/01.png", "test/cat/08.png")]
+    for source, target in copied:
+        (tmp_path / target).write_bytes((tmp_path / source).read_bytes())
+    with pytest.raises(ValueError, match=r"^1 image of the training part found in .*train/cat/00\.png\. Leave them"):
+        read(tmp_path)
+    raw = read(tmp_path, overlap="drop")
+    assert brightness(raw, raw.parts["train"]) == [1, 2, 3, 4, 5]
+    assert brightness(raw, raw.parts["holdout"]) == [10, 12, 13, 14, 15]
+    assert brightness(raw, raw.parts["test"]) == [20, 21, 22, 11, 23, 24, 25, 0]
+    assert len(raw.notes) == 2
+    assert len(read(tmp_path, overlap="allow").target) == 20
+    with pytest.raises(ValueError, match=r"unknown datamodule\.overlap 'dropp'\. Did you mean 'drop'"):
+        read(tmp_path, overlap="dropp")
+
+
+def test_the_same_image_is_drawn_into_one_part(tmp_path):
+    write_classes(tmp_path, {"cat": 20, "dog": 20})
+    for number in range(5):
+        write(tmp_path / "dog" / f"again {number}.png", 20 + number)
+    for seed in range(5):
+        splits = ImageFolder(data_dir=tmp_path, image_size=4).splits(seed=seed)
+        seen = [set(part.input[:, 0, 0, 0].tolist()) for part in (splits.train, splits.holdout, splits.test)]
+        assert sum(map(len, seen)) == 40
+        assert splits.notes == ()
+
+
+def test_images_of_every_kind_and_depth_count_and_nothing_else_does(tmp_path):
+    names = ["z.png", "b/deep/er/1.jpg", "a/1.JPEG", "c.webp", "d.bmp", "e.tif", "f.TIFF", "g.gif"]
+    for number, name in enumerate(names):
+        write(tmp_path / "cat" / name, 10 * number)
+    write(tmp_path / "dog" / "1.png", 200)
+    for name in ("cat/readme.txt", "cat/._z.png", "cat/.hidden/1.png", ".cache/1.png", "labels.csv", ".DS_Store"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    raw = read(tmp_path)
+    assert raw.class_names == ("cat", "dog")
+    # in the order of paths: a/1, b/deep/er/1, c, d, e, f, g, z
+    assert brightness(raw) == [20, 10, 30, 40, 50, 60, 70, 0, 200]
+
+
+def test_a_link_to_a_folder_is_a_folder(tmp_path):
+    write_classes(tmp_path / "elsewhere", {"cats": 2, "pups": 1})
+    write_classes(tmp_path / "data", {"dog": 1}, start=9)
+    (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere" / "cats")
+    (tmp_path / "data" / "dog" / "pups").symlink_to(tmp_path / "elsewhere" / "pups")
+    assert brightness(read(tmp_path / "data")) == [0, 1, 9, 2]
+
+
+def test_unreadable_images_are_left_out_and_told(tmp_path):
+    write_classes(tmp_path, {"cat": 3, "dog": 2})
+    (tmp_path / "cat" / "01.png").write_text("no image")
+    raw = read(tmp_path, unreadable="skip")
+    assert raw.target.tolist() == [0, 0, 1, 1]
+    assert brightness(raw) == [0, 2, 3, 4]
+    assert raw.notes == (f"1 image of 5 left out, which cannot be read; the first is {tmp_path / 'cat' / '01.png'}.",)
+
+
+def loose_image(folder):
+    write(folder / "a.png")
+    return f"{folder} holds image files beside its folders (1, the first is a.png). Put every image into the folder"
+
+
+def empty_class(folder):
+    (folder / "bird").mkdir()
+    return f"class 'bird' has no images: {folder / 'bird'} holds no file that ends in .png, .jpg,"
+
+
+def class_of_other_files(folder):
+    (folder / "bird").mkdir()
+    (folder / "bird" / "notes.txt").write_text("none")
+    return "class 'bird' has no images"
+
+
+def part_beside_classes(folder):
+    write(folder / "test" / "cat" / "1.png")
+    return f"{folder} holds test, the folder of a part, beside cat, dog. Put the folders of all classes into"
+
+
+@pytest.mark.parametrize("change", [loose_image, empty_class, class_of_other_files, part_beside_classes])
+def test_a_folder_of_classes_that_is_none_is_refused(tmp_path, change):
+    write_classes(tmp_path, {"cat": 2, "dog": 2})
+    message = change(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read(tmp_path)
+
+
+def class_missing(folder):
+    write(folder / "val" / "cat" / "1.png")
+    return "all parts must have the same classes; 'dog' is in the train part and not in the holdout part."
+
+
+def class_unknown(folder):
+    write_classes(folder / "test", {"cat": 1, "dog": 1, "emu": 1})
+    return "all parts must have the same classes; 'emu' is in the test part and not in the train part."
+
+
+def class_empty(folder):
+    write(folder / "test" / "cat" / "1.png")
+    (folder / "test" / "dog").mkdir()
+    return f"class 'dog' has no images: {folder / 'test' / 'dog'} holds no file"
+
+
+def two_holdout_folders(folder):
+    write_classes(folder / "val", {"cat": 1, "dog": 1})
+    write_classes(folder / "valid", {"cat": 1, "dog": 1})
+    return "holds more than one folder of the holdout part: train, valid, val. Keep one."
+
+
+def no_train(folder):
+    (folder / "train").rename(folder / "val")
+    return f"{folder} holds val and no train, the folder of the training part."
+
+
+def unsorted(folder):
+    write(folder / "test" / "1.png")
+    return f"{folder / 'test'} holds image files beside its folders (1, the first is 1.png)."
+
+
+@pytest.mark.parametrize("change", [class_missing, class_unknown, class_empty, two_holdout_folders, no_train, unsorted])
+def test_parts_that_do_not_fit_are_refused(tmp_path, change):
+    write_classes(tmp_path / "train", {"cat": 2, "dog": 2})
+    message = change(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read(tmp_path)
+
+
+def test_a_class_may_be_called_like_a_part_within_a_part(tmp_path):
+    write_classes(tmp_path / "train", {"bus": 2, "train": 2})
+    assert read(tmp_path).class_names == ("bus", "train")
+
+
+def test_one_class_is_not_enough(tmp_path):
+    write_classes(tmp_path / "photos", {"cat": 2, "dog": 2})
+    with pytest.raises(
+        ValueError, match=r"needs two classes at least; the only class folder is 'photos'\. Is datamodule\."
+    ):
+        read(tmp_path)
+
+
+def test_no_folder_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"a folder of images needs datamodule\.data_dir=DIR"):
+        ImageFolder(data_dir=None)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"there is no folder {tmp_path / 'none'}. Give datamodule.")):
+        read(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="holds no folders: expected one for each class"):
+        read(tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'train'} holds no folders")):
+        read(tmp_path)

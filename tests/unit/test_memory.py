@@ -1,0 +1,41 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="only glibc is told what to keep"
+)
+BLOCK_BYTES = 2**26
+FAULTS = f"""
+import resource
+import torch
+from reducr.pipeline.memory import keep_freed_memory
+
+keep_freed_memory()
+torch.set_num_threads(1)
+torch.ones({BLOCK_BYTES}, dtype=torch.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones({BLOCK_BYTES}, dtype=torch.uint8)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+"""
+
+
+def pages_mapped_anew(**environment):
+    """For every block of memory that is freed and allocated again."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env=own | environment, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
+def test_freed_memory_is_kept_for_the_next_block():
+    assert pages_mapped_anew() < 100
+
+
+def test_what_the_user_has_told_the_allocator_stands():
+    pages = BLOCK_BYTES / os.sysconf("SC_PAGESIZE")
+    assert pages_mapped_anew(MALLOC_MMAP_THRESHOLD_="1000000") > 0.9 * pages

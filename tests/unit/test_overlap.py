@@ -1,0 +1,114 @@
+import re
+
+import pytest
+import torch
+
+from reducr.data.overlap import num_shared, with_the_same_together, without_overlap
+
+
+def stays(content, parts, policy="drop"):
+    positions = {part: torch.tensor(places) for part, places in parts.items()}
+    kept, notes = without_overlap(
+        torch.tensor(content), positions, policy=policy, unit="row", name=lambda place: f"row {place}"
+    )
+    return kept.nonzero().flatten().tolist(), notes
+
+
+PARTS = {"train": [0, 1, 2], "holdout": [3, 4], "test": [5, 6]}
+
+
+def test_what_stands_in_the_way_is_left_out_of_the_part_that_matters_less():
+    kept, notes = stays([7, 8, 9, 8, 10, 10, 9], PARTS)
+    assert kept == [0, 3, 5, 6]
+    assert [note.split(", ")[0] for note in notes] == [
+        "2 rows of 3 left out of the training part",
+        "1 row of 2 left out of the holdout part",
+    ]
+    assert notes[0].endswith("found in the holdout or test part too, with the same input; the first is row 1.")
+
+
+def test_parts_that_are_drawn_share_nothing_yet():
+    assert stays([1, 1, 1], {"train": [0, 1, 2]}) == ([0, 1, 2], ())
+    assert stays([1, 1, 2, 3], {"train": [0, 3], "holdout": [1, 2]})[0] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "policy", "message"),
+    [
+        (
+            [7, 8, 9, 8, 10, 11, 9],
+            "error",
+            "2 rows of the training part found in the holdout or test part too, with the same input; the first is row",
+        ),
+        (
+            [7, 8, 9, 10, 11, 11, 12],
+            "error",
+            "1 row of the holdout part found in the test part too, with the same input; the first is row 4.",
+        ),
+        (
+            [7, 8, 8, 7, 8, 10, 11],
+            "drop",
+            "datamodule.overlap=drop leaves nothing of the training part: every row of it is in the holdout or test",
+        ),
+    ],
+)
+def test_overlap_that_cannot_be_is_refused(content, policy, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        stays(content, PARTS, policy)
+
+
+def test_overlap_may_be_allowed():
+    assert stays([1] * 7, PARTS, "allow") == (list(range(7)), ())
+
+
+def apart(drawn, left, content, strata, seed=0):
+    drawn, left = with_the_same_together(
+        torch.tensor(drawn),
+        torch.tensor(left),
+        content=torch.tensor(content),
+        strata=torch.tensor(strata),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    assert sorted([*drawn.tolist(), *left.tolist()]) == list(range(len(content)))
+    return drawn, left
+
+
+def test_in_place_of_a_point_whose_input_is_left_another_of_its_stratum_is_drawn():
+    content = [5, 5, 6, 7, 8, 9]
+    drawn, left = apart([0, 4], [1, 2, 3, 5], content, [0, 0, 0, 0, 1, 1])
+    assert drawn.tolist() in ([2, 4], [3, 4])
+    assert num_shared(torch.tensor(content), drawn, left) == 0
+
+
+def test_an_input_is_drawn_with_all_its_points():
+    """Inputs of three points each: of six drawn points, all of two inputs."""
+    content = torch.arange(30) % 10
+    for seed in range(5):
+        drawn, left = apart(list(range(6)), list(range(6, 30)), content.tolist(), [0] * 30, seed)
+        assert len(drawn) == 6
+        assert len(content[drawn].unique()) == 2
+        assert num_shared(content, drawn, left) == 0
+
+
+def test_what_cannot_be_kept_together_is_drawn_as_it_was():
+    # the only input of stratum 0 is of another stratum too
+    drawn, _ = apart([0, 3], [1, 2], [5, 5, 6, 6], [0, 1, 1, 1])
+    assert drawn.tolist() in ([0, 1], [0, 2], [0, 3])
+    assert 0 in drawn.tolist()
+    # two points of inputs that come three times each
+    drawn, _ = apart([0, 3], [1, 2, 4, 5], [5, 5, 5, 6, 6, 6], [0] * 6)
+    assert len(drawn) == 2
+
+
+def test_without_the_same_inputs_nothing_is_drawn_anew():
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    drawn, left = with_the_same_together(
+        torch.tensor([0]),
+        torch.tensor([1]),
+        content=torch.arange(2),
+        strata=torch.zeros(2, dtype=torch.int64),
+        generator=generator,
+    )
+    assert (drawn.tolist(), left.tolist()) == ([0], [1])
+    assert torch.equal(generator.get_state(), before)
