@@ -1,24 +1,29 @@
-"""The tensors that flow through selection: a batch, the candidates, a selection."""
+"""What flows through selection: a batch and how to read one, the candidates, a selection."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, NamedTuple
+import dataclasses
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from reducr.structure import moved, taken
+
 
 class Batch(NamedTuple):
-    """One batch of the training program, points along the first axis of every tensor.
+    """One batch, points along the first axis of everything in it.
 
-    The order is that of the tuples which its data sets yield, so ``Batch(*item)`` reads one.
+    The order is that of the tuples which the training program's data sets yield, so ``Batch(*item)`` reads one.
     """
 
     index: Tensor  # type: ignore[assignment]  # the id of a point; tuple.index is not needed
-    """(B,) int64, the id of each point in its data set."""
-    input: Tensor
-    """(B, ...) what the model is called with."""
+    """(B,) int64, the id of each point in its data set; None in a stream whose points have none."""
+    input: Any
+    """What the model is called with: a tensor (B, ...), a dict of arguments by name, or a tuple of arguments."""
     target: Tensor
     """(B,) int64, what cross-entropy predicts."""
     group: Tensor
@@ -26,11 +31,161 @@ class Batch(NamedTuple):
 
     def take(self, positions: Tensor) -> Batch:
         """The points at ``positions`` (b,), in that order."""
-        return Batch(*(tensor[positions] for tensor in self))
+        batch: Batch = taken(self, positions, num_points=self.target.shape[0])
+        return batch
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on ``device``."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        batch: Batch = moved(self, device)
+        return batch
+
+
+Entry = int | str | tuple[int | str, ...] | Callable[[Any], Any]
+_INDEX_NAMES = ("index", "idx")
+_INPUT_NAMES = ("input", "inputs")
+_TARGET_NAMES = ("target", "targets", "label", "labels")
+_GROUP_NAMES = ("group", "groups")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSpec:
+    """Where the parts of a batch are, in the structure that its loader yields.
+
+    An entry is a position, a key or the name of an attribute, a tuple of these for nested batches, or a function of the
+    batch. ``BatchSpec.of`` finds the usual places.
+
+    Args:
+        target: the targets.
+        input: what the model is called with; None for all entries of a dict that hold tensors and are none of the
+            others, given to the model by their names.
+        index: ids of the points; None where they have none, which tables of irreducible losses need.
+        group: the groups; None where they are the targets.
+
+    Example:
+        >>> batch = {"pixels": torch.zeros(2, 4), "label": torch.tensor([1, 0]), "site": torch.tensor([0, 2])}
+        >>> BatchSpec(input="pixels", target="label", group="site").read(batch).group
+        tensor([0, 2])
+    """
+
+    target: Entry
+    input: Entry | None = None
+    index: Entry | None = None
+    group: Entry | None = None
+
+    @classmethod
+    def of(cls, batch: Any) -> BatchSpec:
+        """The spec of a batch in one of the usual structures.
+
+        Tuples and lists are ``(input, target)``, ``(index, input, target)`` or ``(index, input, target, group)``. In
+        dicts, named tuples and dataclasses the target is called ``target``, ``targets``, ``label`` or ``labels``, the
+        index ``index`` or ``idx``, the group ``group`` or ``groups``, and the input ``input`` or ``inputs``, or is all
+        the rest of a dict.
+
+        Raises:
+            ValueError: for any other structure; says what came.
+        """
+        names = _names_in(batch)
+        if names is not None:
+            index, target, group, given = (
+                next((name for name in names if name in known), None)
+                for known in (_INDEX_NAMES, _TARGET_NAMES, _GROUP_NAMES, _INPUT_NAMES)
+            )
+            if target is not None and (given is not None or isinstance(batch, Mapping)):
+                return cls(target=target, input=given, index=index, group=group)
+            found = f"a {type(batch).__name__} with {', '.join(map(str, names))}"
+        elif isinstance(batch, tuple | list):
+            if len(batch) == 2:
+                return cls(input=0, target=1)
+            if len(batch) in (3, 4):
+                return cls(index=0, input=1, target=2, group=3 if len(batch) == 4 else None)
+            found = f"a {type(batch).__name__} of {len(batch)}"
+        else:
+            found = f"a {type(batch).__name__}"
+        raise ValueError(
+            f"the parts of a batch are not where they usually are: it is {found}. Say where with spec=BatchSpec("
+            "input=..., target=..., index=..., group=...), from reducr.batch."
+        )
+
+    def read(self, batch: Any) -> Batch:
+        """The parts of ``batch``.
+
+        Raises:
+            ValueError: if an entry is not there, or index, target or group is no tensor of one row for each point.
+        """
+        target = self._tensor("target", batch)
+        inputs = self._rest(batch) if self.input is None else self._entry("input", batch)
+        index = None if self.index is None else self._numbers("index", batch, target.shape[0])
+        group = target if self.group is None else self._numbers("group", batch, target.shape[0])
+        return Batch(index, inputs, target, group)  # type: ignore[arg-type]  # a stream has no index
+
+    def _numbers(self, name: str, batch: Any, size: int) -> Tensor:
+        numbers = self._tensor(name, batch)
+        if numbers.shape != (size,):
+            raise ValueError(
+                f"a batch's {name} must hold one number for each of its {size} points; got shape "
+                f"{tuple(numbers.shape)}."
+            )
+        return numbers
+
+    def _tensor(self, name: str, batch: Any) -> Tensor:
+        value = self._entry(name, batch)
+        if not isinstance(value, Tensor) or not value.ndim:
+            kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"a batch's {name} must be a tensor with one row for each point; got {kind}.")
+        return value
+
+    def _entry(self, name: str, batch: Any) -> Any:
+        entry: Any = getattr(self, name)
+        if callable(entry):
+            return entry(batch)
+        for key in entry if isinstance(entry, tuple) else (entry,):
+            try:
+                batch = batch[key] if isinstance(key, int) or isinstance(batch, Mapping) else getattr(batch, key)
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"a batch has no {name} at {entry!r}: there is no {key!r} in "
+                    f"a {type(batch).__name__} with {_names_in(batch) or 'no names'}. Say where it is with "
+                    "spec=BatchSpec(...)."
+                ) from error
+        return batch
+
+    def _rest(self, batch: Any) -> dict[str, Any]:
+        if not isinstance(batch, Mapping):
+            raise ValueError(  # noqa: TRY004  (a fault of the spec)
+                f"BatchSpec.input can be left out for dicts only, whose other entries it then is; got a "
+                f"{type(batch).__name__}."
+            )
+        others = (self.target, self.index, self.group)
+        return {name: value for name, value in batch.items() if name not in others and isinstance(value, Tensor)}
+
+
+def _names_in(batch: Any) -> list[str] | None:
+    """The names of a batch's entries; None for a structure without any."""
+    if isinstance(batch, Mapping):
+        return list(batch)
+    if dataclasses.is_dataclass(batch):
+        return [field.name for field in dataclasses.fields(batch)]
+    names = getattr(batch, "_fields", None)
+    return None if names is None else list(names)
+
+
+class LazyGroupLoss(Protocol):
+    """Group-irreducible losses (B, G) that are computed some rows at a time, so that B x G numbers are never held."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, G)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are made."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+
+    def rows(self, positions: Tensor | slice) -> Tensor:
+        """(n, G) losses in nats of the points at ``positions``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +197,16 @@ class Candidates:
     Args:
         model_loss: (B,) cross-entropy of the model on each point, nats.
         irreducible_loss: (B,) cross-entropy of the irreducible model on each point, nats.
-        group_irreducible_loss: (B, G) cross-entropy of each group-irreducible model on each point, nats.
+        group_irreducible_loss: (B, G) cross-entropy of each group-irreducible model on each point, nats; or a
+            ``LazyGroupLoss``, such as ``irreducible.AdjustedGroupLoss``.
         logits: (B, C) outputs of the model, or (S, B, C) for S MC-dropout samples.
         targets: (B,) integers in [0, C).
         groups: (B,) integers in [0, G).
 
     Raises:
-        TypeError: if a loss or the logits are not floating point, or targets or groups not integers.
-        ValueError: if no field is given, or shapes disagree.
+        TypeError: if a field is no dense tensor, a loss or the logits are not floating point, or targets or groups not
+            integers.
+        ValueError: if no field is given, shapes disagree, or logits have no classes or samples.
 
     Example:
         >>> Candidates(model_loss=torch.tensor([0.1, 2.0, 0.3])).num_candidates
@@ -58,7 +215,7 @@ class Candidates:
 
     model_loss: Tensor | None = None
     irreducible_loss: Tensor | None = None
-    group_irreducible_loss: Tensor | None = None
+    group_irreducible_loss: Tensor | LazyGroupLoss | None = None
     logits: Tensor | None = None
     targets: Tensor | None = None
     groups: Tensor | None = None
@@ -73,12 +230,12 @@ class Candidates:
     }
 
     def __post_init__(self) -> None:
-        sizes: dict[str, int] = {}
-        for name, tensor in self.given().items():
-            _check_candidate_field(name, tensor, self._AXES[name])
-            # (S, B, C) logits carry their points along the last axis but one, everything else along the first
-            sizes[name] = tensor.shape[-2] if name == "logits" else tensor.shape[0]
-        if not sizes:
+        given = self._given
+        sizes = {}
+        for name, field in given.items():
+            _check_candidate_field(name, field, self._AXES[name])
+            sizes[name] = _num_points(name, field)
+        if not given:
             raise ValueError(
                 "Candidates need at least one tensor to know how many points there are; got none. "
                 f"Give one of {', '.join(self._AXES)}."
@@ -86,36 +243,95 @@ class Candidates:
         if len(set(sizes.values())) > 1:
             raise ValueError(f"Candidates must agree on the number of points; got {sizes}.")
 
-    def given(self) -> dict[str, Tensor]:
-        """The fields that are not None, by name."""
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: value for name, value in values if value is not None}
+    @cached_property
+    def _given(self) -> dict[str, Any]:
+        values = self.__dict__
+        return {name: values[name] for name in self._AXES if values[name] is not None}
 
-    @property
+    def given(self) -> Mapping[str, Any]:
+        """The fields that are not None, by name; to be read only."""
+        return self._given
+
+    @cached_property
     def num_candidates(self) -> int:
         """B, the number of points."""
-        name, tensor = next(iter(self.given().items()))
-        return tensor.shape[-2] if name == "logits" else tensor.shape[0]
+        return _num_points(*next(iter(self._given.items())))
 
     @property
     def device(self) -> torch.device:
         """Device of the first given field."""
-        return next(iter(self.given().values())).device
+        device: torch.device = next(iter(self._given.values())).device
+        return device
 
-    def take(self, positions: Tensor) -> Candidates:
-        """The candidates at ``positions`` (b,), in that order."""
-        return replace(
-            self,
-            **{
-                name: tensor[..., positions, :] if name == "logits" else tensor[positions]
-                for name, tensor in self.given().items()
-            },
-        )
+    @property
+    def group_losses(self) -> Tensor:
+        """``group_irreducible_loss``, computed now if it is lazy.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        losses = self.group_irreducible_loss
+        if losses is None:
+            raise ValueError("these Candidates have no group_irreducible_loss.")
+        return losses if isinstance(losses, Tensor) else losses.rows(slice(None))
+
+    @cached_property
+    def chunk_size(self) -> int:
+        """How many points at a time keep what has G numbers for each of them small."""
+        losses = self.group_irreducible_loss
+        if losses is None:
+            return self.num_candidates
+        elements = _CHUNK_ELEMENTS if losses.device.type == "cpu" else _DEVICE_CHUNK_ELEMENTS
+        return max(1, elements // max(1, losses.shape[1]))
+
+    def chunks(self) -> Iterator[Candidates]:
+        """The candidates in order, ``chunk_size`` at a time, without lazy fields."""
+        size, num_candidates = self.chunk_size, self.num_candidates
+        if size >= num_candidates and isinstance(self.group_irreducible_loss, Tensor | None):
+            yield self
+            return
+        for start in range(0, num_candidates, size):
+            yield self._at(slice(start, start + size), self._AXES)
+
+    def take(self, positions: Tensor, *, names: Container[str] | None = None) -> Candidates:
+        """The candidates at ``positions`` (b,), in that order, without lazy fields; of ``names`` only, if given."""
+        return self._at(positions, self._AXES if names is None else names)
+
+    def _at(self, positions: Tensor | slice, names: Container[str]) -> Candidates:
+        part = object.__new__(Candidates)  # whose fields have been checked
+        taken = {name: _points_at(name, field, positions) for name, field in self._given.items() if name in names}
+        part.__dict__.update(dict.fromkeys(self._AXES) | taken)
+        return part
 
 
-def _check_candidate_field(name: str, tensor: Tensor, axes: tuple[int, ...]) -> None:
+# so many numbers stay in the cache of a processor; a GPU is kept busy by more
+_CHUNK_ELEMENTS = 2**18
+_DEVICE_CHUNK_ELEMENTS = 2**24
+
+
+def _num_points(name: str, field: Tensor | LazyGroupLoss) -> int:
+    """(S, B, C) logits carry their points along the last axis but one, everything else along the first."""
+    return field.shape[-2] if name == "logits" else field.shape[0]
+
+
+def _points_at(name: str, field: Tensor | LazyGroupLoss, positions: Tensor | slice) -> Tensor:
+    if not isinstance(field, Tensor):
+        return field.rows(positions)
+    if name == "logits":
+        return field[..., positions, :]
+    return field[positions] if isinstance(positions, slice) else field.index_select(0, positions)
+
+
+_FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
+
+def _check_candidate_field(name: str, tensor: Any, axes: tuple[int, ...]) -> None:
+    if name == "group_irreducible_loss" and hasattr(tensor, "rows"):
+        return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"Candidates.{name} must be a tensor; got {type(tensor).__name__}.")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"Candidates.{name} must be a dense tensor; got {tensor.layout}. Give its to_dense().")
     if tensor.ndim not in axes:
         raise ValueError(
             f"Candidates.{name} must have {' or '.join(map(str, axes))} axes; got shape {tuple(tensor.shape)}."
@@ -123,8 +339,10 @@ def _check_candidate_field(name: str, tensor: Tensor, axes: tuple[int, ...]) -> 
     if name in ("targets", "groups"):
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
             raise TypeError(f"Candidates.{name} must be integers; got {tensor.dtype}.")
-    elif not tensor.is_floating_point():
+    elif tensor.dtype not in _FLOATS:
         raise TypeError(f"Candidates.{name} must be floating point; got {tensor.dtype}.")
+    if name == "logits" and 0 in (*tensor.shape[:-2], tensor.shape[-1]):
+        raise ValueError(f"Candidates.logits need at least one class and sample; got shape {tuple(tensor.shape)}.")
 
 
 @dataclass(frozen=True)
@@ -133,13 +351,27 @@ class Selection:
 
     Args:
         positions: (b,) int64 rows of the candidates, best first (or in the order drawn).
-        scores: (B,) float, the score of every candidate; minus infinity where a point was not finite.
+        scores: (B,) float, the score of every candidate; minus infinity where a point was not finite, NaN where it was
+            not scored, within a ``scoring.ScoringBudget``.
         payoff: (G,) float, what the selected points add to each group's cumulative payoff; zeros for selectors
             without group weights.
         num_non_finite: how many candidates were left out because a loss was NaN or infinite.
+        loss_weight: what the mean loss of the selected points must be multiplied with before the backward pass: 1 in
+            one process; see ``reducr.distributed`` for several.
     """
 
     positions: Tensor
     scores: Tensor
     payoff: Tensor
     num_non_finite: int
+    loss_weight: float = 1.0
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether the position is not selected, but keeps a rank in step that has no selected point."""
+        return self.loss_weight == 0
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the stand-in's loss is not finite, as 0 times it would not be: its inputs are then set to zero."""
+        return self.is_stand_in and bool((self.scores[self.positions] == -torch.inf).any())

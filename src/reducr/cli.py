@@ -1,4 +1,4 @@
-"""The command line: ``reducr run | irreducible | train | report``."""
+"""The command line: ``reducr run | irreducible | train | resume | report``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import difflib
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+if TYPE_CHECKING:
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
 
 _USAGE = """\
 usage: reducr COMMAND [OPTION=VALUE ...]
@@ -21,12 +22,25 @@ usage: reducr COMMAND [OPTION=VALUE ...]
   reducr run experiment=NAME          all stages: irreducible model, table, every method and seed, report
   reducr irreducible experiment=NAME  irreducible models and their table alone (gradient_weighted_class=null|NUMBER|all)
   reducr train experiment=NAME        target training alone (irreducible.dir=RUN, selection_method=NAME, seed=NUMBER)
+  reducr resume RUN                   go on with an interrupted run, of any of these, as if nothing had happened
   reducr report RUN...                tables and plots from finished runs
 
-experiments: {experiments}
-options:     reducr run --cfg job               all options of the default experiment
-             reducr run experiment=NAME --help  the same with Hydra's own flags
-             --config-dir DIR                   your own YAML files beside the package's
+your own data, without writing code:
+
+  reducr run experiment=table datamodule.train_file=FILE datamodule.target_column=NAME 'datamodule.text_columns=[NAME]'
+  reducr run experiment=image_folder datamodule.data_dir=DIR
+  reducr run experiment=hugging_face datamodule.path=DIR datamodule.input_column=NAME datamodule.target_column=NAME
+
+options:
+
+  reducr run --cfg job                all options of the default experiment
+  reducr run experiment=NAME --help   the same with Hydra's own flags
+  --config-dir DIR                    your own YAML files beside the package's
+  -m OPTION=A,B,C                     a run for each value; hydra/launcher=joblib runs them side by side
+
+experiments:
+
+{experiments}
 """
 
 # option names of the original repository, and where they are here
@@ -37,7 +51,18 @@ _ORIGINAL_OPTIONS = {
     "selection_method.eta": "methods.reducr.options.step_size",
     "gradient_weight": "irreducible.gradient_weight",
 }
-_USER_FAULTS = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError)
+# what each extra brings, for the message where it is missing
+_EXTRAS = {
+    "vision": ("PIL", "tqdm"),
+    "table": ("pandas", "pyarrow"),
+    "text": ("transformers", "datasets", "tokenizers"),
+    "timm": ("timm", "torchvision"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "train": ("lightning", "hydra", "torchmetrics", "sklearn", "matplotlib", "rich"),
+}
+_USER_FAULTS = (ValueError, TypeError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,11 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rest = [argument for argument in rest if argument]
     if command == "report":
         _stopping_cleanly(lambda: _report(rest))
+    elif command == "resume":
+        _stopping_cleanly(lambda: _resume(rest))
     elif command in ("run", "irreducible", "train"):
-        _hydra_command(command, rest)
+        _stopping_cleanly(lambda: _hydra_command(command, rest))
     else:
         is_help = command in ("", "-h", "--help")
-        text = _USAGE.format(experiments=", ".join(_experiments()))
+        experiments = textwrap.fill(", ".join(_experiments()), width=100, initial_indent="  ", subsequent_indent="  ")
+        text = _USAGE.format(experiments=experiments)
         if not is_help:
             text = f"reducr: there is no command {command!r}.\n\n{text}"
         (sys.stdout if is_help else sys.stderr).write(text)
@@ -58,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _hydra_command(command: str, rest: Sequence[str]) -> None:
+    import hydra
+    from hydra.errors import HydraException
+
     from reducr import pipeline
 
     entry = {
@@ -74,7 +105,7 @@ def _hydra_command(command: str, rest: Sequence[str]) -> None:
             folder = entry(config)
 
         _stopping_cleanly(work)
-        sys.stdout.write(f"run folder: {folder}\n")
+        _say_folder(folder)
         return str(folder)
 
     sys.argv = [f"reducr {command}", *(_renamed(argument) for argument in rest)]
@@ -83,19 +114,37 @@ def _hydra_command(command: str, rest: Sequence[str]) -> None:
     try:
         hydra.main(version_base="1.3", config_path="configs", config_name="main")(task)()
     except HydraException as error:
-        sys.stderr.write(f"reducr: {error}\n{_nearest_options(str(error))}")
+        sys.stderr.write(f"reducr: {error}\n{_advice(error)}")
         sys.exit(2)
 
 
-def _nearest_options(message: str) -> str:
-    """A line with the options whose names come nearest to the one that Hydra could not override, if any does."""
-    unknown = re.search(r"Could not override '([^']+)'", message)
+def _advice(error: HydraException) -> str:
+    """What to do about a fault that Hydra found, in lines of its own."""
+    import hydra
+    from hydra.errors import OverrideParseException
+    from omegaconf import OmegaConf
+
+    if isinstance(error, OverrideParseException):
+        return (
+            "Put a value with letters beyond a to z, brackets, commas or the like into double quotes, and the whole "
+            """into single ones: 'OPTION="VALUE"', 'OPTION=["VALUE","VALUE"]'\n"""
+        )
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown is None:
         return ""
+    name = unknown[1]
+    lines = ""
+    if f"+{name}={{" in str(error):
+        lines = (
+            f"Where {name} is a mapping already, Hydra puts the two together, which must then have the same entries: "
+            f"give {name}=null before it.\n"
+        )
     with hydra.initialize_config_module("reducr.configs", version_base="1.3"):
         options = _dotted_names(OmegaConf.to_container(hydra.compose("main"), resolve=False))
-    near = difflib.get_close_matches(unknown[1], options, n=3, cutoff=0.6)
-    return f"Did you mean {' or '.join(near)}?\n" if near else "`reducr run --cfg job` lists every option.\n"
+    near = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
+    if near and name not in near:
+        return f"Did you mean {' or '.join(near)}?\n{lines}"
+    return lines or "`reducr run experiment=NAME --cfg job` lists every option.\n"
 
 
 def _dotted_names(node: Any, prefix: str = "") -> list[str]:
@@ -123,15 +172,38 @@ def _report(rest: Sequence[str]) -> None:
     write_report(options.runs, out=options.out or options.runs[0], console=make_console())
 
 
+def _resume(rest: Sequence[str]) -> None:
+    from reducr.pipeline import resume_run
+
+    parser = argparse.ArgumentParser(
+        prog="reducr resume", description="Go on with an interrupted run. What has finished is not done again."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    _say_folder(resume_run(parser.parse_args(rest).run))
+
+
+def _say_folder(folder: Path | None) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes one is enough
+        sys.stdout.write(f"run folder: {folder}\n")
+
+
 def _stopping_cleanly(work: Callable[[], None]) -> None:
     """Do the work; a user's fault ends in its message, Ctrl-C in a word that the run folder is usable."""
     try:
         work()
     except KeyboardInterrupt:
-        sys.stderr.write("\nreducr: interrupted. Everything that had finished is in the run folder.\n")
+        sys.stderr.write(
+            "\nreducr: interrupted. Everything that had finished is in the run folder; `reducr resume RUN` goes on.\n"
+        )
         sys.exit(130)
     except _USER_FAULTS as error:
         sys.stderr.write(f"reducr: {error}\n")
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = next((name for name, packages in _EXTRAS.items() if (error.name or "").split(".")[0] in packages), None)
+        if extra is None:
+            raise
+        sys.stderr.write(f"reducr: {error.name} is not installed: pip install 'reducr[{extra}]' brings it.\n")
         sys.exit(2)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reducr.checks import check_every_group_has_points, check_num_groups
+from reducr.checks import check_every_group_has_points, check_num_groups, check_range, is_finite_number
+from reducr.distributed import summed
 from reducr.state import ExactState
 
 _SMALLEST_COUNT = 1e-200
@@ -17,6 +18,9 @@ class GroupHoldoutLoss(ExactState):
     One pass over the holdout set is ``reset``, ``update`` for every batch, ``mean``. With ``decay`` below 1 the sums
     and counts are forgotten by that factor at every update, so that one holdout mini-batch a step follows the model:
     a debiased moving average, which a group absent from a mini-batch keeps as it was.
+
+    On several ranks each may be given a part of the holdout set of its own, or all the whole: ``over_ranks`` gives the
+    mean over what all have seen, in which a group may be absent on some.
 
     State:
         sums: (G,) float64 nats, summed over ranks.
@@ -42,9 +46,9 @@ class GroupHoldoutLoss(ExactState):
     def __init__(self, num_groups: int, *, decay: float = 1.0) -> None:
         super().__init__()
         check_num_groups(num_groups)
-        if not 0 < decay <= 1:
+        if not (is_finite_number(decay) and 0 < decay <= 1):
             raise ValueError(f"decay must be in (0, 1]; got {decay}.")
-        self.decay = decay
+        self.decay = float(decay)
         self.register_buffer("sums", torch.zeros(num_groups, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(num_groups, dtype=torch.float64))
 
@@ -55,35 +59,57 @@ class GroupHoldoutLoss(ExactState):
 
     @torch.no_grad()
     def update(self, loss: Tensor, groups: Tensor) -> None:
-        """Add the losses (B,) of points in ``groups`` (B,)."""
+        """Add the losses (B,) of points in ``groups`` (B,).
+
+        Raises:
+            ValueError: if losses and groups are not one number for each point, groups no integers or out of range.
+        """
+        if loss.ndim != 1 or groups.shape != loss.shape or groups.is_floating_point() or groups.is_complex():
+            raise ValueError(
+                "a holdout batch needs one loss and one integer group for each point; got losses "
+                f"{tuple(loss.shape)} and groups {tuple(groups.shape)} of {groups.dtype}."
+            )
         groups = groups.long()
+        check_range("holdout groups", groups, len(self.counts))
         # a group absent for very long must not sink into the denormals, where its mean would drift
         decay = torch.full_like(self.counts, self.decay).masked_fill_(self.counts < _SMALLEST_COUNT, 1.0)
         self.sums.mul_(decay).index_add_(0, groups, loss.to(self.sums))
         self.counts.mul_(decay).index_add_(0, groups, torch.ones_like(groups, dtype=self.counts.dtype))
 
-    def rescale(self, num_points: float) -> None:
+    def rescale(self, num_points: float, *, over_ranks: bool = False) -> None:
         """Give all that was seen so far the weight of ``num_points`` points, leaving the means as they are.
 
         A moving average that starts from a pass over the whole holdout set is rescaled to one mini-batch, so that
         the first pass is forgotten like any other.
 
+        Args:
+            num_points: size of a mini-batch, of this rank's.
+            over_ranks: whether ``mean`` will be asked for that over all ranks; all of them must call this then.
+
         Raises:
             ValueError: if a group has no holdout point yet; names the groups.
         """
-        check_every_group_has_points(self.counts)
-        factor = num_points / self.counts.sum()
+        seen = torch.cat([self.counts, self.counts.new_tensor([num_points])])
+        if over_ranks:
+            seen = summed(seen)
+        check_every_group_has_points(seen[:-1])
+        factor = seen[-1] / seen[:-1].sum()
         self.sums *= factor
         self.counts *= factor
 
-    def mean(self) -> Tensor:
+    def mean(self, *, over_ranks: bool = False) -> Tensor:
         """(G,) float64 mean losses in nats.
+
+        Args:
+            over_ranks: of what all ranks have seen, the same bits on each; all of them must call this then.
 
         Raises:
             ValueError: if a group has no holdout point, or a mean is not finite; names the groups.
         """
-        check_every_group_has_points(self.counts)
-        means = self.sums / self.counts
+        seen = torch.stack([self.sums, self.counts])
+        sums, counts = summed(seen) if over_ranks else seen
+        check_every_group_has_points(counts)
+        means: Tensor = sums / counts
         broken = torch.nonzero(~torch.isfinite(means)).flatten().tolist()
         if broken:
             raise ValueError(

@@ -73,13 +73,13 @@ class ClassificationReport(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """``class_accuracy`` (C,), ``group_accuracy`` (G,), ``mean_accuracy`` (), and the counts of both partitions."""
-        return {
-            "class_accuracy": self.by_class.compute(),
-            "class_count": self.by_class.num_points,
-            "group_accuracy": self.by_group.compute(),
-            "group_count": self.by_group.num_points,
-            "mean_accuracy": self.by_class.num_correct.sum().double() / self.by_class.num_points.sum(),
-        }
+        report = {}
+        for name, part in (("class", self.by_class), ("group", self.by_group)):
+            with part.sync_context():  # on several ranks those of all
+                report[f"{name}_accuracy"] = part.num_correct.double() / part.num_points
+                report[f"{name}_count"] = part.num_points.clone()
+                report["mean_accuracy"] = part.num_correct.sum().double() / part.num_points.sum()
+        return report
 
     def reset(self) -> None:
         """Forget all points."""

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
 from reducr.files import write_text_atomically
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows has none, and no claims then
+    fcntl = None  # type: ignore[assignment]
+
+_FORMAT = 1
+_START = "run.json"
+_RESULTS = "results.csv"
 CHECKPOINT_RULES = ("last", "best_worst_group", "best_mean")
 
 
@@ -70,6 +80,55 @@ def create_run_folder(home: Path, name: str, *, run_dir: Path | None = None) -> 
             return folder
 
 
+def write_start(folder: Path, *, command: str) -> None:
+    """Write ``run.json``: what an interrupted run was, so that ``reducr resume`` can go on with it."""
+    start = {"format": _FORMAT, "command": command, "started_in": str(Path.cwd())}
+    write_text_atomically(folder / _START, json.dumps(start, indent=2) + "\n")
+
+
+def read_start(folder: Path) -> tuple[str, Path]:
+    """The command of a run, and the folder that it was started in.
+
+    Raises:
+        FileNotFoundError: if ``folder`` is that of no run, or the folder that it was started in is gone.
+        ValueError: if it was written by another version.
+    """
+    path = folder / _START
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is not the folder of a run: it has no {_START}. Give a folder that `reducr run`, `reducr train` "
+            "or `reducr irreducible` made."
+        )
+    start = json.loads(path.read_text(encoding="utf-8"))
+    if start.get("format") != _FORMAT:
+        raise ValueError(f"{path} has format {start.get('format')!r}; this version reads format {_FORMAT}.")
+    started_in = Path(start["started_in"])
+    if not started_in.is_dir():
+        raise FileNotFoundError(f"the run was started in {started_in}, which is no longer there; make it again.")
+    return start["command"], started_in
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in the folder of a run, which has been given its ``run.json``, at once.
+
+    Raises:
+        ValueError: if one is.
+    """
+    with (folder / _START).open("rb") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another process is at work in {folder}: wait for it, or stop it first.") from None
+        yield
+
+
+def has_results(folder: Path) -> bool:
+    """Whether any method of the run has finished."""
+    return (folder / _RESULTS).is_file()
+
+
 def write_results(folder: Path, rows: Iterable[ResultRow]) -> None:
     """Write ``results.csv``, whole or not at all."""
     text = io.StringIO()
@@ -77,7 +136,7 @@ def write_results(folder: Path, rows: Iterable[ResultRow]) -> None:
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in asdict(row).items()})
-    write_text_atomically(folder / "results.csv", text.getvalue())
+    write_text_atomically(folder / _RESULTS, text.getvalue())
 
 
 def read_results(folder: Path) -> list[ResultRow]:
@@ -87,7 +146,7 @@ def read_results(folder: Path) -> list[ResultRow]:
         FileNotFoundError: if the folder has none; says what a run folder is.
         ValueError: if its columns are not those of this version.
     """
-    path = folder / "results.csv"
+    path = folder / _RESULTS
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} has no results.csv: it is not the folder of a run, or no method of it has finished yet. Give "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -14,6 +16,9 @@ class ExactState(nn.Module):
     thousand steps must not be among them.
     """
 
+    nan_before_use: ClassVar[frozenset[str]] = frozenset()
+    """The buffers that are NaN until they are given a value; any other must be finite."""
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactState:
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -21,3 +26,29 @@ class ExactState(nn.Module):
 
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch, but all or nothing.
+
+        Raises:
+            ValueError: for a state that does not fit, or is not finite; says what differs, and nothing is loaded.
+        """
+        own = self.state_dict()
+        faults = [f"it has no {name}" for name in own if strict and name not in state_dict]
+        faults += [f"{name} is unknown here" for name in state_dict if strict and name not in own]
+        faults += [
+            f"{name} {fault}"
+            for name, buffer in own.items()
+            if name in state_dict and (fault := self._fault(name, state_dict[name], buffer))
+        ]
+        if faults:
+            raise ValueError(f"this is not the state of such a {type(self).__name__}: {'; '.join(faults)}.")
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _fault(self, name: str, value: Any, buffer: Tensor) -> str | None:
+        if not isinstance(value, Tensor):
+            return f"is a {type(value).__name__}"
+        if value.shape != buffer.shape or value.dtype != buffer.dtype:
+            return f"is {value.dtype} {tuple(value.shape)}, and {buffer.dtype} {tuple(buffer.shape)} here"
+        is_unused = name in self.nan_before_use and bool(torch.isnan(value).all())
+        return None if is_unused or bool(torch.isfinite(value).all()) else "is not finite"

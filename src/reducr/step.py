@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from reducr.batch import Batch, Candidates, Selection
-from reducr.functional import point_cross_entropy
+from reducr.checks import is_finite_number
+from reducr.forward import PointLoss, model_output
+from reducr.functional import point_cross_entropy, selection_dtype
 from reducr.holdout import GroupHoldoutLoss
 from reducr.names import unknown_name
+from reducr.scoring import ScoringBudget, check_budget
 from reducr.selectors import Selector
+from reducr.selectors.over_ranks import select_over_ranks
+from reducr.structure import blank
 
 SCORING_MODES = ("train", "eval", "train_frozen_statistics")
+_AUTOCAST_DEVICES = ("cuda", "cpu")
+_LAZY_ABOVE = 2**20
+"""Candidates x groups above which irreducible losses are computed some rows at a time, where that can be."""
 
 
 class IrreducibleLookup(Protocol):
@@ -36,10 +45,14 @@ def num_selected_of(fraction: float, num_candidates: int) -> int:
         >>> num_selected_of(0.1, 320), num_selected_of(0.1, 32), num_selected_of(0.29, 100)
         (32, 3, 29)
     """
-    if not 0 < fraction <= 1:
+    if not (is_finite_number(fraction) and 0 < fraction <= 1):
         raise ValueError(
             f"fraction must be in (0, 1], the share of the candidates to keep; got {fraction}."
-            + (f" For {fraction} percent give {fraction / 100}." if 1 < fraction <= 100 else "")
+            + (
+                f" For {fraction} percent give {fraction / 100}."
+                if is_finite_number(fraction) and 1 < fraction <= 100
+                else ""
+            )
         )
     # the small term keeps 0.29 * 100 = 28.999999999999996 from losing a point
     return max(1, math.floor(fraction * num_candidates + 1e-9))
@@ -51,35 +64,119 @@ def pick(
     selector: Selector,
     irreducible: IrreducibleLookup | None = None,
     *,
-    num_selected: int,
+    num_selected: int | Callable[[int], int],
+    loss: PointLoss | None = None,
     scoring_mode: str = "train",
+    forward: Callable[..., Any] | None = None,
+    budget: ScoringBudget | None = None,
     generator: torch.Generator | None = None,
+    distributed: str | None = None,
 ) -> tuple[Batch, Selection]:
     """Score a large batch without gradients and keep its best points.
 
     Args:
-        model: called with ``batch.input``; gives (B, C) logits. A rule that reads no loss or logits does not run it.
+        model: called with ``batch.input`` (see ``forward.model_output``); gives (B, C) logits, or whatever ``loss``
+            takes. A rule that reads no loss or logits does not run it.
         batch: B candidates, on the model's device.
         selector: the rule; read, not changed. Call ``selector.update(selection)`` after the gradient step.
         irreducible: losses for the rules that need them.
-        num_selected: b in [1, B].
+        num_selected: b in [1, B]; or a function of B, the number of candidates that are chosen from.
+        loss: of (output, target), one value for each point (B,); None for the cross-entropy.
         scoring_mode: how the model is run: ``train`` (as published: batch statistics, running statistics see the
             unselected points too, dropout is on), ``eval``, or ``train_frozen_statistics`` (as ``train``, but every
             buffer is left as found). A model in train mode is scored as it is, so layers that its owner keeps in
             eval mode stay there. Every module's mode is left as found.
+        forward: what is called in the place of ``model`` and runs it, such as a ``scoring.ScoringForward``.
+        budget: scores only a part of the candidates; remembers their losses. Those that were not scored have NaN in
+            ``selection.scores``.
         generator: source of randomness for rules and samplers that draw; dropout in the model draws from torch's
             global one, as in training.
+        distributed: ``global`` or ``local`` on several ranks; see ``reducr.distributed``.
 
     Returns:
-        The selected batch of b points, and the selection.
+        The selected batch of b points, and the selection. On several ranks this rank's part of it, whose mean loss is
+        to be multiplied with ``selection.loss_weight``.
 
     Raises:
-        ValueError: for an output that is not (B, C), irreducible losses of the wrong shape or missing, an unknown
-            ``scoring_mode``, and whatever ``selector.select`` refuses.
+        ValueError: for an output that is not (B, C), a loss that is not (B,), irreducible losses of the wrong shape or
+            missing, an unknown ``scoring_mode``, and whatever ``selector.select`` refuses.
     """
-    candidates = score_candidates(model, batch, selector, irreducible, scoring_mode=scoring_mode)
+    if budget is not None:
+        budget.reserve(batch.index)
+    selection = choose(
+        model,
+        batch,
+        selector,
+        irreducible,
+        num_selected=num_selected,
+        loss=loss,
+        scoring_mode=scoring_mode,
+        forward=forward,
+        budget=budget,
+        generator=generator,
+        distributed=distributed,
+    )
+    selected = batch.take(selection.positions)
+    if selection.is_broken:
+        selected = selected._replace(input=blank(selected.input))
+    return selected, selection
+
+
+def choose(
+    model: nn.Module,
+    batch: Batch,
+    selector: Selector,
+    irreducible: IrreducibleLookup | None = None,
+    *,
+    num_selected: int | Callable[[int], int],
+    loss: PointLoss | None = None,
+    scoring_mode: str = "train",
+    forward: Callable[..., Any] | None = None,
+    budget: ScoringBudget | None = None,
+    generator: torch.Generator | None = None,
+    distributed: str | None = None,
+) -> Selection:
+    """The selection that ``pick`` makes, for callers who take its points themselves; arguments as there.
+
+    A ``budget`` must have room for the points: see ``ScoringBudget.reserve``.
+    """
+    scoring: dict[str, Any] = {"loss": loss, "scoring_mode": scoring_mode, "forward": forward}
+    if budget is not None:
+        check_budget(budget, selector, fraction=0.0, distributed=distributed)
+        number = num_selected(batch.target.shape[0]) if callable(num_selected) else num_selected
+        return _chosen_within(
+            budget, model, batch, selector, irreducible, num_selected=number, generator=generator, **scoring
+        )
+    candidates = score_candidates(model, batch, selector, irreducible, **scoring)
+    return select_over_ranks(selector, candidates, num_selected=num_selected, generator=generator, mode=distributed)
+
+
+@torch.no_grad()
+def _chosen_within(
+    budget: ScoringBudget,
+    model: nn.Module,
+    batch: Batch,
+    selector: Selector,
+    irreducible: IrreducibleLookup | None,
+    *,
+    num_selected: int,
+    generator: torch.Generator | None,
+    **scoring: Any,
+) -> Selection:
+    """The best of the candidates that ``budget`` says are to be scored, whose losses it then remembers."""
+    known = Candidates(**_known_fields(batch, selector, irreducible) or {"groups": batch.group})
+    positions = budget.positions(batch.index, known, selector, num_selected=num_selected, generator=generator)
+    part = batch.take(positions)
+    model_loss = _model_fields(model, part, selector, **scoring)["model_loss"]
+    budget.remember(part.index, model_loss)
+    candidates = replace(known.take(positions), model_loss=model_loss)
     selection = selector.select(candidates, num_selected=num_selected, generator=generator)
-    return batch.take(selection.positions), selection
+    scores = selection.scores.new_full(batch.target.shape, torch.nan)
+    return replace(
+        selection,
+        positions=positions.index_select(0, selection.positions),
+        scores=scores.index_copy_(0, positions, selection.scores),
+    )
 
 
 @torch.no_grad()
@@ -89,49 +186,139 @@ def score_candidates(
     selector: Selector,
     irreducible: IrreducibleLookup | None,
     *,
+    loss: PointLoss | None = None,
     scoring_mode: str = "train",
+    forward: Callable[..., Any] | None = None,
 ) -> Candidates:
     """All that ``selector`` needs to know of ``batch``, computed without gradients; arguments as for ``pick``."""
-    fields: dict[str, Tensor] = {"targets": batch.target, "groups": batch.group}
-    num_samples = selector.num_dropout_samples
+    fields = _model_fields(model, batch, selector, loss=loss, scoring_mode=scoring_mode, forward=forward)
+    fields |= _known_fields(batch, selector, irreducible)
+    return Candidates(**fields or {"groups": batch.group})
+
+
+def _known_fields(batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None) -> dict[str, Any]:
+    """What ``selector`` needs to know of ``batch`` that the model is not asked for."""
+    given = {"targets": batch.target, "groups": batch.group}
+    fields: dict[str, Any] = {name: tensor for name, tensor in given.items() if name in selector.needs}
+    return fields | _irreducible_fields(batch, selector, irreducible)
+
+
+def _model_fields(
+    model: nn.Module,
+    batch: Batch,
+    selector: Selector,
+    *,
+    loss: PointLoss | None,
+    scoring_mode: str,
+    forward: Callable[..., Any] | None,
+) -> dict[str, Any]:
+    """What it needs to know that the model is asked for."""
+    fields: dict[str, Any] = {}
+    called, num_samples = model if forward is None else forward, selector.num_dropout_samples
     if "model_loss" in selector.needs or ("logits" in selector.needs and not num_samples):
         with scoring_pass(model, scoring_mode):
-            logits = _checked_logits(model(batch.input), batch)
-        if "model_loss" in selector.needs:
-            fields["model_loss"] = point_cross_entropy(logits, batch.target)
+            output = model_output(called, batch.input)
+            if "model_loss" in selector.needs:
+                fields["model_loss"] = point_losses(output, batch.target, loss)
         if "logits" in selector.needs:
-            fields["logits"] = logits
+            fields["logits"] = _checked_logits(output, batch.target.shape[0])
     if num_samples:
-        fields["logits"] = dropout_samples(model, batch.input, num_samples=num_samples)
-    fields |= _irreducible_fields(batch, selector, irreducible)
-    return Candidates(**fields)
+        fields["logits"] = dropout_samples(model, batch.input, num_samples=num_samples, forward=forward)
+    return fields
+
+
+def point_losses(output: Any, target: Tensor, loss: PointLoss | None = None) -> Tensor:
+    """The loss of each point (B,), in float32 or better.
+
+    Args:
+        output: of the model; (B, C) logits for the cross-entropy.
+        target: (B,) integers, or whatever ``loss`` takes, with one row for each point.
+        loss: of (output, target); None for the cross-entropy.
+
+    Raises:
+        ValueError: if the output is no (B, C) floating tensor, or ``loss`` does not give B floating values; a loss that
+            has been averaged is told how to be mended.
+    """
+    size = target.shape[0]
+    if loss is None:
+        logits = _checked_logits(output, size)
+        if target.ndim != 1 or target.is_floating_point() or target.is_complex():
+            raise ValueError(
+                f"the cross-entropy needs targets (B,) of one integer for each point; got {target.dtype} "
+                f"{tuple(target.shape)}. For others give loss=, of (output, target), which keeps one value for each."
+            )
+        return point_cross_entropy(logits, target)
+    losses = loss(output, target)
+    if not isinstance(losses, Tensor) or losses.shape != (size,) or not losses.is_floating_point():
+        found = f"{losses.dtype} {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        mended = ""
+        if isinstance(losses, Tensor) and losses.ndim == 0:
+            mended = " One value for all points is their mean or sum: give it reduction='none'."
+        elif isinstance(losses, Tensor) and losses.ndim > 1 and len(losses) == size:
+            mended = " Average it over all axes but the first."
+        raise ValueError(
+            f"loss(output, target) must give one floating-point value for each of the {size} points, shape ({size},); "
+            f"got {found}.{mended}"
+        )
+    return losses.to(selection_dtype(losses))
+
+
+def scoring_pass(model: nn.Module, scoring_mode: str) -> AbstractContextManager[None]:
+    """Run ``model`` in a scoring mode, then put the mode of every module, and frozen buffers, back as found.
+
+    In the autocast mode at hand, but without its cache: weights that were cast without gradients must not be what
+    training sees afterwards.
+    """
+    if scoring_mode not in SCORING_MODES:
+        raise unknown_name("scoring_mode", scoring_mode, SCORING_MODES)
+    changes_nothing = scoring_mode == "train" and model.training
+    if changes_nothing and not any(torch.is_autocast_enabled(device_type) for device_type in _AUTOCAST_DEVICES):
+        return nullcontext()
+    return _scoring_pass(model, scoring_mode)
 
 
 @contextmanager
-def scoring_pass(model: nn.Module, scoring_mode: str) -> Iterator[None]:
-    """Run ``model`` in a scoring mode, then put the mode of every module, and frozen buffers, back as found."""
-    if scoring_mode not in SCORING_MODES:
-        raise unknown_name("scoring_mode", scoring_mode, SCORING_MODES)
-    modes = [(module, module.training) for module in model.modules()]
-    keeps_buffers = scoring_mode == "train_frozen_statistics"
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if keeps_buffers else []
-    if scoring_mode == "eval":
-        model.eval()
-    elif not model.training:
-        model.train()
-    try:
+def _scoring_pass(model: nn.Module, scoring_mode: str) -> Iterator[None]:
+    with _autocast_without_cache():
+        if scoring_mode == "train" and model.training:
+            yield  # layers that their owner keeps in eval mode stay there
+            return
+        modes = [(module, module.training) for module in model.modules()]
+        keeps_buffers = scoring_mode == "train_frozen_statistics"
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if keeps_buffers else []
+        if scoring_mode == "eval":
+            model.eval()
+        elif not model.training:
+            model.train()
+        try:
+            yield
+        finally:
+            for module, is_training in modes:
+                module.training = is_training
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+@contextmanager
+def _autocast_without_cache() -> Iterator[None]:
+    with ExitStack() as stack:
+        for device_type in _AUTOCAST_DEVICES:
+            if torch.is_autocast_enabled(device_type):
+                dtype = torch.get_autocast_dtype(device_type)
+                stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=False))
         yield
-    finally:
-        for module, is_training in modes:
-            module.training = is_training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 @torch.no_grad()
-def dropout_samples(model: nn.Module, input: Tensor, *, num_samples: int) -> Tensor:  # noqa: A002  (Batch's name)
-    """(S, B, C) logits of MC-dropout: everything in eval mode but the dropout layers.
+def dropout_samples(
+    model: nn.Module,
+    input: Any,  # noqa: A002  (Batch's name)
+    *,
+    num_samples: int,
+    forward: Callable[..., Any] | None = None,
+) -> Tensor:
+    """(S, B, C) logits of MC-dropout: everything in eval mode but the dropout layers; arguments as for ``pick``.
 
     Raises:
         ValueError: if the model has no dropout layer, so that all samples would be equal.
@@ -145,7 +332,8 @@ def dropout_samples(model: nn.Module, input: Tensor, *, num_samples: int) -> Ten
     with scoring_pass(model, "eval"):
         for layer in layers:
             layer.training = True
-        return torch.stack([model(input) for _ in range(num_samples)])
+        called = model if forward is None else forward
+        return torch.stack([model_output(called, input) for _ in range(num_samples)])
 
 
 def check_model_output(model: nn.Module, batch: Batch, num_classes: int) -> None:
@@ -155,7 +343,7 @@ def check_model_output(model: nn.Module, batch: Batch, num_classes: int) -> None
         ValueError: if the output is not a (B, C) floating tensor.
     """
     with scoring_pass(model, "eval"), torch.no_grad():
-        logits = _checked_logits(model(batch.input), batch)
+        logits = _checked_logits(model_output(model, batch.input), len(batch.target))
     if logits.shape[1] != num_classes:
         raise ValueError(
             f"the model must give one logit for each of the {num_classes} classes; its output has shape "
@@ -163,13 +351,18 @@ def check_model_output(model: nn.Module, batch: Batch, num_classes: int) -> None
         )
 
 
-def _checked_logits(output: Tensor, batch: Batch) -> Tensor:
-    size = len(batch.target)
+def _checked_logits(output: Any, size: int) -> Tensor:
     if not isinstance(output, Tensor):
         raise ValueError(  # noqa: TRY004  (a fault of the model's author, like a wrong shape)
-            f"the model must return a tensor of logits (B, C); got {type(output).__name__}. Wrap it so that it does."
+            f"the model must return a tensor of logits (B, C), or an output with logits; got {type(output).__name__}. "
+            "Wrap it so that it does, or give loss=, which takes what the model returns."
         )
-    if output.ndim != 2 or len(output) != size or not output.is_floating_point():
+    if output.ndim == 0:
+        raise ValueError(
+            "the model returns one number, which looks like a loss: points are scored by their own losses, so it must "
+            f"return logits (B, C) with B = {size}. Let it leave the loss to the loop, or wrap it so that it does."
+        )
+    if output.ndim != 2 or output.shape[0] != size or not output.is_floating_point():
         raise ValueError(
             f"the model must return floating-point logits of shape (B, C) with B = {size}; got {output.dtype} "
             f"{tuple(output.shape)}."
@@ -177,7 +370,7 @@ def _checked_logits(output: Tensor, batch: Batch) -> Tensor:
     return output
 
 
-def _irreducible_fields(batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None) -> dict[str, Tensor]:
+def _irreducible_fields(batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None) -> dict[str, Any]:
     for name, axes in (("irreducible_loss", 1), ("group_irreducible_loss", 2)):
         if name not in selector.needs:
             continue
@@ -186,8 +379,11 @@ def _irreducible_fields(batch: Batch, selector: Selector, irreducible: Irreducib
                 f"selector {selector.name!r} needs irreducible losses; got irreducible=None. Give anything with "
                 "lookup(batch), such as reducr.irreducible.AdjustedIrreducibleLoss."
             )
+        size = batch.target.shape[0]
+        if axes == 2 and size * selector.num_groups > _LAZY_ABOVE and hasattr(irreducible, "lazy"):
+            return {name: irreducible.lazy(batch)}
         losses = irreducible.lookup(batch).to(batch.target.device)
-        if losses.ndim != axes or len(losses) != len(batch.target):
+        if losses.ndim != axes or losses.shape[0] != size:
             wanted = "(B,)" if axes == 1 else "(B, G)"
             raise ValueError(
                 f"selector {selector.name!r} needs irreducible losses of shape {wanted} with B = "
@@ -199,7 +395,13 @@ def _irreducible_fields(batch: Batch, selector: Selector, irreducible: Irreducib
 
 @torch.no_grad()
 def update_holdout_loss(
-    model: nn.Module, holdout: Iterable[Batch], selector: Selector, holdout_loss: GroupHoldoutLoss
+    model: nn.Module,
+    holdout: Iterable[Batch],
+    selector: Selector,
+    holdout_loss: GroupHoldoutLoss,
+    *,
+    loss: PointLoss | None = None,
+    over_ranks: bool = False,
 ) -> None:
     """Evaluate ``model`` on ``holdout`` in eval mode and put the mean loss of every group in force.
 
@@ -208,6 +410,8 @@ def update_holdout_loss(
         holdout: one mini-batch for a moving average (``holdout_loss.decay`` below 1), else the whole holdout set.
         selector: gets the means.
         holdout_loss: the running sums; reset first unless they decay.
+        loss: as for ``pick``.
+        over_ranks: put the mean over what all ranks were given in force, a part of the holdout set each or the whole.
 
     Raises:
         ValueError: if a group has no holdout point (named), or a loss is not finite.
@@ -216,6 +420,6 @@ def update_holdout_loss(
         holdout_loss.reset()
     with scoring_pass(model, "eval"):
         for batch in holdout:
-            logits = _checked_logits(model(batch.input), batch)
-            holdout_loss.update(point_cross_entropy(logits, batch.target), batch.group)
-    selector.set_group_holdout_loss(holdout_loss.mean())
+            losses = point_losses(model_output(model, batch.input), batch.target, loss)
+            holdout_loss.update(losses, batch.group)
+    selector.set_group_holdout_loss(holdout_loss.mean(over_ranks=over_ranks))

@@ -1,17 +1,27 @@
 """The plain loop and the Lightning module are the same algorithm: same selected points, same parameters."""
 
+import copy
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 import reducr
+from reducr.companions import Companion, joint_optimizer
 from reducr.data import PointLoader
 from reducr.data.digits import Digits
 from reducr.functional import point_cross_entropy
 from reducr.integrations import loop
 from reducr.integrations.lightning import SelectionRecorder, TargetModule, fit_target
-from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, PlainIrreducibleLoss, TableLogits
+from reducr.irreducible import (
+    AdjustedIrreducibleLoss,
+    IrreducibleObjective,
+    IrreducibleTable,
+    LiveLogits,
+    PlainIrreducibleLoss,
+    TableLogits,
+)
 from reducr.models import MLP
 
 NUM_STEPS, REFRESH_STEPS, FRACTION, SEED = 30, 7, 0.2, 3
@@ -19,7 +29,7 @@ NUM_STEPS, REFRESH_STEPS, FRACTION, SEED = 30, 7, 0.2, 3
 
 @pytest.fixture(scope="module")
 def digits():
-    return Digits(holdout_size=100, test_size=500, label_noise=0.3, imbalance_ratio=10.0).splits(seed=0)
+    return Digits(holdout_size=100, test_size=500, label_noise={"train": 0.3}, imbalance={"train": 10.0}).splits(seed=0)
 
 
 def parts(digits, name):
@@ -100,6 +110,84 @@ def test_same_selected_points_and_same_parameters(digits, tmp_path, name):
     if name == "reducr":
         assert not torch.equal(weights[0], weights[-1])
         assert bool((plain_selector.group_holdout_loss > 0).all())
+
+
+class Jitter(nn.Module):
+    """An augmentation of vectors."""
+
+    def forward(self, inputs):
+        return inputs + 0.1 * torch.randn_like(inputs)
+
+
+def further_models():
+    """A proxy that scores, and an irreducible model that goes on learning: made afresh."""
+    torch.random.manual_seed(SEED + 1)
+    proxy, reference = (MLP(num_features=64, num_classes=10, hidden_sizes=[16]) for _ in range(2))
+    irreducible = AdjustedIrreducibleLoss(LiveLogits(reference, is_frozen=False))
+    companions = [Companion(proxy), Companion(reference, IrreducibleObjective(lambda batch: batch.target), rate=0.01)]
+    return proxy, reference, irreducible, companions
+
+
+def test_augmentation_proxy_and_learning_irreducible_models(digits, tmp_path):
+    model, selector, _, candidates, holdout, make_optimizer = parts(digits, "reducr")
+    proxy, reference, irreducible, companions = further_models()
+    before = [copy.deepcopy(one.state_dict()) for one in (proxy, reference)]
+    picked = []
+    torch.random.manual_seed(SEED)
+    loop.train(
+        model,
+        candidates,
+        selector,
+        irreducible,
+        joint_optimizer(make_optimizer, model, companions),
+        holdout=holdout,
+        num_steps=NUM_STEPS,
+        fraction=FRACTION,
+        refresh_steps=REFRESH_STEPS,
+        augment=Jitter(),
+        proxy=proxy,
+        companions=companions,
+        on_step=lambda step, selected, selection, loss: picked.append(selected.index),
+    )
+    plain = [copy.deepcopy(one.state_dict()) for one in (model, proxy, reference)]
+    moved = [
+        max(float((after[key] - start[key]).abs().max()) for key in start)
+        for start, after in zip(before, plain[1:], strict=True)
+    ]
+    assert moved[0] > 10 * moved[1] > 0  # the irreducible model at 1/100 of the learning rate
+
+    model, selector, _, candidates, holdout, make_optimizer = parts(digits, "reducr")
+    proxy, reference, irreducible, companions = further_models()
+    module = TargetModule(
+        model,
+        selector,
+        irreducible,
+        optimizer=make_optimizer,
+        holdout=holdout,
+        num_classes=10,
+        fraction=FRACTION,
+        augment=Jitter(),
+        proxy=proxy,
+        companions=companions,
+    )
+    recorder = SelectionRecorder(tmp_path / "selected.npz", num_points=len(digits.train))
+    torch.random.manual_seed(SEED)
+    fit_target(
+        module,
+        candidates,
+        num_steps=NUM_STEPS,
+        refresh_steps=REFRESH_STEPS,
+        folder=tmp_path,
+        recorder=recorder,
+        loggers=[],
+        advance=lambda step, worst: None,
+        trainer_options={"accelerator": "cpu"},
+    )
+    assert torch.equal(torch.stack(recorder.index_by_step), torch.stack(picked))
+    for one, state in zip((model, proxy, reference), plain, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(kept["companion_models.1.layers.0.weight"], plain[2]["layers.0.weight"])
 
 
 def test_reducr_with_one_group_and_no_clip_trains_as_rho_loss_does(digits):

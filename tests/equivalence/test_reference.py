@@ -23,6 +23,7 @@ OPTION_SETS = {
     "no_model_loss_unclipped": {"step_size": 1e-2, "use_model_loss": False, "clip": False},
     "only_model_loss": {"step_size": 1e-2, "use_irreducible": False, "use_holdout": False, "clip": False},
     "initial_payoff": {"step_size": 1e-1, "initial_payoff": [3.0, -2.0, 0.0, 1.5, -0.25]},
+    "payoff_decay": {"step_size": 1e-1, "payoff_decay": 0.9, "initial_payoff": [3.0, -2.0, 0.0, 1.5, -0.25]},
 }
 
 

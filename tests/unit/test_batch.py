@@ -24,6 +24,12 @@ def test_batch_take_keeps_the_given_order_in_every_field(batch):
     assert taken.group.tolist() == [1, 1]
 
 
+def test_an_input_of_texts_is_taken_as_one_for_each_point():
+    target = torch.tensor([0, 1])
+    taken = Batch(None, ["first", "second"], target, target).take(torch.tensor([1]))
+    assert (taken.index, taken.input, taken.target.tolist()) == (None, ["second"], [1])
+
+
 def test_batch_reads_the_tuples_of_a_data_set(batch):
     item = (torch.tensor([5]), torch.zeros(1, 2), torch.tensor([1]), torch.tensor([0]))
     assert Batch(*item).index.tolist() == [5]
@@ -101,6 +107,18 @@ def test_candidates_take_from_one_pass_logits():
             "Candidates.groups must be integers; got torch.bool.",
         ),
         ({"model_loss": [1.0, 2.0]}, TypeError, "Candidates.model_loss must be a tensor; got list."),
+        (
+            {"model_loss": torch.ones(3).to_sparse()},
+            TypeError,
+            "Candidates.model_loss must be a dense tensor; got torch.sparse_coo. Give its to_dense().",
+        ),
+        (
+            {"model_loss": torch.ones(3).to(torch.float8_e4m3fn)},
+            TypeError,
+            "Candidates.model_loss must be floating point; got torch.float8_e4m3fn.",
+        ),
+        ({"logits": torch.zeros(3, 0)}, ValueError, "need at least one class and sample; got shape (3, 0)."),
+        ({"logits": torch.zeros(0, 3, 2)}, ValueError, "need at least one class and sample; got shape (0, 3, 2)."),
     ],
 )
 def test_candidates_refuse_what_is_not_a_batch(fields, error, message):

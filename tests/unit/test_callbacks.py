@@ -1,5 +1,6 @@
 """What a fit leaves: the recorder's file, the checkpoints, and the moving average of the holdout loss."""
 
+import csv
 from functools import partial
 
 import numpy as np
@@ -8,9 +9,14 @@ import torch
 
 import reducr
 from reducr.data import PointDataset, PointLoader
-from reducr.integrations.lightning import SelectionRecorder, TargetModule, fit_target, model_state
+from reducr.integrations.lightning import CSVMetrics, SelectionRecorder, TargetModule, fit_target, model_state
+from reducr.metrics import ClassificationReport, summary
 
 NUM_STEPS = 9
+
+
+class BrokenOffError(Exception):
+    """In place of whatever may end a training."""
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def points():
     return PointDataset(inputs, targets, num_classes=3, is_corrupted=torch.arange(60) % 4 == 0)
 
 
-def fitted(points, folder, **options):
+def fitted(points, folder, *, num_steps=NUM_STEPS, stop=None, trainer_options=None, **options):
     torch.random.manual_seed(0)
     module = TargetModule(
         torch.nn.Linear(5, 3),
@@ -35,18 +41,33 @@ def fitted(points, folder, **options):
     )
     recorder = SelectionRecorder(folder / "selected.npz", num_points=60, is_corrupted=points.is_corrupted)
     seen = []
+
+    def advance(step, worst):
+        seen.append((step, worst))
+        if step == stop:
+            raise BrokenOffError
+
     fit_target(
         module,
         PointLoader(points, batch_size=20, shuffle=True, drop_last=True),
-        num_steps=NUM_STEPS,
+        num_steps=num_steps,
         refresh_steps=2,
         folder=folder / "checkpoints",
         recorder=recorder,
-        loggers=[],
-        advance=lambda step, worst: seen.append((step, worst)),
-        trainer_options={"accelerator": "cpu"},
+        loggers=[CSVMetrics(save_dir=folder, name="", version="csv", flush_logs_every_n_steps=4)],
+        advance=advance,
+        trainer_options={"accelerator": "cpu"} | (trainer_options or {}),
     )
     return module, recorder, seen
+
+
+def lines_of(folder):
+    """Of the CSV file, without seconds and empty cells."""
+    with (folder / "csv" / "metrics.csv").open(newline="") as file:
+        return [
+            {name: cell for name, cell in line.items() if cell and "seconds" not in name}
+            for line in csv.DictReader(file)
+        ]
 
 
 def test_files_and_progress_of_a_fit(points, tmp_path):
@@ -68,6 +89,57 @@ def test_files_and_progress_of_a_fit(points, tmp_path):
     weighting = checkpoint["state_dict"]["selector.weighting.cumulative_payoff"]
     assert torch.equal(weighting, module.selector.cumulative_payoff)
     assert bool((weighting != 0).all())
+
+
+def test_the_best_checkpoints_are_of_the_first_validations_with_the_highest_accuracies(points, tmp_path):
+    fitted(points, tmp_path, num_steps=30)
+    validations = [line for line in lines_of(tmp_path) if "holdout/mean_accuracy" in line]
+    assert [int(line["step"]) for line in validations] == list(range(2, 31, 2))
+    for rule, metric in (("best_worst_group", "worst_group_accuracy"), ("best_mean", "mean_accuracy")):
+        accuracies = [float(line[f"holdout/{metric}"]) for line in validations]
+        assert len(set(accuracies)) > 3
+        best = torch.load(tmp_path / "checkpoints" / f"{rule}.ckpt", weights_only=True)
+        assert best["global_step"] == 2 * (1 + accuracies.index(max(accuracies)))
+        logits = points.input @ best["state_dict"]["model.weight"].T + best["state_dict"]["model.bias"]
+        report = ClassificationReport(num_classes=3, num_groups=3)
+        report.update(logits, points.target, points.group)
+        assert summary(report.compute())[metric] == pytest.approx(max(accuracies))
+        assert "optimizer_states" not in best
+
+
+def test_selected_points_of_a_training_that_stops_on_an_error(points, tmp_path):
+    _, whole, _ = fitted(points, tmp_path / "whole")
+    with pytest.raises(BrokenOffError):
+        fitted(points, tmp_path / "stopped", stop=5)
+    with np.load(tmp_path / "stopped" / "selected.npz") as selected:
+        assert np.array_equal(selected["index"], torch.stack(whole.index_by_step[:5]).numpy())
+        assert np.array_equal(selected["num_times_selected"], np.bincount(selected["index"].flatten(), minlength=60))
+
+
+@pytest.mark.parametrize("every", [3, 7, 0])
+def test_only_the_steps_that_are_asked_for_are_logged(points, tmp_path, every):
+    """Lines are those of a run that logs every step, also where there are fewer steps in an epoch (3) than between."""
+    whole, _, _ = fitted(points, tmp_path / "whole", trainer_options={"log_every_n_steps": 1})
+    module, _, _ = fitted(points, tmp_path / "some", trainer_options={"log_every_n_steps": every})
+    expected = [
+        line
+        for line in lines_of(tmp_path / "whole")
+        if "train/loss" not in line or (every and int(line["step"]) % every == 0)
+    ]
+    assert lines_of(tmp_path / "some") == expected
+    assert sum("train/loss" in line for line in expected) == (NUM_STEPS // every if every else 0)
+    assert sum("holdout/mean_accuracy" in line for line in expected) == NUM_STEPS // 2
+    assert (module.num_candidates_seen, module.num_selected_seen) == (NUM_STEPS * 20, NUM_STEPS * 5)
+    assert (whole.num_candidates_seen, whole.num_selected_seen) == (NUM_STEPS * 20, NUM_STEPS * 5)
+
+
+def test_lines_reach_the_file_in_time_where_not_every_step_has_one(tmp_path):
+    logger = CSVMetrics(save_dir=tmp_path, name="", version="csv", flush_logs_every_n_steps=100)
+    for step in range(30, 331, 30):
+        logger.log_metrics({"loss": step / 10}, step=step)
+    assert [line["step"] for line in lines_of(tmp_path)] == [str(step) for step in range(30, 301, 30)]
+    logger.finalize("success")
+    assert lines_of(tmp_path)[-1] == {"step": "330", "loss": "33.0"}
 
 
 def test_the_holdout_loss_as_a_moving_average(points, tmp_path):

@@ -4,11 +4,15 @@ import pytest
 import torch
 
 from reducr.checks import (
+    check_count,
     check_every_group_has_points,
+    check_flag,
     check_gradient_weight,
     check_num_groups,
     check_range,
+    check_state_keys,
     group_vector,
+    is_finite_number,
 )
 
 
@@ -28,6 +32,10 @@ def test_group_vector_copies_in_float64():
         ([[1.0, 2.0]], r"got shape \(1, 2\)"),
         ([1.0, float("nan")], r"initial_payoff must be finite; got \[1.0, nan\]"),
         ([float("-inf"), 0.0], r"initial_payoff must be finite; got \[-inf, 0.0\]"),
+        (["a", 1.0], r"initial_payoff must hold one number for each of the 2 groups; got \['a', 1.0\]"),
+        ("ab", "initial_payoff must hold one number for each of the 2 groups; got 'ab'"),
+        ([[1.0], [2.0, 3.0]], "initial_payoff must hold one number for each of the 2 groups"),
+        (torch.ones(2, dtype=torch.complex64), "initial_payoff must hold real numbers; got torch.complex64"),
     ],
 )
 def test_group_vector_refuses_other_lengths_and_what_is_not_finite(values, message):
@@ -70,3 +78,51 @@ def test_groups_without_points_are_named():
     assert check_every_group_has_points(torch.tensor([5, 1])) is None
     with pytest.raises(ValueError, match="at least one holdout point; group 0, 2 of 3 has none"):
         check_every_group_has_points(torch.tensor([0, 5, 0]))
+    with pytest.raises(ValueError, match=r"every class needs at least one test point; 'a', 'c' of 3 has none\."):
+        check_every_group_has_points(torch.tensor([0, 5, 0]), kind="class", names="abc", points="test point")
+
+
+def test_numbers_given_as_a_list_are_not_rounded():
+    assert group_vector([0.1, 1 / 3], 2, "initial_payoff").tolist() == [0.1, 1 / 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32])
+def test_narrow_integers_are_compared_with_any_number_of_groups(dtype):
+    values = torch.tensor([0, 100]).to(dtype)
+    assert check_range("targets", values, 200) is None
+    assert check_range("targets", values, 100_000) is None
+    with pytest.raises(ValueError, match=r"targets must be in 0..99; position 1 holds 100"):
+        check_range("targets", values, 100)
+
+
+@pytest.mark.parametrize("value", [0.5, 3, True, torch.tensor(1.0)])
+def test_finite_numbers_are_numbers(value):
+    assert is_finite_number(value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None, [1.0], 1j, 10**400, torch.ones(2)])
+def test_what_is_no_finite_number(value):
+    assert not is_finite_number(value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, "2", None, 2**63])
+def test_counts_are_whole_numbers_that_a_tensor_can_hold(value):
+    assert check_count("num_steps", 1) is check_count("num_steps", 0, least=0) is None
+    with pytest.raises(ValueError, match=re.escape(f"num_steps must be a whole number of at least 1; got {value!r}.")):
+        check_count("num_steps", value)
+
+
+@pytest.mark.parametrize("value", [None, 0, 1, "no"])
+def test_flags_are_true_or_false(value):
+    assert check_flag("clip", True) is check_flag("clip", False) is None
+    with pytest.raises(ValueError, match=re.escape(f"clip must be True or False; got {value!r}.")):
+        check_flag("clip", value)
+
+
+@pytest.mark.parametrize(
+    ("state", "found"), [(None, "a NoneType"), ({}, "nothing"), ({"a": 1}, "a"), ({"a": 1, "b": 2, 3: 4}, "3, a, b")]
+)
+def test_the_state_of_something_else_is_known_by_its_keys(state, found):
+    assert check_state_keys("a loader", {"b": 1, "a": 2}, ("a", "b")) is None
+    with pytest.raises(ValueError, match=re.escape(f"the state of a loader holds a, b; got {found}.")):
+        check_state_keys("a loader", state, ("a", "b"))

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -119,3 +121,29 @@ def test_the_state_survives_saving():
         holdout.update(loss, groups)
         fresh.update(loss, groups)
     assert fresh.mean().tolist() == holdout.mean().tolist()
+
+
+@pytest.mark.parametrize(
+    ("loss", "groups", "message"),
+    [
+        (torch.zeros(2), torch.tensor([0, 3]), "holdout groups must be in 0..2; position 1 holds 3 (1 such in all)."),
+        (torch.zeros(2), torch.tensor([0, -1]), "holdout groups must be in 0..2; position 1 holds -1"),
+        (torch.zeros(2), torch.tensor([0]), "for each point; got losses (2,) and groups (1,) of torch.int64."),
+        (torch.zeros(2), torch.zeros(2), "for each point; got losses (2,) and groups (2,) of torch.float32."),
+        (torch.zeros(2, 1), torch.tensor([0, 1]), "for each point; got losses (2, 1) and groups (2,) of torch.int64."),
+        (torch.tensor(0.0), torch.tensor(0), "for each point; got losses () and groups () of torch.int64."),
+    ],
+)
+def test_a_batch_that_is_not_one_loss_and_group_a_point_is_refused_and_not_counted(loss, groups, message):
+    holdout = GroupHoldoutLoss(3, decay=0.5)
+    holdout.update(torch.ones(3), torch.arange(3))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        holdout.update(loss, groups)
+    assert holdout.counts.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_groups_of_narrow_integers_are_groups():
+    holdout = GroupHoldoutLoss(3)
+    for dtype in (torch.int32, torch.uint8, torch.bool):
+        holdout.update(torch.tensor([1.0, 3.0]), torch.tensor([0, 1]).to(dtype))
+    assert holdout.sums.tolist() == [3.0, 9.0, 0.0]

@@ -11,6 +11,7 @@ from reducr.irreducible import (
     TableLoss,
     build_logit_table,
     build_loss_table,
+    build_table,
 )
 
 
@@ -37,6 +38,14 @@ def test_row_i_is_the_logits_of_point_i_in_any_order_of_reading(data, shuffle):
     assert table.kind == "logits"
     assert table.values.dtype == np.float32
     np.testing.assert_allclose(table.values, model.eval()(data.input).detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_indices_may_be_narrow_integers_and_values_may_have_gradients(data, dtype):
+    model = make_model().eval()
+    batches = [batch._replace(index=batch.index.to(dtype)) for batch in PointLoader(data, batch_size=5)]
+    table = build_table(lambda batch: model(batch.input), batches, num_points=23, kind="logits")
+    np.testing.assert_allclose(table.values, model(data.input).detach().numpy(), atol=1e-6)
 
 
 def test_a_joint_table_has_targets_then_groups(data):

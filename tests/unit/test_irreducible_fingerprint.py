@@ -23,7 +23,7 @@ def test_every_input_counts_up_to_64_points(size):
     plain = DataFingerprint.of(data_of(size))
     for position in range(size):
         changed = data_of(size)
-        changed.input[position, 1] += 0.5
+        changed.pool[position, 1] += 0.5
         assert plain.differences(DataFingerprint.of(changed)) == [
             "the inputs, or their order, are not those it was built for"
         ]
@@ -32,7 +32,7 @@ def test_every_input_counts_up_to_64_points(size):
 @pytest.mark.parametrize("position", [0, 999])
 def test_the_first_and_the_last_input_of_many_count(position):
     changed = data_of(1000)
-    changed.input[position] += 0.5
+    changed.pool[position] += 0.5
     assert DataFingerprint.of(changed).input_checksum != DataFingerprint.of(data_of(1000)).input_checksum
 
 

@@ -6,7 +6,13 @@ from torch import nn
 
 from reducr.batch import Batch
 from reducr.functional import point_cross_entropy
-from reducr.irreducible import AdjustedIrreducibleLoss, GroupIrreducibleLoss, LiveLogits, PlainIrreducibleLoss
+from reducr.irreducible import (
+    AdjustedIrreducibleLoss,
+    GroupIrreducibleLoss,
+    HeadIrreducibleLoss,
+    LiveLogits,
+    PlainIrreducibleLoss,
+)
 
 
 def make_model(num_outputs=3, seed=0):
@@ -78,3 +84,47 @@ def test_a_group_without_a_model_has_a_column_of_nan(batch):
 def test_no_model_at_all_is_refused(models):
     with pytest.raises(ValueError, match="GroupIrreducibleLoss needs at least one model; got none"):
         GroupIrreducibleLoss(models)
+
+
+class Heads(nn.Module):
+    """Three models whose outputs are stacked as heads."""
+
+    def __init__(self, models):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, inputs):
+        return torch.stack([model(inputs) for model in self.models], dim=1)
+
+
+def test_heads_give_the_losses_of_single_models(batch):
+    models = [make_model(seed=seed) for seed in range(3)]
+    heads = HeadIrreducibleLoss(Heads(models), groups=[0, 1, 2], num_groups=3).lookup(batch)
+    assert torch.allclose(heads, GroupIrreducibleLoss(models).lookup(batch))
+
+
+def test_a_group_without_a_head_has_no_loss(batch):
+    models = [make_model(seed=seed) for seed in range(2)]
+    losses = HeadIrreducibleLoss(Heads(models), groups=[3, 0], num_groups=4).lookup(batch)
+    assert bool(torch.isnan(losses[:, 1:3]).all())
+    expected = GroupIrreducibleLoss([models[1], None, None, models[0]]).lookup(batch)
+    assert torch.allclose(losses, expected, equal_nan=True)
+
+
+def test_joint_heads_and_joint_models_sum_over_the_groups(batch):
+    models = [make_model(num_outputs=6, seed=seed) for seed in range(2)]
+    heads = HeadIrreducibleLoss(Heads(models), groups=[0, 1], num_groups=2, num_joint_groups=2).lookup(batch)
+    assert torch.allclose(heads, GroupIrreducibleLoss(models, num_joint_groups=2).lookup(batch))
+    joint = torch.softmax(models[0].eval()(batch.input), dim=1).reshape(6, 3, 2).sum(dim=2)
+    expected = -joint[torch.arange(6), batch.target].log()
+    assert torch.allclose(heads[:, 0], expected, atol=1e-5)
+
+
+def test_a_model_that_goes_on_learning_keeps_its_gradients(batch):
+    model = make_model()
+    logits = LiveLogits(model, is_frozen=False).logits(batch)
+    assert not logits.requires_grad
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    with torch.no_grad():
+        model[4].bias += torch.tensor([1.0, 0.0, 0.0])
+    assert torch.allclose(LiveLogits(model).logits(batch), logits + torch.tensor([1.0, 0.0, 0.0]), atol=1e-6)

@@ -1,12 +1,17 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 
-from reducr.batch import Batch
+from reducr import make_selector
+from reducr.batch import Batch, Candidates
 from reducr.functional import point_cross_entropy
 from reducr.irreducible import (
+    AdjustedGroupLoss,
     AdjustedIrreducibleLoss,
     IrreducibleTable,
+    LiveLogits,
     PlainIrreducibleLoss,
     TableLogits,
     TableLoss,
@@ -32,6 +37,21 @@ def test_rows_are_read_by_index_in_the_order_of_the_batch(losses):
         [0.0, 1.0, 2.0],
         [9.0, 10.0, 11.0],
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32])
+def test_an_index_of_narrow_integers_is_an_index(losses, dtype):
+    table = IrreducibleTable(losses, kind="group_loss")
+    assert table.rows(torch.tensor([3, 0]).to(dtype)).tolist() == [[9.0, 10.0, 11.0], [0.0, 1.0, 2.0]]
+    with pytest.raises(ValueError, match="index 4 has no row in an irreducible table of 4 points"):
+        table.rows(torch.tensor([3, 4]).to(dtype))
+
+
+def test_a_table_of_no_points():
+    table = IrreducibleTable(np.zeros((0, 3), dtype=np.float32), kind="group_loss")
+    assert table.rows(torch.tensor([], dtype=torch.int64)).shape == (0, 3)
+    with pytest.raises(ValueError, match="index 0 has no row in an irreducible table of 0 points"):
+        table.rows(torch.tensor([0]))
 
 
 def test_a_table_of_one_loss_a_point(losses):
@@ -111,3 +131,111 @@ def test_adjusted_loss_refuses_a_gradient_weight_below_one_at_construction():
     source = TableLogits(IrreducibleTable(np.zeros((1, 3), dtype=np.float32), kind="logits"))
     with pytest.raises(ValueError, match=r"gradient_weight must be a finite number of at least 1.*got 0\.9"):
         AdjustedIrreducibleLoss(source, gradient_weight=0.9)
+
+
+@pytest.mark.parametrize(
+    ("index", "found"),
+    [
+        (torch.tensor([0.0, 1.0]), "torch.float32 (2,)"),
+        (torch.tensor([True, False]), "torch.bool (2,)"),
+        (torch.tensor([[0, 1]]), "torch.int64 (1, 2)"),
+        (torch.tensor(1), "torch.int64 ()"),
+    ],
+)
+def test_an_index_is_one_integer_for_each_point(losses, index, found):
+    message = f"an index must be one integer for each point, (B,); got {found}. Floats cannot tell points apart beyond"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        IrreducibleTable(losses, kind="group_loss").rows(index)
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (torch.zeros(4, 3), "torch.float32"),
+        ([[0.0]], "list"),
+        (np.zeros((4, 3), dtype=np.int64), "int64"),
+        (np.zeros((4, 3), dtype=np.longdouble), str(np.dtype(np.longdouble))),
+    ],
+)
+def test_values_that_are_no_array_of_floats_are_refused(values, found):
+    message = f"values of a table must be a numpy array of floats of at most 64 bits; got {found}. Of a tensor give"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        IrreducibleTable(values, kind="group_loss")
+
+
+@pytest.mark.parametrize(
+    "groups", [torch.tensor([0.0, 1.0]), torch.tensor([0, -1]), torch.tensor([[0, 1]]), torch.tensor([])]
+)
+def test_groups_of_classes_are_checked_at_construction(losses, groups):
+    message = "group_of_target must hold one integer of at least 0 for each class, (C,); got "
+    with pytest.raises(ValueError, match=re.escape(f"{message}{groups.dtype} {groups.tolist()}.")):
+        AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(losses, kind="logits")), group_of_target=groups)
+
+
+@pytest.mark.parametrize("group_of_target", [None, torch.tensor([1, 0, 1, 1, 0])])
+@pytest.mark.parametrize("size", [40, 2**14 + 3])
+def test_tabulated_losses_are_those_looked_up_from_logits_bit_for_bit(size, group_of_target):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(size, 5, generator=generator) * 4
+    targets = torch.randint(5, (size,), generator=generator)
+    source = TableLogits(IrreducibleTable(logits.numpy(), kind="logits"))
+    for losses in (
+        AdjustedIrreducibleLoss(source, group_of_target=group_of_target),
+        PlainIrreducibleLoss(source),
+    ):
+        tabulated = losses.tabulated(targets)
+        for _ in range(20):
+            index = torch.randint(size, (33,), generator=generator)
+            batch = Batch(index, None, targets[index], targets[index])
+            assert torch.equal(tabulated.lookup(batch), losses.lookup(batch))
+
+
+def test_tabulated_losses_of_a_joint_model():
+    logits = torch.randn(6, 3, 2, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 1, 2, 2, 1, 0])
+    losses = AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(logits.numpy(), kind="joint_logits")))
+    batch = Batch(torch.tensor([4, 0]), None, targets[[4, 0]], targets[[4, 0]])
+    assert torch.equal(losses.tabulated(targets).lookup(batch), losses.lookup(batch))
+
+
+def test_losses_without_a_table_or_with_other_points_cannot_be_tabulated(losses):
+    source = TableLogits(IrreducibleTable(losses, kind="logits"))
+    with pytest.raises(
+        ValueError, match=r"whose targets are given, \(3,\); got a table of 4\. Give TableLogits and one"
+    ):
+        AdjustedIrreducibleLoss(source).tabulated(torch.tensor([0, 1, 2]))
+    live = PlainIrreducibleLoss(LiveLogits(torch.nn.Linear(2, 3)))
+    with pytest.raises(ValueError, match=r"from a table of logits .*; got LiveLogits\."):
+        live.tabulated(torch.tensor([0]))
+
+
+def test_lazy_losses_are_those_of_the_whole_batch_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    size, num_groups = 3000, 200
+    logits = torch.randn(size, num_groups, generator=generator) * 3
+    targets = torch.randint(num_groups, (size,), generator=generator)
+    model_loss = torch.rand(size, generator=generator) * 5
+    model_loss[7] = torch.nan
+    lazy = AdjustedGroupLoss(logits, targets)
+    whole = lazy.rows(slice(None))
+    assert lazy.shape == whole.shape
+    assert lazy.dtype == whole.dtype
+    selections = []
+    for table in (whole, lazy):
+        selector = make_selector("reducr", num_groups=num_groups, step_size=0.1)
+        selector.set_group_holdout_loss(torch.ones(num_groups))
+        candidates = Candidates(model_loss=model_loss, group_irreducible_loss=table)
+        assert candidates.chunk_size < size  # chosen among in parts
+        selection = selector.select(candidates, num_selected=1500)
+        with pytest.warns(RuntimeWarning, match="1 of 3000 candidates have a NaN or infinite loss"):
+            selector.update(selection)
+        selections.append((selection.positions, selection.scores, selection.payoff, selector.group_weights))
+        assert selection.num_non_finite == 1
+    for one, two in zip(*selections, strict=True):
+        assert torch.equal(one, two)
+    excess = (model_loss.unsqueeze(1) - whole).clamp(min=0)
+    weights = torch.full((num_groups,), 1 / num_groups)
+    expected = (excess @ weights).masked_fill(torch.isnan(model_loss), -torch.inf)
+    torch.testing.assert_close(selections[0][1], expected, rtol=1e-5, atol=1e-5)
+    payoff = excess[selections[0][0]].double().sum(0) - 1500
+    torch.testing.assert_close(selections[0][2], payoff, rtol=1e-6, atol=1e-3)

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -97,3 +98,37 @@ def test_gradient_weight_is_finite_and_at_least_one(gradient_weight):
         adjusted_irreducible_loss(torch.zeros(1, 2), torch.tensor([0]), gradient_weight=gradient_weight)
     with pytest.raises(ValueError, match=message):
         adjusted_joint_irreducible_loss(torch.zeros(1, 2, 2), torch.tensor([0]), gradient_weight=gradient_weight)
+
+
+@pytest.mark.parametrize("target", [3, -1, -100])
+def test_a_target_out_of_range_is_named(target):
+    """-100 too, of whose points torch's cross-entropy gives a loss of zero."""
+    logits, targets = torch.zeros(2, 3), torch.tensor([0, target])
+    message = f"targets must be in 0..2; position 1 holds {target} (1 such in all)."
+    for losses in (
+        lambda: point_cross_entropy(logits, targets),
+        lambda: adjusted_irreducible_loss(logits, targets, gradient_weight=2.0),
+        lambda: adjusted_irreducible_loss(
+            logits, targets, gradient_weight=2.0, group_of_target=torch.tensor([0, 1, 1])
+        ),
+        lambda: adjusted_joint_irreducible_loss(torch.zeros(2, 3, 2), targets, gradient_weight=2.0),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            losses()
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(2), torch.zeros(3).long(), torch.zeros(2, 1).long(), torch.tensor(0)])
+def test_targets_are_one_integer_for_each_point(targets):
+    message = f"targets must be one integer for each of the 2 points; got {targets.dtype} {tuple(targets.shape)}."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        point_cross_entropy(torch.zeros(2, 3), targets)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        adjusted_joint_irreducible_loss(torch.zeros(2, 3, 2), targets, gradient_weight=2.0)
+
+
+def test_the_group_of_every_class_is_needed():
+    message = "group_of_target must hold the group of each of the 3 classes that the logits have; got shape (2,)."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        adjusted_irreducible_loss(
+            torch.zeros(1, 3), torch.tensor([0]), gradient_weight=2.0, group_of_target=torch.tensor([0, 1])
+        )

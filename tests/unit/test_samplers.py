@@ -162,10 +162,10 @@ def test_a_schedule_and_uniform_ends_share_the_number_of_epochs():
         (
             "softmax",
             {"temperature_schedule": "linear", "final_temperature": 1.0, "num_epochs": 1},
-            "num_epochs must be at least 2 for a schedule; got 1.",
+            "num_epochs must be a whole number of at least 2; got 1.",
         ),
         ("top_k", {"uniform_last_epochs": 1}, "uniform_last_epochs needs num_epochs"),
-        ("top_k", {"uniform_first_epochs": -1}, "uniform_first_epochs must be a finite number of at least 0"),
+        ("top_k", {"uniform_first_epochs": -1}, "uniform_first_epochs must be a whole number of at least 0; got -1."),
         ("top_k", {"num_epochs": 5}, "num_epochs=5 changes nothing here"),
     ],
 )
@@ -178,3 +178,26 @@ def test_wrong_options_are_refused_at_construction(name, options, message):
 def test_every_sampler_takes_the_options_of_the_ends(name):
     sampler = make_sampler(name, uniform_first_epochs=1)
     assert isinstance(sampler.sampler, SAMPLERS[name])
+
+
+def test_the_ends_of_the_options_are_the_best_points():
+    """Products and quotients do not overflow into ties."""
+    scores = torch.tensor([1.0, 3e38, 0.5, -3e38, 1e-30, 2.0], dtype=torch.float64)
+    best = [1, 5, 0, 2, 4, 3]
+    for name, options in (
+        ("softmax", {"temperature": 5e-324}),
+        ("power", {"beta": 1e308}),
+        ("rank", {"beta": 1e308}),
+    ):
+        sampler = make_sampler(name, **options)
+        assert sampler(scores, 6, epoch=0, generator=seeded()).tolist() == best, name
+
+
+@pytest.mark.parametrize("beta", [1e3, 1e9, 1e308])
+def test_points_without_a_positive_score_come_last_at_any_power(beta):
+    sampler = make_sampler("power", beta=beta)
+    for seed in range(5):
+        scores = torch.tensor([0.0, 1e-200, -1.0, 0.1, 0.0], dtype=torch.float64)
+        drawn = sampler(scores, 5, epoch=0, generator=seeded(seed)).tolist()
+        assert drawn[:2] == [3, 1]
+        assert sorted(drawn[2:]) == [0, 2, 4]

@@ -164,7 +164,7 @@ def test_uniform_draws_every_point_equally_often():
         ("fixed_weights", {"group_weights": [0.0, 0.0]}, "group_weights must not be negative nor all zero"),
         ("fixed_weights", {"group_weights": [1.0, -1.0]}, "group_weights must not be negative nor all zero"),
         ("fixed_weights", {"group_weights": [1.0]}, "group_weights must hold one value for each of the 2"),
-        ("bald", {"num_dropout_samples": 1}, "num_dropout_samples must be at least 2; got 1."),
+        ("bald", {"num_dropout_samples": 1}, "num_dropout_samples must be a whole number of at least 2; got 1."),
         (
             "rho_loss",
             {"sampler": "softmax", "temperature": -1.0},
@@ -206,7 +206,7 @@ def test_integers_out_of_range_are_named(name, fields, message):
 
 def test_epochs_are_counted_from_zero():
     selector = reducr.make_selector("uniform", num_groups=1)
-    with pytest.raises(ValueError, match="epoch must be at least 0; got -1"):
+    with pytest.raises(ValueError, match="epoch must be a whole number of at least 0; got -1"):
         selector.set_epoch(-1)
     assert int(selector.epoch) == 0
 
@@ -216,3 +216,89 @@ def test_scores_are_not_a_view_of_the_inputs():
     selection = reducr.make_selector("train_loss", num_groups=1).select(candidates, num_selected=1)
     selection.scores.zero_()
     assert candidates.model_loss.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("reducr", {"clip": None}, "clip must be True or False; got None."),
+        ("reducr", {"use_holdout": 1}, "use_holdout must be True or False; got 1."),
+        ("fixed_weights", {"clip": "no"}, "clip must be True or False; got 'no'."),
+        ("reducr", {"step_size": "0.1"}, "step_size must be a finite number of at least 0; got 0.1."),
+        ("reducr", {"step_size": None}, "step_size must be a finite number of at least 0; got None."),
+        ("uniform", {"sampler": 3}, "unknown sampler 3. There are: exponential_rank, power, rank, softmax, top_k."),
+        ("uniform", {"sampler": ""}, "unknown sampler ''."),
+        ("uniform", {"sampler": ["top_k"]}, "unknown sampler ['top_k']."),
+        (
+            "uniform",
+            {"uniform_first_epochs": 0.5},
+            "uniform_first_epochs must be a whole number of at least 0; got 0.5.",
+        ),
+        (["reducr"], {}, "unknown selector ['reducr']."),
+    ],
+)
+def test_options_of_another_kind_are_refused_by_name(name, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        reducr.make_selector(name, num_groups=2, **options)
+
+
+def test_weights_that_are_huge_are_on_the_simplex_all_the_same():
+    selector = reducr.make_selector("fixed_weights", num_groups=3, group_weights=[1.7e308, 1.7e308, 0.0])
+    assert selector.group_weights.tolist() == [0.5, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("field", ["model_loss", "group_irreducible_loss"])
+@pytest.mark.parametrize("value", [1e39, -1e39, 1e300])
+def test_a_loss_beyond_float32_is_as_good_as_infinite(field, value):
+    """In float64 their sum would be finite today, and infinite some steps later."""
+    fields = {"model_loss": torch.ones(4).double(), "group_irreducible_loss": torch.ones(4, 2).double()}
+    fields[field][1] = value
+    selector = reducr.make_selector("reducr", num_groups=2, use_holdout=False)
+    selection = selector.select(Candidates(**fields), num_selected=4)
+    assert selection.positions.tolist() == [0, 2, 3]
+    assert selection.num_non_finite == 1
+    assert selection.payoff.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (None, "group_holdout_loss must be a tensor of one value for each of the 2 groups; got NoneType."),
+        ("ab", "group_holdout_loss must be a tensor of one value for each of the 2 groups; got str."),
+        (torch.ones(2, dtype=torch.complex64), "group_holdout_loss must hold real numbers; got torch.complex64."),
+        (torch.tensor([True, False]), "group_holdout_loss must hold real numbers; got torch.bool."),
+        (torch.tensor([1.0, 1e39], dtype=torch.float64), "group_holdout_loss must be finite; group 1 is not."),
+    ],
+)
+def test_a_holdout_loss_of_another_kind_is_refused(loss, message):
+    selector = reducr.make_selector("reducr", num_groups=2)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        selector.set_group_holdout_loss(loss)
+    assert bool(torch.isnan(selector.group_holdout_loss).all())
+
+
+@pytest.mark.parametrize("epoch", [1.5, "1", None, True, 2**63])
+def test_epochs_are_whole_numbers(epoch):
+    selector = reducr.make_selector("uniform", num_groups=1)
+    with pytest.raises(ValueError, match=re.escape(f"epoch must be a whole number of at least 0; got {epoch!r}.")):
+        selector.set_epoch(epoch)
+    assert int(selector.epoch) == 0
+
+
+def test_only_candidates_are_chosen_among_and_only_selections_counted(candidates):
+    selector = reducr.make_selector("train_loss", num_groups=2)
+    with pytest.raises(TypeError, match=re.escape("such as reducr.Candidates(model_loss=...); got Tensor.")):
+        selector.select(torch.ones(3), num_selected=1)
+    with pytest.raises(TypeError, match=re.escape("update() takes what select() gave, a Selection; got NoneType.")):
+        selector.update(None)
+    other = reducr.make_selector("train_loss", num_groups=3).select(candidates, num_selected=1)
+    with pytest.raises(ValueError, match="payoff must hold one value for each of the 2 groups"):
+        selector.update(other)
+    assert int(selector.step) == 0
+
+
+def test_the_gradient_norm_is_of_one_pass():
+    selector = reducr.make_selector("gradient_norm", num_groups=2)
+    candidates = Candidates(logits=torch.zeros(5, 3, 2), targets=torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match=re.escape("needs logits (B, C) of one pass; got shape (5, 3, 2).")):
+        selector.select(candidates, num_selected=1)

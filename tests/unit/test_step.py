@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -7,6 +8,7 @@ from torch import nn
 import reducr
 from reducr.batch import Batch
 from reducr.functional import point_cross_entropy
+from reducr.holdout import GroupHoldoutLoss
 from reducr.irreducible import GroupIrreducibleLoss, LiveLogits, PlainIrreducibleLoss
 from reducr.step import (
     SCORING_MODES,
@@ -16,6 +18,7 @@ from reducr.step import (
     pick,
     score_candidates,
     scoring_pass,
+    update_holdout_loss,
 )
 
 every_mode = pytest.mark.parametrize("scoring_mode", SCORING_MODES)
@@ -203,11 +206,9 @@ def test_a_rule_that_reads_no_output_does_not_run_the_model(name, batch):
 
 def test_only_what_is_needed_is_computed(batch):
     entropy = reducr.make_selector("entropy", num_groups=3)
-    assert sorted(score_candidates(make_model(), batch, entropy, None).given()) == [
-        "groups",
-        "logits",
-        "targets",
-    ]
+    assert sorted(score_candidates(make_model(), batch, entropy, None).given()) == ["logits"]
+    uniform = reducr.make_selector("uniform", num_groups=3)
+    assert sorted(score_candidates(make_model(), batch, uniform, None).given()) == ["groups"]
 
 
 @pytest.mark.parametrize(
@@ -217,8 +218,10 @@ def test_only_what_is_needed_is_computed(batch):
         (torch.zeros(12), "logits of shape (B, C) with B = 12; got torch.float32 (12,)."),
         (torch.zeros(11, 3), "logits of shape (B, C) with B = 12; got torch.float32 (11, 3)."),
         (torch.zeros(12, 3, dtype=torch.int64), "got torch.int64 (12, 3)."),
-        ((torch.zeros(12, 3),), "the model must return a tensor of logits (B, C); got tuple."),
-        ({"logits": torch.zeros(12, 3)}, "the model must return a tensor of logits (B, C); got dict."),
+        ((torch.zeros(12, 3),), "a tensor of logits (B, C), or an output with logits; got tuple."),
+        ({"loss": torch.zeros(())}, "a tensor of logits (B, C), or an output with logits; got dict."),
+        (torch.tensor(0.7), "the model returns one number, which looks like a loss"),
+        ({"logits": torch.zeros(12)}, "logits of shape (B, C) with B = 12; got torch.float32 (12,)."),
     ],
 )
 def test_an_output_that_is_not_logits_is_refused(output, message, batch, train_loss):
@@ -359,3 +362,80 @@ def test_num_selected_of(fraction, num_candidates, expected):
 def test_a_fraction_outside_its_range_is_refused(fraction, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         num_selected_of(fraction, 320)
+
+
+def test_a_loss_of_ones_own_scores_the_points(batch):
+    """Per-point squared errors in float16 are used as they are, in float32."""
+    model = nn.Linear(batch.input.shape[1], 3)
+
+    def squared_error(output, target):
+        return (output - nn.functional.one_hot(target, 3)).square().sum(dim=1).half()
+
+    selector = reducr.make_selector("train_loss", num_groups=3, sampler="top_k")
+    _, selection = pick(model, batch, selector, num_selected=4, loss=squared_error)
+    expected = squared_error(model(batch.input), batch.target).detach().float()
+    assert torch.equal(selection.scores, expected)
+    assert torch.equal(selection.positions, expected.sort(descending=True, stable=True).indices[:4])
+    means = GroupHoldoutLoss(3)
+    update_holdout_loss(model, [batch], selector, means, loss=squared_error)
+    for group in range(3):
+        assert float(selector.group_holdout_loss[group]) == pytest.approx(
+            float(expected[batch.group == group].double().mean()), abs=1e-12
+        )
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (nn.CrossEntropyLoss(), "torch.float32 (). One value for all points is their mean or sum: give it reduction="),
+        (nn.MSELoss(reduction="none"), "torch.float32 (12, 3). Average it over all axes but the first."),
+        (lambda output, target: target, "each of the 12 points, shape (12,); got torch.int64 (12,)."),
+        (lambda output, target: 0.5, "shape (12,); got float."),
+        (lambda output, target: output[:5, 0], "shape (12,); got torch.float32 (5,)."),
+    ],
+)
+def test_a_loss_that_is_not_of_each_point_is_refused(loss, message, batch, train_loss):
+    def targets_as_needed(output, target):
+        return loss(output, output.detach() if isinstance(loss, nn.MSELoss) else target)
+
+    model = nn.Linear(batch.input.shape[1], 3)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pick(model, batch, train_loss, num_selected=2, loss=targets_as_needed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scoring_mode", SCORING_MODES)
+def test_scoring_inside_autocast_leaves_the_gradients_of_training(dtype, scoring_mode, batch):
+    """One autocast around scoring and training: the weights cast for scoring are not those of the backward pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(batch.input.shape[1], 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    selector = reducr.make_selector("train_loss", num_groups=3, sampler="top_k")
+    gradients = []
+    for is_scored in (False, True):
+        twin = copy.deepcopy(model)
+        with torch.autocast("cpu", dtype=dtype):
+            if is_scored:
+                _, selection = pick(twin, batch, selector, num_selected=2, scoring_mode=scoring_mode)
+                assert selection.scores.dtype == torch.float32
+            nn.functional.cross_entropy(twin(batch.input), batch.target).backward()
+        gradients.append([parameter.grad for parameter in twin.parameters()])
+    for alone, scored in zip(*gradients, strict=True):
+        assert torch.equal(alone, scored)
+
+
+def test_a_broken_stand_in_leaves_the_gradients_finite(train_loss):
+    """A rank whose candidates are all broken takes part at weight 0, with inputs of zeros: 0 times NaN is NaN."""
+    from reducr.batch import Selection
+    from reducr.structure import blank
+
+    scores = torch.full((3,), -torch.inf)
+    payoff = torch.zeros(3, dtype=torch.float64)
+    broken = Selection(torch.tensor([0]), scores, payoff, num_non_finite=3, loss_weight=0.0)
+    assert broken.is_broken
+    assert not Selection(torch.tensor([0]), torch.ones(3), payoff, num_non_finite=0, loss_weight=0.0).is_broken
+    assert not Selection(torch.tensor([0]), scores, payoff, num_non_finite=3).is_broken
+    batch = blank({"pixels": torch.full((1, 4), torch.nan), "labels": torch.tensor([2]), "text": ["a"]})
+    model = nn.Linear(4, 3)
+    (0.0 * nn.functional.cross_entropy(model(batch["pixels"]), batch["labels"])).backward()
+    assert (batch["labels"].item(), batch["text"]) == (2, ["a"])
+    assert all(parameter.grad.count_nonzero() == 0 for parameter in model.parameters())

@@ -4,6 +4,7 @@ from reducr.functional.losses import (
     adjusted_irreducible_loss,
     adjusted_joint_irreducible_loss,
     point_cross_entropy,
+    selection_dtype,
 )
 from reducr.functional.samplers import (
     exponential_rank_log_probabilities,
@@ -41,5 +42,6 @@ __all__ = [
     "predictive_entropy",
     "rank_log_probabilities",
     "reducr_score",
+    "selection_dtype",
     "top_k",
 ]

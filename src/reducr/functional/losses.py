@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reducr.checks import check_gradient_weight
+from reducr.checks import check_gradient_weight, check_range
+
+_NO_TARGET = -(2**63)  # not -100, whose points cross_entropy gives a loss of zero unless told otherwise
+_VECTOR_WIDTH = 16
 
 
 def selection_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype selection arithmetic runs in: float64 for float64 inputs, float32 for anything narrower."""
-    return torch.promote_types(tensor.dtype, torch.float32)
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def point_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -28,11 +31,23 @@ def point_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (B,) losses in nats; gradients are kept.
 
+    Raises:
+        ValueError: for targets that are not one integer for each point, or are out of range; on a GPU, which would have
+            to be waited for, the latter ends the process.
+
     Example:
         >>> point_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
         tensor([1.3863, 1.3863])
     """
-    return F.cross_entropy(logits.to(selection_dtype(logits)), targets.long(), reduction="none")
+    _check_targets(logits, targets)
+    logits, targets = logits.to(selection_dtype(logits)), targets.long()
+    is_trained = logits.requires_grad and torch.is_grad_enabled()
+    log_probabilities = torch.log_softmax(logits, dim=1) if is_trained else _log_softmax(logits)
+    try:
+        return F.nll_loss(log_probabilities, targets, reduction="none", ignore_index=_NO_TARGET)
+    except (IndexError, RuntimeError):
+        check_range("targets", targets, logits.shape[1])
+        raise
 
 
 def adjusted_irreducible_loss(
@@ -41,10 +56,10 @@ def adjusted_irreducible_loss(
     """Every group-irreducible loss of every point, from the logits of one plain irreducible model.
 
     The minimiser of the cross-entropy that weights the points of group c by g and all others by 1 is
-    ``q_c(y | x)`` proportional to ``g^[group(y) = c] p(y | x)``, so for a point (x, y), with ``z`` the logits and
-    ``L_c`` the logsumexp of ``z`` over the targets of group c::
+    ``q_c(y | x)`` proportional to ``g^[group(y) = c] p(y | x)``, so for a point (x, y), with ``p = softmax(z)`` of the
+    logits z and ``P_c`` the sum of p over the targets of group c::
 
-        r_c = log( exp(logsumexp z) + (g - 1) exp(L_c) ) - z_y - log(g) [group(y) = c]
+        r_c = log( 1 + (g - 1) P_c ) - log p_y - log(g) [group(y) = c]
 
     Args:
         logits: (B, C) outputs of the plain irreducible model.
@@ -56,7 +71,8 @@ def adjusted_irreducible_loss(
         (B, G) losses in nats, float32 or better.
 
     Raises:
-        ValueError: if ``gradient_weight`` is below 1.
+        ValueError: if ``gradient_weight`` is below 1, ``group_of_target`` has not C integers, or as for
+            ``point_cross_entropy``.
 
     Example:
         >>> adjusted_irreducible_loss(torch.zeros(1, 2), torch.tensor([0]), gradient_weight=3.0)
@@ -65,18 +81,25 @@ def adjusted_irreducible_loss(
     Source: derived in docs/method.md section 4 for REDUCR's weighted cross-entropy (arXiv 2312.00486, section 4.3);
     related to logit adjustment (Menon et al., arXiv 2007.07314).
     """
-    log_extra, log_weight = _log_gradient_weight(gradient_weight)
-    logits = logits.to(selection_dtype(logits))
+    check_gradient_weight(gradient_weight)
+    _check_targets(logits, targets)
     targets = targets.long()
-    if group_of_target is None:
-        group_logits, own_group = logits, targets
-    else:
-        group_of_target = group_of_target.to(logits.device)
-        group_logits = _logsumexp_by_group(logits, group_of_target)
+    log_probabilities = _log_softmax(logits.to(selection_dtype(logits)))
+    own = _of_targets(log_probabilities, targets)
+    probabilities, own_group = log_probabilities.exp(), targets
+    if group_of_target is not None:
+        if group_of_target.shape != logits.shape[1:]:
+            raise ValueError(
+                f"group_of_target must hold the group of each of the {logits.shape[1]} classes that the logits have; "
+                f"got shape {tuple(group_of_target.shape)}."
+            )
+        group_of_target = group_of_target.to(logits.device).long()
         own_group = group_of_target[targets]
-    normaliser = torch.logaddexp(torch.logsumexp(logits, dim=1, keepdim=True), group_logits + log_extra)
-    loss = normaliser - logits.gather(1, targets.unsqueeze(1))
-    return loss.scatter_add_(1, own_group.unsqueeze(1), loss.new_full((len(loss), 1), -log_weight))
+        probabilities = probabilities.new_zeros(len(logits), int(group_of_target.max()) + 1).index_add_(
+            1, group_of_target, probabilities
+        )
+    loss = probabilities.mul_(gradient_weight - 1).log1p_().sub_(own)
+    return loss.scatter_add_(1, own_group.unsqueeze(1), own.new_full((1, 1), -math.log(gradient_weight)).expand_as(own))
 
 
 def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient_weight: float) -> Tensor:
@@ -96,7 +119,7 @@ def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient
         (B, G) losses in nats, float32 or better.
 
     Raises:
-        ValueError: if ``gradient_weight`` is below 1.
+        ValueError: if ``gradient_weight`` is below 1, or as for ``point_cross_entropy``.
 
     Example:
         >>> adjusted_joint_irreducible_loss(torch.zeros(1, 2, 3), torch.tensor([0]), gradient_weight=10.0)
@@ -104,26 +127,40 @@ def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient
 
     Source: docs/method.md section 4.
     """
-    log_extra, _ = _log_gradient_weight(gradient_weight)
-    logits = logits.to(selection_dtype(logits))
-    own = logits[torch.arange(len(logits), device=logits.device), targets.long()]
+    check_gradient_weight(gradient_weight)
+    _check_targets(logits, targets)
+    logits, targets = logits.to(selection_dtype(logits)), targets.long()
+    own = _of_targets(logits, targets.unsqueeze(1).expand(-1, logits.shape[2])).squeeze(1)
     all_outcomes = torch.logsumexp(logits, dim=(1, 2)).unsqueeze(1)
     own_outcomes = torch.logsumexp(own, dim=1, keepdim=True)
     group_outcomes = torch.logsumexp(logits, dim=1)
+    log_extra = math.log(gradient_weight - 1) if gradient_weight > 1 else -math.inf
     return torch.logaddexp(all_outcomes, group_outcomes + log_extra) - torch.logaddexp(own_outcomes, own + log_extra)
 
 
-def _log_gradient_weight(gradient_weight: float) -> tuple[float, float]:
-    """log(g - 1), which is minus infinity at g = 1, and log(g)."""
-    check_gradient_weight(gradient_weight)
-    log_extra = math.log(gradient_weight - 1) if gradient_weight > 1 else -math.inf
-    return log_extra, math.log(gradient_weight)
+def _check_targets(logits: Tensor, targets: Tensor) -> None:
+    if targets.shape != logits.shape[:1] or targets.is_floating_point() or targets.is_complex():
+        raise ValueError(
+            f"targets must be one integer for each of the {len(logits)} points; got {targets.dtype} "
+            f"{tuple(targets.shape)}."
+        )
 
 
-def _logsumexp_by_group(logits: Tensor, group_of_target: Tensor) -> Tensor:
-    """(B, G) logsumexp of the logits over the targets of each group."""
-    num_groups = int(group_of_target.max()) + 1
-    largest = logits.amax(dim=1, keepdim=True)
-    sums = logits.new_zeros(len(logits), num_groups)
-    sums.index_add_(1, group_of_target.long(), torch.exp(logits - largest))
-    return torch.log(sums) + largest
+def _of_targets(values: Tensor, targets: Tensor) -> Tensor:
+    """The entries (B, 1, ...) of ``values`` (B, C, ...) at the ``targets`` (B, ...)."""
+    try:
+        return values.gather(1, targets.unsqueeze(1))
+    except (IndexError, RuntimeError):
+        check_range("targets", targets.reshape(len(targets), -1)[:, 0], values.shape[1])
+        raise
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """(B, C) log-probabilities, equal rows having equal ones to the last bit wherever they stand.
+
+    On a CPU torch takes rows narrower than its vectors number by number, several times slower than wider ones.
+    """
+    num_classes = logits.shape[1]
+    if num_classes < _VECTOR_WIDTH and logits.device.type == "cpu":
+        logits = F.pad(logits, (0, _VECTOR_WIDTH - num_classes), value=-torch.inf)
+    return torch.log_softmax(logits, dim=1)[:, :num_classes]

@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-# log-probability of a point that may be drawn only when nothing else is left; see power_log_probabilities
-_LAST_RESORT = -1e9
+# how far below all others the log-probability is of a point that may be drawn only when nothing else is left
+_LAST_RESORT = 1e9
+# beyond it draws are those of top_k, but products overflow
+_LARGEST_BETA = 1e300
 
 
 def top_k(scores: Tensor, num_selected: int) -> Tensor:
@@ -72,7 +74,10 @@ def power_log_probabilities(scores: Tensor, *, beta: float) -> Tensor:
         tensor([0.0000, 0.6931], dtype=torch.float64)
     """
     scores = scores.double()
-    return torch.where(scores > 0, beta * torch.log(scores.clamp(min=1e-300)), _LAST_RESORT)
+    logarithms = min(beta, _LARGEST_BETA) * torch.log(scores.clamp(min=1e-300))
+    positive = scores > 0
+    last_resort = 2 * logarithms.masked_fill(~positive, 0).amin() - _LAST_RESORT
+    return torch.where(positive, logarithms, last_resort)
 
 
 def rank_log_probabilities(scores: Tensor, *, beta: float) -> Tensor:
@@ -89,7 +94,7 @@ def rank_log_probabilities(scores: Tensor, *, beta: float) -> Tensor:
         >>> rank_log_probabilities(torch.tensor([0.1, 5.0]), beta=1.0)
         tensor([-0.6931, -0.0000], dtype=torch.float64)
     """
-    return -beta * torch.log(_ranks(scores))
+    return -min(beta, _LARGEST_BETA) * torch.log(_ranks(scores))
 
 
 def exponential_rank_log_probabilities(scores: Tensor, *, pressure: float) -> Tensor:

@@ -34,19 +34,19 @@ def excess_loss(model_loss: Tensor | None, irreducible_loss: Tensor | None, *, c
             raise ValueError("excess_loss needs the model loss or the irreducible loss; both were left out.")
         excess = -irreducible_loss.to(selection_dtype(irreducible_loss))
     elif irreducible_loss is None:
-        excess = model_loss.to(selection_dtype(model_loss))
+        excess = model_loss.to(selection_dtype(model_loss), copy=True)
     else:
-        dtype = torch.promote_types(selection_dtype(model_loss), irreducible_loss.dtype)
-        loss = model_loss.to(dtype)
+        loss = model_loss.to(selection_dtype(model_loss))
+        # float16 less float32 is float32, and so on
         excess = (loss.unsqueeze(1) if irreducible_loss.ndim == 2 else loss) - irreducible_loss
-    return excess.clamp(min=0) if clip else excess
+    return excess.relu() if clip else excess
 
 
 def reducr_score(excess: Tensor, group_weights: Tensor) -> Tensor:
     """Excess loss averaged over the groups by their weights: ``score_i = sum_c w_c excess_ic``.
 
     The group-holdout loss of the selection objective is the same for every point, so it cannot change their order
-    and is left out.
+    and is left out. Equal points have equal scores in every batch, to the last bit.
 
     Args:
         excess: (B, G) nats.
@@ -61,7 +61,7 @@ def reducr_score(excess: Tensor, group_weights: Tensor) -> Tensor:
 
     Source: REDUCR (arXiv 2312.00486), Algorithm 1.
     """
-    return excess @ group_weights.to(excess.dtype)
+    return _ordered_sum(excess * group_weights.to(excess.dtype), dim=1)
 
 
 def group_payoff(excess: Tensor, group_holdout_loss: Tensor | None, *, holdout_weighting: str) -> Tensor:
@@ -84,11 +84,11 @@ def group_payoff(excess: Tensor, group_holdout_loss: Tensor | None, *, holdout_w
 
     Source: docs/method.md section 2.
     """
-    payoff = excess.double().sum(dim=0)
+    payoff = excess.sum(dim=0, dtype=torch.float64)
     if group_holdout_loss is None:
         return payoff
     num_subtractions = len(excess) if holdout_weighting == "per_point" else 1
-    return payoff - num_subtractions * group_holdout_loss.double()
+    return payoff.sub_(group_holdout_loss.double(), alpha=num_subtractions)
 
 
 def max_min_payoff(excess: Tensor, group_holdout_loss: Tensor) -> Tensor:
@@ -147,11 +147,8 @@ def predictive_entropy(logits: Tensor) -> Tensor:
 
     Source: Gal, Islam & Ghahramani 2017 (arXiv 1703.02910), eq. 1.
     """
-    log_probabilities = _sampled_log_probabilities(logits)
-    mean = torch.logsumexp(log_probabilities, dim=0) - torch.log(
-        log_probabilities.new_tensor(float(len(log_probabilities)))
-    )
-    return _entropy(mean)
+    probabilities = _sampled_log_probabilities(logits).exp()
+    return _entropy(_ordered_sum(probabilities, dim=0) / len(probabilities))
 
 
 def conditional_entropy(logits: Tensor) -> Tensor:
@@ -169,7 +166,8 @@ def conditional_entropy(logits: Tensor) -> Tensor:
 
     Source: Houlsby et al. 2011 (arXiv 1112.5745), second term of eq. 2.
     """
-    return _entropy(_sampled_log_probabilities(logits)).mean(dim=0)
+    probabilities = _sampled_log_probabilities(logits).exp()
+    return _ordered_sum(_entropy(probabilities), dim=0) / len(probabilities)
 
 
 def mutual_information(logits: Tensor) -> Tensor:
@@ -196,7 +194,23 @@ def _sampled_log_probabilities(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits if logits.ndim == 3 else logits.unsqueeze(0), dim=-1)
 
 
-def _entropy(log_probabilities: Tensor) -> Tensor:
+def _entropy(probabilities: Tensor) -> Tensor:
     """Entropy over the last axis; a probability of zero adds nothing."""
-    entropies: Tensor = torch.special.entr(log_probabilities.exp())
+    entropies: Tensor = torch.special.entr(probabilities)
     return entropies.sum(dim=-1)
+
+
+def _ordered_sum(terms: Tensor, *, dim: int) -> Tensor:
+    """The sum over one axis, always added up in one order, so that equal points have equal sums in every batch.
+
+    ``sum`` and matrix products may round a point differently in another batch, or in another place of it: then equal
+    points would have scores that differ in the last bit, and several ranks would break ties unlike one process.
+    """
+    if terms.device.type == "cpu":
+        sums = terms.cumsum(dim).select(dim, -1)  # one number after another
+        return sums.clone(memory_format=torch.contiguous_format)  # not a view of all of them
+    terms = terms.movedim(dim, 0)
+    while len(terms) > 1:  # halves are added to halves
+        half = len(terms) // 2
+        terms = torch.cat([terms[:half] + terms[half : 2 * half], terms[2 * half :]])
+    return terms[0]

@@ -25,6 +25,7 @@ def group_weights(cumulative_payoff: Tensor, *, step_size: float) -> Tensor:
 
     Source: Freund & Schapire 1997; REDUCR (arXiv 2312.00486), Algorithm 1.
     """
+    if step_size == 0:
+        return torch.full_like(cumulative_payoff, 1 / len(cumulative_payoff))
     # relative to the smallest, so that no product of finite numbers becomes a difference of infinities
-    above = (cumulative_payoff - cumulative_payoff.min()).clamp(max=torch.finfo(cumulative_payoff.dtype).max)
-    return torch.softmax(-step_size * above, dim=0)
+    return torch.softmax((cumulative_payoff.min() - cumulative_payoff) * step_size, dim=0)

@@ -3,24 +3,32 @@
 Everything here that a selector can be fed from has ``lookup(batch) -> Tensor``, of shape (B,) or (B, G).
 """
 
-from reducr.irreducible.adjusted import AdjustedIrreducibleLoss, PlainIrreducibleLoss
-from reducr.irreducible.build import build_logit_table, build_loss_table
+from reducr.irreducible.adjusted import AdjustedGroupLoss, AdjustedIrreducibleLoss, PlainIrreducibleLoss
+from reducr.irreducible.build import build_logit_table, build_loss_table, build_table
 from reducr.irreducible.fingerprint import DataFingerprint
-from reducr.irreducible.live import GroupIrreducibleLoss, LiveLogits
+from reducr.irreducible.live import GroupIrreducibleLoss, HeadIrreducibleLoss, LiveLogits
+from reducr.irreducible.objective import WEIGHT_NORMALISATIONS, IrreducibleObjective
 from reducr.irreducible.store import load_table, save_table
 from reducr.irreducible.table import IrreducibleTable, TableLogits, TableLoss
+from reducr.irreducible.twins import Twins
 
 __all__ = [
+    "WEIGHT_NORMALISATIONS",
+    "AdjustedGroupLoss",
     "AdjustedIrreducibleLoss",
     "DataFingerprint",
     "GroupIrreducibleLoss",
+    "HeadIrreducibleLoss",
+    "IrreducibleObjective",
     "IrreducibleTable",
     "LiveLogits",
     "PlainIrreducibleLoss",
     "TableLogits",
     "TableLoss",
+    "Twins",
     "build_logit_table",
     "build_loss_table",
+    "build_table",
     "load_table",
     "save_table",
 ]

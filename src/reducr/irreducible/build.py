@@ -1,19 +1,35 @@
-"""Building tables: one pass of the irreducible models over the training points."""
+"""Building tables: one pass of the irreducible models over the training points.
+
+On several ranks there are two ways to share the work. Either every rank gives batches of its own part of the points,
+and ``over_ranks=True`` merges their rows; or every rank has the models of some of the groups
+(``distributed.share(num_groups)``), gives them all points, and ``merged_columns`` merges the columns. Either way every
+rank ends with the whole table, bit for bit that of one process, and needs no second copy of it on the way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from reducr.batch import Batch
+from reducr.distributed import gathered, raising_together, stacked, sum_in_place
 from reducr.irreducible.live import GroupIrreducibleLoss, LiveLogits
 from reducr.irreducible.table import IrreducibleTable
 
+_CHUNK_ROWS = 2**16
+
 
 def build_logit_table(
-    model: nn.Module, batches: Iterable[Batch], *, num_points: int, num_joint_groups: int | None = None
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    num_points: int,
+    num_joint_groups: int | None = None,
+    over_ranks: bool = False,
 ) -> IrreducibleTable:
     """The logits of one irreducible model for every training point, in float32.
 
@@ -22,6 +38,7 @@ def build_logit_table(
         batches: cover every index in [0, N) once, in any order, un-augmented.
         num_points: N.
         num_joint_groups: G for a joint model, else None.
+        over_ranks: as for ``build_table``.
 
     Returns:
         A table of kind ``logits``, or ``joint_logits`` for a joint model.
@@ -31,12 +48,16 @@ def build_logit_table(
     """
     source = LiveLogits(model, num_joint_groups=num_joint_groups)
     kind = "logits" if num_joint_groups is None else "joint_logits"
-    rows = _rows_by_index(((batch.index, source.logits(batch)) for batch in batches), num_points)
-    return IrreducibleTable(rows, kind=kind)
+    return build_table(source.logits, batches, num_points=num_points, kind=kind, over_ranks=over_ranks)
 
 
 def build_loss_table(
-    models: Sequence[nn.Module | None], batches: Iterable[Batch], *, num_points: int
+    models: Sequence[nn.Module | None],
+    batches: Iterable[Batch],
+    *,
+    num_points: int,
+    num_joint_groups: int | None = None,
+    over_ranks: bool = False,
 ) -> IrreducibleTable:
     """The loss of one trained irreducible model per group for every training point, in float32.
 
@@ -45,6 +66,8 @@ def build_loss_table(
             None for a group whose column is not needed, which is then NaN.
         batches: as for ``build_logit_table``.
         num_points: N.
+        num_joint_groups: as for ``build_logit_table``.
+        over_ranks: as for ``build_table``.
 
     Returns:
         A table of kind ``group_loss``.
@@ -52,29 +75,115 @@ def build_loss_table(
     Raises:
         ValueError: if an index comes twice, not at all, or outside [0, N), or every model is None.
     """
-    live = GroupIrreducibleLoss(models)
-    rows = _rows_by_index(((batch.index, live.lookup(batch)) for batch in batches), num_points)
-    return IrreducibleTable(rows, kind="group_loss")
+    live = GroupIrreducibleLoss(models, num_joint_groups=num_joint_groups)
+    return build_table(live.lookup, batches, num_points=num_points, kind="group_loss", over_ranks=over_ranks)
 
 
-def _rows_by_index(pairs: Iterable[tuple[Tensor, Tensor]], num_points: int) -> np.ndarray:
-    rows: np.ndarray | None = None
-    times_seen = np.zeros(num_points, dtype=np.int64)
+def build_table(
+    values: Callable[[Batch], Tensor],
+    batches: Iterable[Batch],
+    *,
+    num_points: int,
+    kind: str,
+    over_ranks: bool = False,
+) -> IrreducibleTable:
+    """What ``values`` gives for every training point, in float32.
+
+    Args:
+        values: the rows of a batch: a live source's ``lookup`` or ``logits``.
+        batches: cover every index in [0, N) once, in any order, un-augmented.
+        num_points: N.
+        kind: of the table (see ``IrreducibleTable``).
+        over_ranks: the batches of all ranks together cover every index once; all of them must call this then, get the
+            whole table, and raise if any of them does.
+
+    Raises:
+        ValueError: if an index comes twice, not at all, or outside [0, N).
+    """
+    times_seen = torch.zeros(num_points, dtype=torch.int64)
+    with raising_together() if over_ranks else nullcontext():
+        rows = _rows_by_index(((batch.index, values(batch)) for batch in batches), times_seen)
+    if over_ranks:
+        rows = _of_common_shape(rows)
+        sum_in_place(times_seen)
+    wrong = torch.nonzero(times_seen != 1).flatten()
+    if rows is None or len(wrong):
+        raise ValueError(
+            f"every one of the {num_points} points must come exactly once; {len(wrong)} do not, the first is index "
+            f"{wrong[0]}, which came {times_seen[wrong[0]]} times. Use a loader without sampling or drop_last."
+            + (" A DistributedSampler repeats points; distributed.share(num_points) does not." if over_ranks else "")
+        )
+    if over_ranks:
+        sum_in_place(rows.view(torch.int32))
+    return IrreducibleTable(rows.numpy(), kind=kind)
+
+
+def merged_columns(table: IrreducibleTable | None) -> IrreducibleTable:
+    """One table of group losses from those of all ranks, each of which has the columns of some groups.
+
+    All ranks must call it, get the whole table, and raise if any of them does.
+
+    Args:
+        table: (N, G) of kind ``group_loss``; columns of groups that are not this rank's are NaN. Filled in place where
+            it is an array in memory. None on a rank that has no group.
+
+    Returns:
+        The table, in which a column is NaN that no rank has.
+
+    Raises:
+        ValueError: if two ranks have a column of one group, tables differ in shape, or there is none.
+
+    Example:
+        >>> merged_columns(IrreducibleTable(np.array([[0.5, np.nan]], dtype=np.float32), kind="group_loss")).values
+        array([[0.5, nan]], dtype=float32)
+    """
+    with raising_together():
+        if table is not None and table.kind != "group_loss":
+            raise ValueError(f"merged_columns() merges tables of kind 'group_loss'; got kind {table.kind!r}.")
+    own = None if table is None else np.require(table.values, dtype=np.float32, requirements=["C", "W"])
+    values = _of_common_shape(None if own is None else torch.from_numpy(own))
+    if values is None:
+        raise ValueError("merged_columns() needs the table of at least one rank; got None on all.")
+    is_own = torch.zeros(values.shape[1], dtype=torch.bool)
+    if table is not None:
+        for part in torch.split(values, _CHUNK_ROWS):
+            is_own |= ~part.isnan().all(dim=0)
+    num_owners = stacked(is_own).sum(dim=0)
+    if bool((num_owners > 1).any()):
+        raise ValueError(
+            f"group {int((num_owners > 1).nonzero()[0])} has a column on {int(num_owners.max())} ranks; every group "
+            "belongs to one, see reducr.distributed.share(num_groups)."
+        )
+    values[:, ~is_own] = 0
+    sum_in_place(values.view(torch.int32))
+    values[:, num_owners == 0] = torch.nan
+    return IrreducibleTable(values.numpy(), kind="group_loss")
+
+
+def _rows_by_index(pairs: Iterable[tuple[Tensor, Tensor]], times_seen: Tensor) -> Tensor | None:
+    """(N, ...) the values of every index, zeros where none came; counts in ``times_seen``; None if there is no pair."""
+    rows: Tensor | None = None
+    num_points = len(times_seen)
     for index, values in pairs:
-        positions = index.cpu().numpy()
-        if positions.min() < 0 or positions.max() >= num_points:
+        positions = index.cpu().long()
+        if len(positions) and (positions.min() < 0 or positions.max() >= num_points):
             raise ValueError(
                 f"indices must be in 0..{num_points - 1}; got {positions.min()}..{positions.max()}. Give the data "
                 "set whose points the table is for, with index i at position i."
             )
         if rows is None:
-            rows = np.empty((num_points, *values.shape[1:]), dtype=np.float32)
-        rows[positions] = values.float().cpu().numpy()
-        np.add.at(times_seen, positions, 1)
-    wrong = np.flatnonzero(times_seen != 1)
-    if rows is None or len(wrong):
-        raise ValueError(
-            f"every one of the {num_points} points must come exactly once; {len(wrong)} do not, the first is index "
-            f"{wrong[0]}, which came {times_seen[wrong[0]]} times. Use a loader without sampling or drop_last."
-        )
+            rows = torch.zeros(num_points, *values.shape[1:], dtype=torch.float32)
+        rows.index_copy_(0, positions, values.detach().float().cpu())
+        times_seen.index_add_(0, positions, torch.ones_like(positions))
     return rows
+
+
+def _of_common_shape(values: Tensor | None) -> Tensor | None:
+    """This rank's values, or zeros in the shape of the other ranks' where it has none; None if no rank has any."""
+    own = torch.tensor([] if values is None else values.shape, dtype=torch.int64)
+    shapes = {tuple(shape.tolist()) for shape in gathered(own)} - {()}
+    if len(shapes) > 1:
+        raise ValueError(f"the ranks' parts of a table must have one shape; got {sorted(shapes)}.")
+    if values is None and shapes:
+        return torch.zeros(shapes.pop(), dtype=torch.float32)
+    return values

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
-from reducr.data import PointLoader
-from reducr.files import file_checksum, write_text_atomically
+from reducr.companions import Companion
+from reducr.data import PointDataset, PointLoader
+from reducr.distributed import is_main, num_ranks, of_all, raising_together, share
+from reducr.files import file_checksum
 from reducr.integrations.lightning import IrreducibleModule, fit_irreducible, model_state
 from reducr.irreducible import (
     AdjustedIrreducibleLoss,
     DataFingerprint,
     GroupIrreducibleLoss,
+    HeadIrreducibleLoss,
+    IrreducibleObjective,
     IrreducibleTable,
     LiveLogits,
     PlainIrreducibleLoss,
     TableLogits,
     TableLoss,
-    build_logit_table,
-    build_loss_table,
-    load_table,
+    Twins,
+    build_table,
     save_table,
 )
+from reducr.models.ensemble import Ensemble, MultiHead
+from reducr.pipeline.finished_stages import FinishedStages, has_record, write_record
 from reducr.pipeline.setup import SeedData, make_model, make_optimizer, scoped_seed, stream_seed
 from reducr.selectors import Selector
 from reducr.step import IrreducibleLookup
 
 _TABLE_BATCH_SIZE = 1000
-_RECORD = "stage.json"
+_HELD_NUMBERS = 2**26
+"""Losses of all points are held in memory up to so many, 256 MiB; beyond, they are computed as they are needed."""
+Groups = tuple[int, ...]
 
 
 class Display(Protocol):
@@ -50,25 +59,44 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained irreducible model.
+    """A trained irreducible model, or several in one.
 
     Args:
         model: with the parameters of the chosen checkpoint.
         checkpoint: its file.
         seconds: wall-clock of the training.
         steps: gradient steps.
+        objective: what it was trained to minimise.
     """
 
     model: nn.Module
     checkpoint: Path
     seconds: float
     steps: int
+    objective: IrreducibleObjective
+
+
+@dataclass(frozen=True)
+class IrreducibleLosses:
+    """What a selector reads.
+
+    Args:
+        lookup: of the losses; None for a rule that needs none.
+        seconds: it took to make them.
+        companions: irreducible models that go on learning from the selected points.
+    """
+
+    lookup: IrreducibleLookup | None = None
+    seconds: float = 0.0
+    companions: list[Companion] = field(default_factory=list)
 
 
 class IrreducibleStage:
     """The irreducible models and tables of one seed; each is made when first asked for, and once.
 
-    With ``irreducible.dir`` they are read from a finished stage instead.
+    Wherever ``groups`` appear, None means the plain model, and a tuple the models weighted for those groups.
+    With ``irreducible.dir`` all is read from finished stages instead; in the folder of an interrupted run what it had
+    finished is read, and the model that it was training goes on.
 
     Args:
         config: the whole configuration.
@@ -83,222 +111,288 @@ class IrreducibleStage:
         self.data = data
         self.folder = folder
         self.display = display
-        self.finished = None if self.options.dir is None else _stage_folder(Path(self.options.dir), data.seed)
-        self.fingerprint = DataFingerprint.of(data.splits.train)
-        record = self._finished_record()
-        self.seconds_by_part: dict[str, float] = record["seconds"]
-        self.steps_by_model: dict[str, int] = record["steps"]
-        self._models: dict[int | None, TrainedModel] = {}
-        self._tables: dict[str, IrreducibleTable] = {}
+        parts = {"train": data.splits.train, "irreducible": data.splits.irreducible}
+        self.fingerprints = {name: DataFingerprint.of(part) for name, part in parts.items()}
+        self.finished = None
+        if self.options.dir is not None:
+            self.finished = FinishedStages.of(self.options.dir, seed=data.seed, fingerprints=self.fingerprints)
+        self.seconds_by_part: dict[str, float] = {}
+        self.steps_by_model: dict[str, int] = {}
+        self.earlier: FinishedStages | None = None
+        if self.finished is None and has_record(folder):
+            self.earlier = FinishedStages.of(str(folder), seed=data.seed, fingerprints=self.fingerprints)
+            self.seconds_by_part |= self.earlier.records[folder]["seconds"]
+            self.steps_by_model |= self.earlier.records[folder]["steps"]
+        self._models: dict[str, TrainedModel] = {}
+        self._tables: dict[Groups | None, IrreducibleTable] = {}
 
-    def lookup_for(self, selector: Selector) -> tuple[IrreducibleLookup | None, float]:
-        """The irreducible losses a selector needs, and the seconds it took to make them (counted for every user)."""
-        if "group_irreducible_loss" in selector.needs:
-            if self.options.kind == "trained":
-                return self._trained_losses(selector.weighted_groups.tolist())
-            source, seconds = self._plain_logits()
-            adjusted = AdjustedIrreducibleLoss(
+    def losses_for(self, selector: Selector) -> IrreducibleLosses:
+        """The irreducible losses a selector needs; the seconds it took to make them are counted for every user."""
+        if not any("irreducible_loss" in need for need in selector.needs):
+            return IrreducibleLosses()
+        needs_groups = "group_irreducible_loss" in selector.needs
+        groups = None
+        if needs_groups and self.options.kind != "adjusted":
+            groups = tuple(selector.weighted_groups.tolist())
+        source, seconds, companions = self._source(groups)
+        if groups is not None:
+            lookup = source
+        elif needs_groups:
+            lookup = AdjustedIrreducibleLoss(
                 source,
                 gradient_weight=self.options.gradient_weight,
                 group_of_target=self.data.outcomes.group_of_target,
             )
-            return adjusted, seconds
-        if "irreducible_loss" in selector.needs:
-            source, seconds = self._plain_logits()
-            return PlainIrreducibleLoss(source), seconds
-        return None, 0.0
+        else:
+            lookup = PlainIrreducibleLoss(source)
+        targets = self.data.splits.train.target
+        if groups is None and isinstance(source, TableLogits) and len(targets) * selector.num_groups <= _HELD_NUMBERS:
+            started = time.perf_counter()
+            lookup = lookup.tabulated(targets)
+            seconds += time.perf_counter() - started
+        return IrreducibleLosses(lookup, seconds, companions)
 
-    def model(self, gradient_weighted_class: int | None) -> TrainedModel:
-        """The irreducible model of that class, or the plain one for None; trained when first asked for."""
-        if gradient_weighted_class not in self._models:
-            self._models[gradient_weighted_class] = (
-                self._train(gradient_weighted_class)
-                if self.finished is None
-                else self._read_finished_model(gradient_weighted_class, self.finished)
-            )
-        return self._models[gradient_weighted_class]
+    def plain_model(self) -> TrainedModel:
+        """The plain irreducible model trained on the holdout part; trained when first asked for."""
+        return self._trained(None, None)[0]
 
-    def build_plain_table(self) -> IrreducibleTable:
-        """The logits of the plain model for every training point, stored in ``table_plain``."""
-        trained = self.model(None)
-        return self._build(
-            "plain",
-            [trained],
-            lambda batches, num_points: build_logit_table(
-                trained.model, batches, num_points=num_points, num_joint_groups=self.data.outcomes.num_joint_groups
-            ),
-        )
+    def table(self, groups: Groups | None) -> IrreducibleTable:
+        """Logits of the plain model, or losses of these groups' models (other columns NaN), for every training point.
 
-    def build_group_table(self, groups: Sequence[int]) -> IrreducibleTable:
-        """The losses of these groups' trained models, the other columns NaN, stored in ``table_NAME``."""
-        trained = [self.model(group) for group in groups]
-        models = self._model_by_group(groups)
-        return self._build(
-            self.table_name(groups),
-            trained,
-            lambda batches, num_points: build_loss_table(models, batches, num_points=num_points),
-        )
+        Stored in ``table_NAME``; built when first asked for.
+        """
+        if groups not in self._tables:
+            name = self.table_name(groups)
+            finished = self._finished(name)
+            if finished is None:
+                self._tables[groups] = self._built_table(groups, name)
+            else:
+                # a table serves any model, unless one is asked for
+                settings = self._settings(of_groups=groups is not None, with_model=self.options.model is not None)
+                self._tables[groups], self.seconds_by_part[name] = finished.table(name, groups, settings)
+        return self._tables[groups]
 
-    def table_name(self, groups: Sequence[int]) -> str:
-        """``all``, or ``class_2_5`` for some groups."""
+    def table_name(self, groups: Groups | None) -> str:
+        """``plain``, ``all``, or ``class_2_5`` for some groups."""
+        if groups is None:
+            return "plain"
         is_all = len(groups) == self.data.splits.train.num_groups
         return "all" if is_all else f"class_{'_'.join(map(str, groups))}"
 
-    def _plain_logits(self) -> tuple[TableLogits | LiveLogits, float]:
-        if self.options.lookup == "live":
-            trained = self.model(None)
-            return LiveLogits(trained.model, num_joint_groups=self.data.outcomes.num_joint_groups), trained.seconds
-        return TableLogits(self._table("plain", self.build_plain_table)), self.seconds_by_part["plain"]
+    def _source(self, groups: Groups | None) -> tuple[Any, float, list[Companion]]:
+        """What gives logits (plain) or losses (groups), the seconds it took to make, and what learns along."""
+        if self.options.lookup == "table":
+            table = self.table(groups)
+            source = TableLogits(table) if groups is None else TableLoss(table)
+            return source, self.seconds_by_part[self.table_name(groups)], []
+        trained = [self._trained(groups, half) for half in self._halves]
+        seconds = sum(one.seconds for part in trained for one in part)
+        if self.options.update_rate is None:
+            return self._live(trained, groups), seconds, []
+        # copies for every user, as they go on learning
+        trained = [[replace(one, model=copy.deepcopy(one.model).requires_grad_()) for one in part] for part in trained]
+        companions = [
+            Companion(one.model, one.objective, rate=self.options.update_rate) for part in trained for one in part
+        ]
+        return self._live(trained, groups, is_frozen=False), seconds, companions
 
-    def _trained_losses(self, groups: list[int]) -> tuple[IrreducibleLookup, float]:
-        if self.options.lookup == "live":
-            seconds = sum(self.model(group).seconds for group in groups)
-            return GroupIrreducibleLoss(self._model_by_group(groups)), seconds
-        name = self.table_name(groups)
-        return TableLoss(self._table(name, lambda: self.build_group_table(groups))), self.seconds_by_part[name]
-
-    def _model_by_group(self, groups: Sequence[int]) -> list[nn.Module | None]:
-        joint = self.data.outcomes.num_joint_groups
-
-        def of_targets(model: nn.Module) -> nn.Module:
-            return model if joint is None else TargetMarginal(model, joint)
-
+    def _live(self, trained: Sequence[Sequence[TrainedModel]], groups: Groups | None, *, is_frozen: bool = True) -> Any:
+        """The models themselves as a source; one list of models for each half of twins, else one list."""
+        options: dict[str, Any] = {"num_joint_groups": self.data.outcomes.num_joint_groups, "is_frozen": is_frozen}
         num_groups = self.data.splits.train.num_groups
-        return [of_targets(self.model(group).model) if group in groups else None for group in range(num_groups)]
+        sources: list[Any] = []
+        for part in trained:
+            models = [one.model for one in part]
+            if groups is None:
+                sources.append(LiveLogits(models[0], **options))
+            elif self._has_heads:
+                sources.append(HeadIrreducibleLoss(models[0], groups=groups, num_groups=num_groups, **options))
+            else:
+                model_of = dict(zip(groups, models, strict=True))
+                sources.append(GroupIrreducibleLoss([model_of.get(group) for group in range(num_groups)], **options))
+        if len(sources) == 1:
+            return sources[0]
+        return Twins(*sources, is_in_first=self._is_in_first)
 
-    def _table(self, name: str, build: Callable[[], IrreducibleTable]) -> IrreducibleTable:
-        if name not in self._tables:
-            finished = self.finished
-            self._tables[name] = build() if finished is None else self._read_finished_table(name, finished)
-        return self._tables[name]
-
-    def _build(
-        self,
-        name: str,
-        trained: Sequence[TrainedModel],
-        build: Callable[[PointLoader, int], IrreducibleTable],
-    ) -> IrreducibleTable:
+    def _built_table(self, groups: Groups | None, name: str) -> IrreducibleTable:
+        trained = [self._trained(groups, half) for half in self._halves]
         started = time.perf_counter()
+        source = self._live(trained, groups)
+        is_joint = self.data.outcomes.num_joint_groups is not None
         train = self.data.splits.train
-        table = build(PointLoader(train, batch_size=_TABLE_BATCH_SIZE), len(train))
-        save_table(
-            self.folder / f"table_{name}",
-            table,
-            fingerprint=self.fingerprint,
-            settings=OmegaConf.to_container(self.options, resolve=True),  # type: ignore[arg-type]
-            sources={one.checkpoint.parent.name: file_checksum(one.checkpoint) for one in trained},
+        table = build_table(
+            source.logits if groups is None else source.lookup,
+            PointLoader(train, batch_size=_TABLE_BATCH_SIZE, over_ranks=True),
+            num_points=len(train),
+            kind="group_loss" if groups is not None else "joint_logits" if is_joint else "logits",
+            over_ranks=True,
         )
-        self.seconds_by_part[name] = sum(one.seconds for one in trained) + time.perf_counter() - started
-        self._write_record()
+        models = [one for part in trained for one in part]
+        self.seconds_by_part[name] = sum(one.seconds for one in models) + time.perf_counter() - started
+        if is_main():
+            # what was written just before an interruption, and not recorded
+            shutil.rmtree(self.folder / f"table_{name}", ignore_errors=True)
+            save_table(
+                self.folder / f"table_{name}",
+                table,
+                fingerprint=self.fingerprints["train"],
+                settings=OmegaConf.to_container(self.options, resolve=True),  # type: ignore[arg-type]
+                sources={one.checkpoint.parent.name: file_checksum(one.checkpoint) for one in models},
+            )
+            self._write_record()
         return table
 
-    def _read_finished_table(self, name: str, finished: Path) -> IrreducibleTable:
-        # the plain model's logits are the same for every gradient weight
-        matters = () if name == "plain" else ("gradient_weight", "weight_normalisation")
-        return load_table(
-            finished / f"table_{name}",
-            fingerprint=self.fingerprint,
-            settings={option: self.options[option] for option in matters},
-        )
+    @property
+    def _has_heads(self) -> bool:
+        return self.options.kind in ("ensemble", "multi_headed")
 
-    def _read_finished_model(self, gradient_weighted_class: int | None, finished: Path) -> TrainedModel:
-        name = _model_name(gradient_weighted_class)
-        checkpoint = finished / name / "model.ckpt"
-        if not checkpoint.is_file():
-            raise FileNotFoundError(
-                f"no irreducible model {checkpoint}: train it with `reducr irreducible` and "
-                f"gradient_weighted_class={'null' if gradient_weighted_class is None else gradient_weighted_class}, or "
-                "leave irreducible.dir out."
-            )
-        model = make_model(self.options.model, num_outputs=self.data.outcomes.num_outcomes, seed=0)
-        model.load_state_dict(model_state(checkpoint))
-        return TrainedModel(model, checkpoint, self.seconds_by_part[f"train {name}"], self.steps_by_model[name])
+    @property
+    def _halves(self) -> tuple[str | None, ...]:
+        return (None,) if self.options.trained_on == "holdout" else ("first", "second")
 
-    def _finished_record(self) -> dict[str, Any]:
-        """Seconds and steps of a finished stage, so that its cost is counted where it is used."""
-        if self.finished is None:
-            return {"seconds": {}, "steps": {}}
-        path = self.finished / _RECORD
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"irreducible.dir={self.finished} is not a finished irreducible stage: {_RECORD} is missing. Give "
-                "the folder of a run of `reducr irreducible` or `reducr run` that has this seed, or its "
-                "seed_N/irreducible."
-            )
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        differences = DataFingerprint.from_dict(record["data_fingerprint"]).differences(self.fingerprint)
-        if differences:
-            raise ValueError(
-                f"irreducible.dir={self.finished} does not belong to this data: {'; '.join(differences)}. Use the "
-                "data, seed and options it was made with, or make one for this data with `reducr irreducible`."
-            )
-        return record
+    @cached_property
+    def _is_in_first(self) -> Tensor:
+        """(N,) bool, the training points that the first twin is trained on: half of them, by seed."""
+        size = len(self.data.splits.train)
+        generator = torch.Generator().manual_seed(stream_seed(self.data.seed, "irreducible"))
+        is_in_first = torch.zeros(size, dtype=torch.bool)
+        is_in_first[torch.randperm(size, generator=generator)[: size // 2]] = True
+        return is_in_first
 
-    def _write_record(self) -> None:
-        record = {
-            "data_fingerprint": self.fingerprint.to_dict(),
-            "seconds": self.seconds_by_part,
-            "steps": self.steps_by_model,
-        }
-        write_text_atomically(self.folder / _RECORD, json.dumps(record, indent=2) + "\n")
+    def _points(self, half: str | None) -> PointDataset:
+        """What the models of that half, or of no half, are trained on."""
+        if half is None:
+            return self.data.splits.irreducible
+        is_in = self._is_in_first if half == "first" else ~self._is_in_first
+        return self.data.splits.train.take(torch.nonzero(is_in).flatten())
 
-    def _train(self, gradient_weighted_class: int | None) -> TrainedModel:
-        started = time.perf_counter()
-        name = _model_name(gradient_weighted_class)
-        seed = stream_seed(self.data.seed, "irreducible")
-        module = IrreducibleModule(
-            make_model(self.options.model, num_outputs=self.data.outcomes.num_outcomes, seed=seed),
-            optimizer=make_optimizer(self.options.optimizer),
-            outcome=self.data.outcomes.outcome,
-            gradient_weighted_class=gradient_weighted_class,
+    def _asked_about(self, half: str | None) -> PointDataset:
+        """The training points whose losses those models give; of twins the other one's half."""
+        return self.data.splits.train if half is None else self._points("second" if half == "first" else "first")
+
+    def _trained(self, groups: Groups | None, half: str | None) -> list[TrainedModel]:
+        """The plain model, one model with a head for each group, or one model for each group.
+
+        Several ranks share the models out, each of which is then read by all.
+        """
+        suffix = "" if half is None else f"_{half}"
+        groups_of: dict[str, Groups | None]
+        if groups is None:
+            groups_of = {f"plain{suffix}": None}
+        elif self._has_heads:
+            groups_of = {f"{self.options.kind}_{self.table_name(groups)}{suffix}": groups}
+        else:
+            groups_of = {f"class_{group}{suffix}": (group,) for group in groups}
+        new = [name for name in groups_of if name not in self._models and self._finished(f"train {name}") is None]
+        with raising_together():
+            for place in share(len(new)):
+                self._fit(new[place], groups_of[new[place]], half)
+        for seconds, steps in of_all((self.seconds_by_part, self.steps_by_model)):
+            self.seconds_by_part |= seconds
+            self.steps_by_model |= steps
+        if new and is_main():
+            self._write_record()
+            for name in new:
+                shutil.rmtree(self.folder / name / "resume", ignore_errors=True)
+        return [self._model(name, own_groups) for name, own_groups in groups_of.items()]
+
+    def _model(self, name: str, groups: Groups | None) -> TrainedModel:
+        """A model that has been trained, by this rank, another or an earlier run."""
+        if name not in self._models:
+            finished = self._finished(f"train {name}")
+            if finished is None:
+                parts = self._checkpoint(name), self.seconds_by_part[f"train {name}"], self.steps_by_model[name]
+            else:
+                parts = finished.checkpoint(name, self._settings(of_groups=groups is not None))
+            model = self._new_model(groups)
+            model.load_state_dict(model_state(parts[0]))
+            self._models[name] = TrainedModel(model, *parts, self._objective(groups))
+        return self._models[name]
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.folder / name / "model.ckpt"
+
+    def _objective(self, groups: Groups | None) -> IrreducibleObjective:
+        return IrreducibleObjective(
+            self.data.outcomes.outcome,
+            weighted_groups=groups,
             gradient_weight=self.options.gradient_weight,
             weight_normalisation=self.options.weight_normalisation,
         )
-        holdout = PointLoader(self.data.splits.holdout, batch_size=self.options.batch_size, shuffle=True, seed=seed)
-        self.display.begin(f"seed {self.data.seed}: irreducible model {name}", self.options.num_epochs * len(holdout))
-        checkpoint = self.folder / name / "model.ckpt"
+
+    def _finished(self, part: str) -> FinishedStages | None:
+        """Where a model or table is to be read from; None if it is to be made."""
+        if self.earlier is not None and any(part in record["seconds"] for record in self.earlier.records.values()):
+            return self.earlier
+        return self.finished
+
+    @property
+    def _model_node(self) -> DictConfig:
+        node: DictConfig = self.config.model if self.options.model is None else self.options.model
+        return node
+
+    def _settings(self, *, of_groups: bool, with_model: bool = True) -> dict[str, Any]:
+        """What irreducible models and their losses depend on beside the data, as plain values."""
+        # the plain model is the same for every kind and gradient weight
+        matters = ["trained_on", *(("kind", "gradient_weight", "weight_normalisation") if of_groups else ())]
+        settings = {option: self.options[option] for option in matters}
+        # with the closed form, models of single classes are trained one by one
+        if settings.get("kind") == "adjusted":
+            settings["kind"] = "trained"
+        return settings | ({"model": OmegaConf.to_container(self._model_node, resolve=True)} if with_model else {})
+
+    def _new_model(self, groups: Groups | None) -> nn.Module:
+        seed = stream_seed(self.data.seed, "irreducible")
+        num_outcomes = self.data.outcomes.num_outcomes
+        make = partial(make_model, self._model_node, seed=seed, facts=self.data.facts)
+        if groups is None or not self._has_heads:
+            model = make(num_outputs=num_outcomes)
+        elif self.options.kind == "multi_headed":
+            model = MultiHead(make(num_outputs=len(groups) * num_outcomes), num_heads=len(groups))
+        else:
+            model = Ensemble([make(num_outputs=num_outcomes) for _ in groups])
+        return self.data.preprocessed(model)
+
+    def _fit(self, name: str, groups: Groups | None, half: str | None) -> None:
+        """Train a model."""
+        started = time.perf_counter()
+        seed = stream_seed(self.data.seed, "irreducible")
+        optimizer = self.config.optimizer if self.options.optimizer is None else self.options.optimizer
+        objective = self._objective(groups)
+        module = IrreducibleModule(
+            self._new_model(groups),
+            objective=objective,
+            optimizer=make_optimizer(optimizer),
+            augment=self.data.augment,
+        )
+        points = PointLoader(self._points(half), batch_size=self.options.batch_size, shuffle=True, seed=seed)
+        self.display.begin(f"seed {self.data.seed}: irreducible model {name}", self.options.num_epochs * len(points))
+        checkpoint = self._checkpoint(name)
         with scoped_seed(seed):
             steps = fit_irreducible(
                 module,
-                holdout,
-                training_part=PointLoader(self.data.splits.train, batch_size=_TABLE_BATCH_SIZE),
+                points,
+                training_part=PointLoader(self._asked_about(half), batch_size=_TABLE_BATCH_SIZE),
                 num_epochs=self.options.num_epochs,
                 keeps_lowest_loss=self.options.checkpoint_rule == "lowest_loss",
+                ensemble=next((part for part in module.model.modules() if isinstance(part, Ensemble)), None),
                 checkpoint=checkpoint,
                 advance=self.display.advance,
                 trainer_options=self.config.trainer,
+                resume_seconds=self.config.model_io.resume_seconds,
             )
-        seconds = time.perf_counter() - started
+        seconds = module.earlier_seconds + time.perf_counter() - started
         self.seconds_by_part[f"train {name}"] = seconds
         self.steps_by_model[name] = steps
-        self._write_record()
-        return TrainedModel(module.model, checkpoint, seconds, steps)
+        self._models[name] = TrainedModel(module.model, checkpoint, seconds, steps, objective)
+        if num_ranks() == 1:
+            self._write_record()  # as each is finished, lest an interruption loses it
 
-
-def _stage_folder(folder: Path, seed: int) -> Path:
-    """The stage of ``seed`` where ``folder`` is that of a whole run; else ``folder`` itself."""
-    in_run = folder / f"seed_{seed}" / "irreducible"
-    return in_run if in_run.is_dir() else folder
-
-
-def _model_name(gradient_weighted_class: int | None) -> str:
-    return "plain" if gradient_weighted_class is None else f"class_{gradient_weighted_class}"
-
-
-class TargetMarginal(nn.Module):
-    """Target logits of a joint (target, group) model: the outcomes of each target summed over the groups.
-
-    Args:
-        joint_model: gives (B, C * G) logits, target-major.
-        num_groups: G.
-    """
-
-    def __init__(self, joint_model: nn.Module, num_groups: int) -> None:
-        super().__init__()
-        self.joint_model = joint_model
-        self.num_groups = num_groups
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  (the field's name in Batch)
-        """(B, C) unnormalised log-probabilities."""
-        joint: torch.Tensor = self.joint_model(input)
-        return joint.reshape(len(joint), -1, self.num_groups).logsumexp(dim=2)
+    def _write_record(self) -> None:
+        write_record(
+            self.folder,
+            fingerprints=self.fingerprints,
+            settings=self._settings(of_groups=True),
+            seconds_by_part=self.seconds_by_part,
+            steps_by_model=self.steps_by_model,
+        )

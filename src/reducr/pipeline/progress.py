@@ -9,7 +9,10 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from reducr.distributed import is_main
 from reducr.reports import make_console
+
+_DRAWN_PER_SECOND = 4  # drawing takes time from training
 
 
 class RunDisplay:
@@ -17,11 +20,11 @@ class RunDisplay:
 
     Args:
         num_parts: trainings in the whole run.
-        console: where to draw.
+        console: where to draw; None for the terminal, on rank 0 alone.
     """
 
     def __init__(self, num_parts: int, *, console: Console | None = None) -> None:
-        self.console = console or make_console()
+        self.console = console or (make_console() if is_main() else Console(quiet=True))
         self._progress = Progress(
             TextColumn("{task.description:<38}"),
             BarColumn(),
@@ -30,6 +33,7 @@ class RunDisplay:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
+            refresh_per_second=_DRAWN_PER_SECOND,
         )
         self._warnings = warnings.catch_warnings()
         self._run = self._progress.add_task("run", total=num_parts, note="")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,25 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from reducr.data import DataModule
+from reducr.distributed import is_main, of_main, raising_together, ranks_met
 from reducr.files import replaced_atomically, write_text_atomically
+from reducr.pipeline.checks import check_seeds, check_setup
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
-from reducr.pipeline.setup import Method, SeedData, build, check_setup, methods_of, seeds_of
-from reducr.pipeline.target_stage import train_method
+from reducr.pipeline.setup import Method, SeedData, build, methods_of, seeds_of
+from reducr.pipeline.target_stage import resume_folder, train_method
 from reducr.reports import make_console, write_report
-from reducr.runs import CHECKPOINT_RULES, ResultRow, create_run_folder, write_results
+from reducr.runs import (
+    CHECKPOINT_RULES,
+    ResultRow,
+    claimed,
+    create_run_folder,
+    has_results,
+    read_results,
+    read_start,
+    write_results,
+    write_start,
+)
 
 
 def run_experiment(config: DictConfig) -> Path:
@@ -51,76 +65,136 @@ def run_irreducible(config: DictConfig) -> Path:
     Raises:
         ValueError: as ``run_experiment``; and if ``gradient_weighted_class`` is not null, ``all`` or a group.
     """
+    return _run_irreducible(config)
+
+
+def resume_run(folder: Path) -> Path:
+    """Go on with an interrupted run, in its own folder, as if nothing had happened; returns that folder.
+
+    Finished irreducible models and tables are read, finished methods and seeds are not done again, and a training that
+    was under way goes on from its last checkpoint. On the CPU the results are bit for bit those of an uninterrupted
+    run, but for seconds.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run.
+        ValueError: if another process is at work in it, or the data is no longer that of the run.
+    """
+    command, started_in = read_start(folder)
+    config = OmegaConf.load(folder / "config.yaml")
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{folder / 'config.yaml'} is not the configuration of a run.")  # noqa: TRY004
+    folder = folder.resolve()
+    # the names of files in the configuration begin where the run was started
+    with contextlib.chdir(started_in):
+        if command == "irreducible":
+            _run_irreducible(config, folder=folder)
+        else:
+            _run(config, trains_irreducible=command == "run", folder=folder)
+    return folder
+
+
+def _run_irreducible(config: DictConfig, *, folder: Path | None = None) -> Path:
+    with ranks_met():
+        return _train_irreducible(config, folder)
+
+
+def _train_irreducible(config: DictConfig, folder: Path | None) -> Path:
     seeds = seeds_of(config)
     datamodule = _datamodule(config)
     first = SeedData.of(datamodule, seeds[0])
     check_setup(config, [], first, trains_irreducible=True)
+    check_seeds(config, [], datamodule, seeds[1:])
     groups = _weighted_groups(config, first.splits.train.num_groups)
-    folder = _new_folder(config)
-    with RunDisplay(len(seeds)) as display, _interruptible():
+    if folder is None:
+        folder = _new_folder(config, "irreducible")
+    with _claimed(folder), RunDisplay(len(seeds)) as display, _interruptible():
         for seed in seeds:
             data = first if seed == first.seed else SeedData.of(datamodule, seed)
-            stage = IrreducibleStage(config, data, folder / f"seed_{seed}" / "irreducible", display)
-            table = stage.build_plain_table() if groups is None else stage.build_group_table(groups)
+            seed_folder = folder / f"seed_{seed}"
+            _record_data(data, seed_folder, display)
+            stage = IrreducibleStage(config, data, seed_folder / "irreducible", display)
+            table = stage.table(groups)
             display.finish(f"seed {seed}  irreducible table of kind {table.kind}, shape {table.values.shape}")
         display.console.print(f"train with irreducible.dir={folder}", highlight=False)
     return folder
 
 
-def _weighted_groups(config: DictConfig, num_groups: int) -> Sequence[int] | None:
+def _weighted_groups(config: DictConfig, num_groups: int) -> tuple[int, ...] | None:
     """The groups whose irreducible models ``reducr irreducible`` trains; None for the plain model."""
     weighted = config.gradient_weighted_class
     if config.irreducible.dir is not None:
         raise ValueError(
             "irreducible.dir names a finished stage, which `reducr irreducible` would train: leave it out."
         )
-    if weighted is None:
+    if weighted is None and config.irreducible.kind in ("adjusted", "trained"):
         return None
-    if weighted == "all":
-        return range(num_groups)
+    if weighted in (None, "all"):
+        return tuple(range(num_groups))
     if not isinstance(weighted, int) or not 0 <= weighted < num_groups:
         raise ValueError(
             f"gradient_weighted_class must be null (the plain model), all, or a group in 0..{num_groups - 1}; got "
             f"{weighted!r}."
         )
-    return [weighted]
+    return (weighted,)
 
 
-def _run(config: DictConfig, *, trains_irreducible: bool) -> Path:
+def _run(config: DictConfig, *, trains_irreducible: bool, folder: Path | None = None) -> Path:
     if config.gradient_weighted_class is not None:
         raise ValueError(
             f"gradient_weighted_class={config.gradient_weighted_class} is an option of `reducr irreducible`; here "
             "irreducible=trained trains a model for every class. Leave it out."
         )
+    with ranks_met():
+        return _train(config, trains_irreducible=trains_irreducible, folder=folder)
+
+
+def _train(config: DictConfig, *, trains_irreducible: bool, folder: Path | None) -> Path:
     methods, seeds = methods_of(config), seeds_of(config)
     datamodule = _datamodule(config)
     first = SeedData.of(datamodule, seeds[0])
     check_setup(config, methods, first, trains_irreducible=trains_irreducible)
+    check_seeds(config, methods, datamodule, seeds[1:])
+
+    def data_of(seed: int) -> SeedData:
+        return first if seed == first.seed else SeedData.of(datamodule, seed)
+
     if config.irreducible.dir is not None:
-        _check_finished_stage(config, methods, first)
-    folder = _new_folder(config)
-    rows: list[ResultRow] = []
+        for seed in seeds:
+            _check_finished_stage(config, methods, data_of(seed))
+    if folder is None:
+        folder = _new_folder(config, "run" if trains_irreducible else "train")
+    rows = read_results(folder) if has_results(folder) else []
     try:
-        with RunDisplay(len(methods) * len(seeds)) as display, _interruptible():
+        with _claimed(folder), RunDisplay(len(methods) * len(seeds)) as display, _interruptible():
             for seed in seeds:
-                data = first if seed == first.seed else SeedData.of(datamodule, seed)
-                for finished in _run_seed(config, methods, data, folder, display):
+                left = _left_to_do(methods, seed, rows, display)
+                for finished in _run_seed(config, left, data_of(seed), folder, display) if left else ():
                     rows += finished
-                    write_results(folder, rows)
+                    if is_main():
+                        write_results(folder, rows)
     finally:
-        if rows:
+        if rows and is_main():
             write_report([folder], out=folder, console=make_console())
     return folder
 
 
+def _left_to_do(methods: Sequence[Method], seed: int, rows: Sequence[ResultRow], display: RunDisplay) -> list[Method]:
+    """The methods of which an interrupted run has no results for this seed."""
+    finished = {row.method for row in rows if row.seed == seed}
+    for method in methods:
+        if method.name in finished:
+            display.finish(f"seed {seed}  {method.name:<22} finished before")
+    return [method for method in methods if method.name not in finished]
+
+
 def _check_finished_stage(config: DictConfig, methods: Sequence[Method], data: SeedData) -> None:
     """Read what ``irreducible.dir`` must hold before the first step, so that a wrong table is refused then."""
-    stage = IrreducibleStage(config, data, Path(config.irreducible.dir), RunDisplay(0))
+    stage = IrreducibleStage(config, data, folder=Path(), display=RunDisplay(0))
     for method in methods:
         if method.selector is None:
-            stage.model(None)
+            stage.plain_model()
         else:
-            stage.lookup_for(method.make_selector(data.splits.train.num_groups))
+            stage.losses_for(method.make_selector(data.splits.train.num_groups))
 
 
 @contextmanager
@@ -137,11 +211,13 @@ def _run_seed(
 ) -> Iterator[list[ResultRow]]:
     """Every method for one seed; the rows of each as it finishes."""
     seed_folder = folder / f"seed_{data.seed}"
-    _write_data_record(data, seed_folder)
+    _record_data(data, seed_folder, display)
     stage = IrreducibleStage(config, data, seed_folder / "irreducible", display)
     for method in methods:
         rows = train_method(config, method, data, stage, folder=seed_folder / method.name)
         yield rows
+        if is_main():
+            shutil.rmtree(resume_folder(seed_folder / method.name), ignore_errors=True)
         last = rows[CHECKPOINT_RULES.index("last")]
         display.finish(
             f"seed {data.seed}  {method.name:<22} worst class {last.worst_class_accuracy:.3f}  "
@@ -156,28 +232,59 @@ def _datamodule(config: DictConfig) -> DataModule:
     return datamodule
 
 
-def _new_folder(config: DictConfig) -> Path:
+def _claimed(folder: Path) -> AbstractContextManager[None]:
+    """By rank 0 for all."""
+    return claimed(folder) if is_main() else nullcontext()
+
+
+def _new_folder(config: DictConfig, command: str) -> Path:
+    """The new run folder, made by rank 0 for all."""
+    with raising_together():
+        folder = _made_folder(config, command) if is_main() else None
+    made: Path = of_main(folder)
+    return made
+
+
+def _made_folder(config: DictConfig, command: str) -> Path:
     run_dir = config.model_io.run_dir
     folder = create_run_folder(
         Path(config.model_io.home_dir), config.name, run_dir=None if run_dir is None else Path(run_dir)
     )
     write_text_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     write_text_atomically(folder / "command.txt", f"{sys.argv[0]} {shlex.join(sys.argv[1:])}\n")
+    write_start(folder, command=command)
     return folder
 
 
-def _write_data_record(data: SeedData, folder: Path) -> None:
-    """Which original points are where, and which labels were corrupted."""
+def _record_data(data: SeedData, folder: Path, display: RunDisplay) -> None:
+    """Print the notes of the data; write which original points are where, and which labels were corrupted."""
     splits = data.splits
-    with replaced_atomically(folder / "data.npz") as temporary, temporary.open("wb") as file:
-        known = {} if splits.train.is_corrupted is None else {"is_corrupted": splits.train.is_corrupted.numpy()}
-        arrays: dict[str, Any] = {
-            "train_source": splits.train_source.numpy(),
-            "holdout_source": splits.holdout_source.numpy(),
-            "train_target": splits.train.target.numpy(),
-            "train_group": splits.train.group.numpy(),
-            "class_names": np.array(splits.class_names),
-        }
-        if splits.test_source is not None:
-            known["test_source"] = splits.test_source.numpy()
-        np.savez_compressed(file, **(arrays | known))
+    for note in splits.notes:
+        display.console.print(note, highlight=False)
+    arrays: dict[str, Any] = {"class_names": np.array(splits.class_names), "notes": np.array(splits.notes, dtype=str)}
+    if splits.group_names is not None:
+        arrays["group_names"] = np.array(splits.group_names)
+    for part, points in splits.by_name().items():
+        arrays |= {f"{part}_{name}": getattr(points, name).numpy() for name in ("source", "target", "group")}
+        if points.is_corrupted is not None:
+            arrays[f"{part}_is_corrupted"] = points.is_corrupted.numpy()
+    path = folder / "data.npz"
+    if path.is_file():
+        _check_same_data(path, arrays)
+        return
+    if not is_main():
+        return
+    with replaced_atomically(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _check_same_data(path: Path, arrays: Mapping[str, Any]) -> None:
+    """See that an interrupted run goes on with the data it began with."""
+    with np.load(path) as before:
+        for name in before.keys() | arrays.keys():
+            is_same = name in before and name in arrays and np.array_equal(before[name], arrays[name])
+            if not is_same and name != "notes":
+                raise ValueError(
+                    f"the data is no longer that of the run: {name} is not what {path} says. Bring back the files that "
+                    "the run began with, or begin a new one."
+                )

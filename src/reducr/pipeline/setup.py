@@ -1,8 +1,9 @@
-"""Everything that can be wrong with a configuration, found before the first step."""
+"""What a run is made of: its methods, its seeds, the data of each, and models and optimisers from a configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,15 +15,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from reducr.batch import Batch
-from reducr.checks import check_gradient_weight
-from reducr.data import DataModule, PointDataset, PointLoader, Splits
+from reducr.data import DataModule, PointDataset, Splits
 from reducr.data.outcomes import Outcomes
-from reducr.integrations.lightning.irreducible import WEIGHT_NORMALISATIONS
+from reducr.models.preprocessed import Preprocessed
 from reducr.names import unknown_name
+from reducr.scoring import ScoringBudget
 from reducr.seeds import mixed_seed
 from reducr.selectors import Selector, make_selector
-from reducr.step import SCORING_MODES, check_model_output, dropout_samples, num_selected_of
 
 # names of the original repository, and ours
 METHOD_ALIASES = {
@@ -41,17 +40,7 @@ METHOD_ALIASES = {
     "ce_loss_plus_conditional_entropy": "loss_plus_conditional_entropy",
 }
 TRAINED_ON = ("train", "holdout", "train_and_holdout")
-_OWN_TRAINER_OPTIONS = {
-    "max_steps": "use num_steps",
-    "max_epochs": "use num_steps, or irreducible.num_epochs",
-    "val_check_interval": "use holdout.refresh_steps",
-    "check_val_every_n_epoch": "use holdout.refresh_steps",
-    "limit_val_batches": "every pass over the holdout set is a whole one",
-    "accumulate_grad_batches": "one large batch is one gradient step in this version",
-    "logger": "use logger=csv, tensorboard, wandb or many",
-    "callbacks": "this version takes none from a configuration",
-    "default_root_dir": "use model_io.home_dir or model_io.run_dir",
-}
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _STREAMS = ("target", "irreducible", "selection", "order")
 
 
@@ -80,11 +69,24 @@ class Method:
 
 @dataclass(frozen=True)
 class SeedData:
-    """The data of one seed, and what its irreducible model predicts."""
+    """The data of one seed, what its irreducible model predicts, and what models need to know of the inputs.
+
+    Args:
+        seed: of the draws.
+        splits: the parts.
+        outcomes: of the plain irreducible model.
+        preprocess: what every model does to its inputs first; None for nothing.
+        augment: random changes of the inputs trained on; None for none.
+        facts: of the preprocessed inputs: ``num_features``, ``in_channels`` and ``image_size``, or what the data set
+            says of them, such as ``num_tokens``.
+    """
 
     seed: int
     splits: Splits
     outcomes: Outcomes
+    preprocess: nn.Module | None
+    augment: nn.Module | None
+    facts: Mapping[str, int]
 
     @classmethod
     def of(cls, datamodule: DataModule, seed: int) -> SeedData:
@@ -94,7 +96,21 @@ class SeedData:
         outcomes = Outcomes.of(
             holdout.target, holdout.group, num_classes=holdout.num_classes, num_groups=holdout.num_groups
         )
-        return cls(seed, splits, outcomes)
+        probe = splits.train.batch(torch.arange(1)).input
+        if datamodule.preprocess is not None:
+            probe = datamodule.preprocess(probe)
+        facts = {"num_features": probe[0].numel()} if probe.is_floating_point() else {}
+        if probe.ndim == 4:
+            facts |= {"in_channels": probe.shape[1], "image_size": probe.shape[-1]}
+        return cls(seed, splits, outcomes, datamodule.preprocess, datamodule.augment, facts | dict(splits.facts))
+
+    def make_model(self, node: DictConfig, *, num_outputs: int, seed: int) -> nn.Module:
+        """A new model for these inputs; its initial parameters depend on ``seed`` alone."""
+        return self.preprocessed(make_model(node, num_outputs=num_outputs, seed=seed, facts=self.facts))
+
+    def preprocessed(self, model: nn.Module) -> nn.Module:
+        """``model`` with this data set's preprocessing in front of it."""
+        return model if self.preprocess is None else Preprocessed(copy.deepcopy(self.preprocess), model)
 
     def training_points(self, train_on: str) -> PointDataset:
         """The points a method may select from."""
@@ -148,6 +164,40 @@ def seeds_of(config: DictConfig) -> list[int]:
     return seeds
 
 
+def scoring_options(config: DictConfig) -> dict[str, Any]:
+    """How the model is called when it scores, as options of ``TargetModule``.
+
+    Raises:
+        ValueError: for an unknown precision.
+    """
+    precision = config.scoring.autocast
+    if precision not in (None, *_PRECISIONS):
+        raise unknown_name("scoring.autocast", precision, list(_PRECISIONS))
+    return {
+        "autocast": _PRECISIONS.get(precision),
+        "scoring_compile": config.scoring.compile,
+        "scoring_resolution": config.scoring.resolution,
+    }
+
+
+def make_scoring_budget(
+    config: DictConfig, selector: Selector, *, num_points: int | None = None
+) -> ScoringBudget | None:
+    """A new budget for a rule that runs the model, if there is to be one.
+
+    Raises:
+        ValueError: for an option out of range or without effect.
+    """
+    fraction, oldest = config.scoring.budget, config.scoring.oldest_fraction
+    if fraction is None:
+        if oldest is not None:
+            raise ValueError(f"scoring.oldest_fraction={oldest} is a share of scoring.budget: give that too.")
+        return None
+    if selector.needs.isdisjoint(("model_loss", "logits")):
+        return None
+    return ScoringBudget(fraction, num_points=num_points, **({} if oldest is None else {"oldest_fraction": oldest}))
+
+
 def build(node: DictConfig, **options: Any) -> Any:
     """What ``node._target_`` makes; an error within it comes as it was raised.
 
@@ -161,10 +211,14 @@ def build(node: DictConfig, **options: Any) -> Any:
         raise error.__cause__ from error
 
 
-def make_model(node: DictConfig, *, num_outputs: int, seed: int) -> nn.Module:
-    """A new model whose initial parameters depend on ``seed`` alone."""
+def make_model(node: DictConfig, *, num_outputs: int, seed: int, facts: Mapping[str, int]) -> nn.Module:
+    """A new model whose initial parameters depend on ``seed`` alone.
+
+    Options that its configuration leaves at null are taken from ``facts``, where they are among them.
+    """
+    known = {name: value for name, value in facts.items() if name in node and node[name] is None}
     with scoped_seed(seed):
-        model = build(node, num_classes=num_outputs)
+        model = build(node, num_classes=num_outputs, **known)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model._target_ must make a torch.nn.Module; {node._target_} made {type(model).__name__}.")
     return model
@@ -180,112 +234,3 @@ def make_optimizer(node: DictConfig) -> partial[torch.optim.Optimizer]:
     if not isinstance(optimizer, partial):
         raise TypeError(f"the optimizer configuration of {node._target_} needs `_partial_: true`.")
     return optimizer
-
-
-def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData, *, trains_irreducible: bool) -> None:
-    """Find what is wrong before the first step, with the data of the first seed.
-
-    Args:
-        config: the whole configuration.
-        methods: to be trained.
-        data: of the first seed.
-        trains_irreducible: whether missing irreducible losses will be made, or must be there.
-
-    Raises:
-        ValueError: for options out of range, too few training points for one large batch, or a model that does not
-            fit the data; says what was expected, what came and what to do.
-    """
-    _check_options(config)
-    train = data.splits.train
-    if config.num_candidates > len(train):
-        raise ValueError(
-            f"num_candidates={config.num_candidates}, but the training part has {len(train)} points; choose at most "
-            f"that many."
-        )
-    probe = next(iter(PointLoader(train, batch_size=min(len(train), 4))))
-    _check_model(config.model, probe, train.num_classes)
-    _check_model(config.irreducible.model, probe, data.outcomes.num_outcomes)
-    for method in methods:
-        if method.selector is None and not trains_irreducible and config.irreducible.dir is None:
-            raise ValueError(
-                f"{method.name!r} has no target training: give irreducible.dir=RUN of `reducr irreducible` to test its "
-                "model, leave it out of compare, or name one method with selection_method."
-            )
-        if method.selector is not None:
-            _check_method(config, method, probe, train, trains_irreducible=trains_irreducible)
-
-
-def _check_method(
-    config: DictConfig, method: Method, probe: Batch, train: PointDataset, *, trains_irreducible: bool
-) -> None:
-    selector = method.make_selector(train.num_groups)
-    needs_irreducible = any("irreducible_loss" in field for field in selector.needs)
-    if needs_irreducible and not trains_irreducible and config.irreducible.dir is None:
-        raise ValueError(
-            f"{method.name!r} needs irreducible losses and `reducr train` trains no irreducible model: run `reducr "
-            "irreducible` with the same experiment and seeds and give irreducible.dir=RUN, the folder it leaves, or "
-            "use `reducr run`, which does both."
-        )
-    if needs_irreducible and method.train_on != "train" and config.irreducible.lookup == "table":
-        raise ValueError(
-            f"methods.{method.name}.train_on={method.train_on} with a rule that needs irreducible losses: a table has "
-            "rows for the training part only. Set irreducible.lookup=live, or train_on=train."
-        )
-    if selector.num_dropout_samples:
-        dropout_samples(make_model(config.model, num_outputs=train.num_classes, seed=0), probe.input, num_samples=1)
-
-
-def _check_options(config: DictConfig) -> None:
-    """Options that can be judged without the data."""
-    num_selected_of(config.fraction, config.num_candidates)
-    for name in (
-        "num_candidates",
-        "num_steps",
-        "holdout.batch_size",
-        "irreducible.num_epochs",
-        "irreducible.batch_size",
-    ):
-        value = OmegaConf.select(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
-    if config.holdout.refresh_steps is not None and config.holdout.refresh_steps < 1:
-        raise ValueError(f"holdout.refresh_steps must be at least 1, or null; got {config.holdout.refresh_steps}.")
-    check_gradient_weight(config.irreducible.gradient_weight)
-    if config.holdout.decay is not None and not 0 < config.holdout.decay < 1:
-        raise ValueError(
-            f"holdout.decay must be in (0, 1), or null to refresh the whole holdout loss; got {config.holdout.decay}."
-        )
-    _check_trainer(config.trainer)
-    if config.scoring_mode not in SCORING_MODES:
-        raise unknown_name("scoring_mode", config.scoring_mode, SCORING_MODES)
-    for option, known in (
-        ("kind", ("adjusted", "trained")),
-        ("lookup", ("table", "live")),
-        ("checkpoint_rule", ("lowest_loss", "last")),
-        ("weight_normalisation", WEIGHT_NORMALISATIONS),
-    ):
-        if config.irreducible[option] not in known:
-            raise unknown_name(f"irreducible.{option}", config.irreducible[option], known)
-
-
-def _check_trainer(trainer: DictConfig) -> None:
-    """Options of the Trainer that this program cannot leave to the user."""
-    if trainer.get("devices", 1) not in (1, "1") or trainer.get("num_nodes", 1) != 1:
-        raise ValueError(
-            "this version trains in one process: set trainer.devices=1 and leave trainer.num_nodes out; got devices="
-            f"{trainer.get('devices')}, num_nodes={trainer.get('num_nodes', 1)}."
-        )
-    taken = sorted(_OWN_TRAINER_OPTIONS.keys() & trainer.keys())
-    if taken:
-        raise ValueError(f"trainer.{taken[0]} is set by this program: {_OWN_TRAINER_OPTIONS[taken[0]]}.")
-
-
-def _check_model(node: DictConfig, probe: Batch, num_outputs: int) -> None:
-    model = make_model(node, num_outputs=num_outputs, seed=0)
-    try:
-        check_model_output(model, probe, num_outputs)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{node._target_} cannot be run on inputs of shape {tuple(probe.input.shape)}: {error}. Choose a model for "
-            "this data with model=NAME, or set its sizes."
-        ) from error

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from reducr.batch import Batch
+from reducr.checkpoints import Checkpoints
+from reducr.companions import Companion
 from reducr.data import PointLoader
+from reducr.distributed import is_main, wait_for_all
 from reducr.files import write_text_atomically
 from reducr.integrations.lightning import SelectionRecorder, TargetModule, fit_target, model_state
 from reducr.metrics import ClassificationReport, summary
 from reducr.pipeline.irreducible_stage import IrreducibleStage
-from reducr.pipeline.setup import Method, SeedData, build, make_model, make_optimizer, scoped_seed, stream_seed
+from reducr.pipeline.setup import (
+    Method,
+    SeedData,
+    build,
+    make_optimizer,
+    make_scoring_budget,
+    scoped_seed,
+    scoring_options,
+    stream_seed,
+)
 from reducr.runs import CHECKPOINT_RULES, ResultRow
 from reducr.step import scoring_pass
 
@@ -36,27 +50,32 @@ def train_method(
         method: what to train.
         data: of the seed.
         stage: gives the irreducible losses, and shows progress.
-        folder: new; gets ``csv/metrics.csv``, ``checkpoints/`` with one file for each rule, ``selected.npz`` and
-            ``test_accuracy.csv``.
+        folder: gets ``csv/metrics.csv``, ``checkpoints/`` with one file for each rule, ``selected.npz`` and
+            ``test_accuracy.csv``; what an interrupted run has left in it is gone on with.
 
     Returns:
         One row for each checkpoint rule.
     """
-    folder.mkdir(parents=True)
+    checkpoints = folder / "checkpoints"
+    if is_main():
+        if Checkpoints(resume_folder(folder)).newest() is None:
+            shutil.rmtree(folder, ignore_errors=True)  # interrupted before there was anything to go on from
+        folder.mkdir(parents=True, exist_ok=True)
+    wait_for_all()
     if method.selector is None:
         return _test_irreducible_model(method, data, stage, folder)
-    module, irreducible_seconds = _target_module(config, method, data, stage)
     points = data.training_points(method.train_on)
+    module, irreducible_seconds = _target_module(config, method, data, stage, num_points=len(points))
     candidates = PointLoader(
         points,
         batch_size=config.num_candidates,
         shuffle=True,
         drop_last=True,
         seed=stream_seed(data.seed, "order"),
+        over_ranks=True,
     )
-    checkpoints = folder / "checkpoints"
     recorder = SelectionRecorder(folder / "selected.npz", num_points=len(points), is_corrupted=points.is_corrupted)
-    loggers = [build(node)(save_dir=folder) for node in config.logger.values()]
+    loggers = [_logger(node, method, data.seed, folder) for node in config.logger.values()]
     stage.display.begin(f"seed {data.seed}: {method.name}", config.num_steps)
     started = time.perf_counter()
     with scoped_seed(stream_seed(data.seed, "target")):
@@ -70,8 +89,9 @@ def train_method(
             loggers=loggers,
             advance=stage.display.advance,
             trainer_options=config.trainer,
+            resume_seconds=config.model_io.resume_seconds,
         )
-    fit_seconds = time.perf_counter() - started
+    fit_seconds = module.earlier_seconds + time.perf_counter() - started
     return _tested(
         method,
         data,
@@ -88,31 +108,51 @@ def train_method(
     )
 
 
+def resume_folder(folder: Path) -> Path:
+    """Where in the ``folder`` of a method a training is gone on with from, until its results are written."""
+    return folder / "checkpoints" / "resume"
+
+
+def _logger(node: DictConfig, method: Method, seed: int, folder: Path) -> Any:
+    """A logger of one training; ``{method}`` and ``{seed}`` in its options are filled in."""
+    options: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    named = {name: value.format(method=method.name, seed=seed) for name, value in options.items() if "{" in str(value)}
+    return build(node)(save_dir=folder, **named)
+
+
 def _target_module(
-    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage
+    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage, *, num_points: int
 ) -> tuple[TargetModule, float]:
     """A new target model with its selector and irreducible losses, and the seconds it took to make the latter."""
     holdout = data.splits.holdout
     selector = method.make_selector(holdout.num_groups)
-    irreducible, irreducible_seconds = stage.lookup_for(selector)
+    irreducible = stage.losses_for(selector)
+    make = partial(data.make_model, num_outputs=holdout.num_classes, seed=stream_seed(data.seed, "target"))
+    proxy = None if config.proxy.model is None else make(config.proxy.model)
     module = TargetModule(
-        make_model(config.model, num_outputs=holdout.num_classes, seed=stream_seed(data.seed, "target")),
+        make(config.model),
         selector,
-        irreducible,
+        irreducible.lookup,
         optimizer=make_optimizer(config.optimizer),
-        holdout=PointLoader(holdout, batch_size=config.holdout.batch_size),
+        holdout=PointLoader(holdout, batch_size=config.holdout.batch_size, over_ranks=True),
         num_classes=holdout.num_classes,
         fraction=config.fraction,
         scoring_mode=config.scoring_mode,
         holdout_decay=config.holdout.decay,
+        augment=data.augment,
+        proxy=proxy,
+        distributed=config.distributed,
+        scoring_budget=make_scoring_budget(config, selector, num_points=num_points),
+        **scoring_options(config),
+        companions=irreducible.companions if proxy is None else [Companion(proxy), *irreducible.companions],
         seed=stream_seed(data.seed, "selection"),
     )
-    return module, irreducible_seconds
+    return module, irreducible.seconds
 
 
 def _test_irreducible_model(method: Method, data: SeedData, stage: IrreducibleStage, folder: Path) -> list[ResultRow]:
     """The irreducible model has one checkpoint, chosen by ``irreducible.checkpoint_rule``: all rules test it."""
-    trained = stage.model(None)
+    trained = stage.plain_model()
     model = trained.model
     joint = data.outcomes.num_joint_groups
     state = model.state_dict()
@@ -147,7 +187,7 @@ def _tested(
     rows, lines = [], []
     for rule, state in state_by_rule.items():
         model.load_state_dict(state)
-        batches = PointLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE)
+        batches = PointLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE, over_ranks=True)
         report = evaluate(
             model,
             batches,
@@ -163,7 +203,8 @@ def _tested(
     csv.writer(text, lineterminator="\n").writerows(
         [["checkpoint_rule", "partition", "part", "count", "accuracy"], *lines]
     )
-    write_text_atomically(folder / "test_accuracy.csv", text.getvalue())
+    if is_main():
+        write_text_atomically(folder / "test_accuracy.csv", text.getvalue())
     return rows
 
 

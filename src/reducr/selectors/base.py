@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from reducr.batch import Candidates, Selection
-from reducr.checks import check_num_groups, check_range
+from reducr.checks import check_count, check_num_groups, check_range
+from reducr.distributed import is_main, num_ranks
 from reducr.group_weights import GroupWeights
 from reducr.selectors.samplers import make_sampler
 from reducr.state import ExactState
@@ -19,7 +23,8 @@ class Selector(ExactState):
     """A scoring rule with a sampler: ``select`` reads the state, ``update`` writes it, nothing else does either.
 
     A candidate with a NaN or infinite loss is never selected, counted in ``num_non_finite``, warned of once, and
-    leaves no trace in the payoff. If fewer than ``num_selected`` candidates are finite, those are the selection.
+    leaves no trace in the payoff. If fewer than ``num_selected`` candidates are finite, those are the selection. What
+    float32 cannot hold, above 3.4e38, counts as infinite, so that no sum of payoffs can overflow.
 
     State:
         step: () int64, updates so far; equal on all ranks.
@@ -44,7 +49,11 @@ class Selector(ExactState):
     needs_group_holdout_loss: bool = False
     num_dropout_samples: int = 0
     """How many MC-dropout samples of the logits to score with; 0 for one ordinary forward pass."""
+    is_pointwise: ClassVar[bool] = True
+    """Whether a score depends on its point and the state alone. A rule that draws, or looks at other candidates, says
+    False: on several ranks it then scores the candidates of all, so that what it needs of them crosses the network."""
     default_sampler: ClassVar[str] = "top_k"
+    nan_before_use = frozenset({"group_holdout_loss"})
 
     step: Tensor
     epoch: Tensor
@@ -55,7 +64,7 @@ class Selector(ExactState):
         super().__init__()
         check_num_groups(num_groups)
         self.num_groups = num_groups
-        self.sampler = make_sampler(sampler or self.default_sampler, **sampler_options)
+        self.sampler = make_sampler(self.default_sampler if sampler is None else sampler, **sampler_options)
         self.weighting = GroupWeights(num_groups, step_size=0.0)
         for counter in ("step", "epoch", "num_non_finite"):
             self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
@@ -86,9 +95,12 @@ class Selector(ExactState):
 
     def losses(self, candidates: Candidates) -> list[Tensor]:
         """The losses (B,) or (B, G) that must be finite for a point to be selected."""
-        given = candidates.given()
-        names = ("model_loss", "irreducible_loss", "group_irreducible_loss")
-        return [given[name] for name in names if name in given and (name in self.needs or name == "model_loss")]
+        losses = [candidates.model_loss]
+        if "irreducible_loss" in self.needs:
+            losses.append(candidates.irreducible_loss)
+        if "group_irreducible_loss" in self.needs:
+            losses.append(candidates.group_losses)
+        return [loss for loss in losses if loss is not None]
 
     def set_group_holdout_loss(self, group_holdout_loss: Tensor) -> None:
         """Put the mean holdout loss of every group (G,), in nats, in force from the next selection on.
@@ -98,13 +110,21 @@ class Selector(ExactState):
         Raises:
             ValueError: if there are not G values or one is not finite.
         """
-        loss = torch.as_tensor(group_holdout_loss).detach()
+        try:
+            loss = torch.as_tensor(group_holdout_loss).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"group_holdout_loss must be a tensor of one value for each of the {self.num_groups} groups; got "
+                f"{type(group_holdout_loss).__name__}."
+            ) from error
+        if loss.is_complex() or loss.dtype == torch.bool:
+            raise ValueError(f"group_holdout_loss must hold real numbers; got {loss.dtype}.")
         if loss.shape != (self.num_groups,):
             raise ValueError(
                 f"group_holdout_loss must hold one value for each of the {self.num_groups} groups; "
                 f"got shape {tuple(loss.shape)}."
             )
-        broken = torch.nonzero(~torch.isfinite(loss)).flatten().tolist()
+        broken = torch.nonzero(~_is_finite(loss)).flatten().tolist()
         if broken:
             raise ValueError(
                 f"group_holdout_loss must be finite; group {', '.join(map(str, broken))} is not. "
@@ -114,8 +134,7 @@ class Selector(ExactState):
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler's schedules which epoch it is, counted from 0."""
-        if epoch < 0:
-            raise ValueError(f"epoch must be at least 0; got {epoch}.")
+        check_count("epoch", epoch, least=0)
         self.epoch.fill_(epoch)
 
     @torch.no_grad()
@@ -123,6 +142,8 @@ class Selector(ExactState):
         self, candidates: Candidates, *, num_selected: int, generator: torch.Generator | None = None
     ) -> Selection:
         """Choose ``num_selected`` of the candidates; reads the state and changes nothing.
+
+        The candidates of this process alone: ``selectors.over_ranks.select_over_ranks`` does it on several.
 
         Args:
             candidates: the fields in ``self.needs``, of B points.
@@ -136,72 +157,149 @@ class Selector(ExactState):
             ValueError: if a needed field or the holdout loss is missing, a shape or number is out of range, or no
                 candidate is finite.
         """
-        self._check_select(candidates, num_selected)
-        # a copy: the score of a rule may be one of the caller's own tensors
-        scores = self.score(candidates, generator=generator).detach().clone()
+        self.check_candidates(candidates)
+        check_num_selected(num_selected, candidates.num_candidates)
+        scores = self.valid_scores(candidates, generator=generator)
+        num_non_finite = num_broken(scores)
+        positions = self.best(scores, num_selected=num_selected, num_non_finite=num_non_finite, generator=generator)
+        payoff = self.total_payoff(candidates, positions)
+        return Selection(positions=positions, scores=scores, payoff=payoff, num_non_finite=num_non_finite)
+
+    def valid_scores(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
+        """(B,) scores, minus infinity where a point is broken; some candidates at a time where a rule is pointwise."""
+        if not self.is_pointwise:
+            return self._valid_scores(candidates, generator)
+        parts = (self._valid_scores(chunk, generator) for chunk in candidates.chunks())
+        return _concatenated(parts, num_rows=candidates.num_candidates)
+
+    def _valid_scores(self, candidates: Candidates, generator: torch.Generator | None) -> Tensor:
+        scores = self.score(candidates, generator=generator).detach()
+        losses = self.losses(candidates)
+        if all(_are_finite(values) for values in (scores, *losses)):
+            return scores
         is_valid = torch.isfinite(scores)
-        for loss in self.losses(candidates):
-            is_finite = torch.isfinite(loss)
+        for loss in losses:
+            is_finite = _is_finite(loss)
             is_valid &= is_finite if loss.ndim == 1 else is_finite.all(dim=1)
-        num_valid = int(is_valid.sum())
-        if num_valid == len(scores):
-            positions = self._sample(scores, num_selected, generator)
-        elif num_valid > 0:
-            rows = torch.nonzero(is_valid).flatten()
-            positions = rows[self._sample(scores[rows], min(num_selected, num_valid), generator)]
-            scores = scores.masked_fill(~is_valid, -torch.inf)
-        else:
+        return scores.masked_fill(~is_valid, -torch.inf)
+
+    def best(
+        self,
+        valid_scores: Tensor,
+        *,
+        num_selected: int,
+        num_non_finite: int,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Positions (b,) that the sampler takes, best first or in the order drawn; fewer if fewer are finite.
+
+        Args:
+            valid_scores: (B,), of which ``num_non_finite`` are minus infinity.
+            num_selected: b.
+            num_non_finite: see above.
+            generator: of samplers that draw.
+
+        Raises:
+            ValueError: if no score is finite.
+        """
+        epoch = int(self.epoch)
+        if not num_non_finite:
+            return self.sampler(valid_scores, num_selected, epoch=epoch, generator=generator)
+        rows = torch.nonzero(valid_scores > -torch.inf).flatten()
+        if not len(rows):
             raise ValueError(
-                f"step {int(self.step)}: the losses of all {len(scores)} candidates are NaN or infinite. The model "
-                "has diverged, or its inputs are broken: lower the learning rate, or look at the data of this batch."
+                f"step {int(self.step)}: the losses of all {len(valid_scores)} candidates are NaN or infinite. The "
+                "model has diverged, or its inputs are broken: lower the learning rate, or look at the data of this "
+                "batch."
             )
+        num_selected = min(num_selected, len(rows))
+        return rows[self.sampler(valid_scores[rows], num_selected, epoch=epoch, generator=generator)]
+
+    def total_payoff(self, candidates: Candidates, positions: Tensor) -> Tensor:
+        """(G,) payoff of the candidates at ``positions`` (b,), computed some at a time where G is large."""
+        if type(self).payoff is Selector.payoff:
+            return self.payoff(candidates)
+        size = candidates.chunk_size
+        if positions.shape[0] <= size:
+            return self.payoff(candidates.take(positions, names=self.needs))
+        parts = torch.split(positions, size)
+        payoffs = (self.payoff(candidates.take(part, names=self.needs)).unsqueeze(0) for part in parts)
+        return self.merged_payoff(_concatenated(payoffs, num_rows=len(parts)))
+
+    def merged(self, selections: Sequence[Selection]) -> Selection:
+        """Several selections made with the same weights as one, so that ``update`` counts them as one step.
+
+        For gradient accumulation: one selection for each micro-batch, one update for each step of the optimiser.
+
+        Returns:
+            Positions in the candidates of all, one selection's after another's; all scores; the payoff of all;
+            broken candidates of all. ``loss_weight`` is the mean: every micro-batch's loss has its own.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if not selections:
+            raise ValueError("merged() needs at least one selection; got none.")
+        if len(selections) == 1:
+            return selections[0]
+        starts = [0]
+        for selection in selections[:-1]:
+            starts.append(starts[-1] + len(selection.scores))
         return Selection(
-            positions=positions,
-            scores=scores,
-            payoff=self.payoff(candidates.take(positions)),
-            num_non_finite=len(scores) - num_valid,
+            positions=torch.cat([part.positions + start for part, start in zip(selections, starts, strict=True)]),
+            scores=torch.cat([part.scores for part in selections]),
+            payoff=self.merged_payoff(torch.stack([part.payoff for part in selections])),
+            num_non_finite=sum(part.num_non_finite for part in selections),
+            loss_weight=sum(part.loss_weight for part in selections) / len(selections),
         )
 
-    @torch.no_grad()
+    def merged_payoff(self, payoffs: Tensor) -> Tensor:
+        """(G,) payoff of one step that is made of several selections, from theirs (K, G)."""
+        return payoffs.sum(dim=0)
+
     def update(self, selection: Selection) -> None:
         """Count the step and add the selection's payoff, which moves the group weights.
 
         Warns once, at the first selection that had to leave out a NaN or infinite loss.
+
+        Raises:
+            TypeError: for anything else than a ``Selection``.
+            ValueError: if it is that of a selector of another number of groups.
         """
-        if selection.num_non_finite and not int(self.num_non_finite):
+        if not isinstance(selection, Selection):
+            raise TypeError(f"update() takes what select() gave, a Selection; got {type(selection).__name__}.")
+        if selection.num_non_finite and not int(self.num_non_finite) and is_main():
+            of = len(selection.scores) if num_ranks() == 1 else "all ranks'"
             warnings.warn(
-                f"step {int(self.step)}: {selection.num_non_finite} of {len(selection.scores)} candidates have a "
-                "NaN or infinite loss; such points are never selected and do not move the group weights. Further "
-                "ones are counted in selector.num_non_finite without a warning.",
+                f"step {int(self.step)}: {selection.num_non_finite} of {of} candidates have a NaN or infinite loss; "
+                "such points are never selected and do not move the group weights. Further ones are counted in "
+                "selector.num_non_finite without a warning.",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self.step += 1
-        self.num_non_finite += selection.num_non_finite
-        self.weighting.update(selection.payoff)
+        self.weighting.update(selection.payoff.detach())
+        self.step.add_(1)
+        if selection.num_non_finite:
+            self.num_non_finite.add_(selection.num_non_finite)
 
-    def _sample(self, scores: Tensor, num_selected: int, generator: torch.Generator | None) -> Tensor:
-        return self.sampler(scores, num_selected, epoch=int(self.epoch), generator=generator)
-
-    def _check_select(self, candidates: Candidates, num_selected: int) -> None:
-        given = candidates.given()
-        missing = sorted(self.needs - given.keys())
-        if missing:
-            raise ValueError(f"{self.name!r} needs Candidates.{', Candidates.'.join(missing)}; got {sorted(given)}.")
-        if isinstance(num_selected, bool) or not isinstance(num_selected, int):
-            raise TypeError(f"num_selected must be a whole number; got {num_selected!r}.")
-        if not 1 <= num_selected <= candidates.num_candidates:
-            raise ValueError(
-                f"num_selected must be between 1 and the number of candidates, {candidates.num_candidates}; "
-                f"got {num_selected}."
+    def check_candidates(self, candidates: Candidates) -> None:
+        """Raise an error unless ``candidates`` have what the rule needs, in range, and the holdout loss is there."""
+        if not isinstance(candidates, Candidates):
+            raise TypeError(
+                f"a selector chooses among Candidates, such as reducr.Candidates(model_loss=...); got "
+                f"{type(candidates).__name__}."
             )
+        given = candidates.given()
+        if not self.needs <= given.keys():
+            missing = sorted(self.needs - given.keys())
+            raise ValueError(f"{self.name!r} needs Candidates.{', Candidates.'.join(missing)}; got {sorted(given)}.")
         table = candidates.group_irreducible_loss
         if table is not None and "group_irreducible_loss" in self.needs and table.shape[1] != self.num_groups:
             raise ValueError(
                 f"group_irreducible_loss must have one column for each of the {self.num_groups} groups; "
                 f"got shape {tuple(table.shape)}."
             )
-        if self.needs_group_holdout_loss and bool(torch.isnan(self.group_holdout_loss).any()):
+        if self.needs_group_holdout_loss and math.isnan(self.group_holdout_loss.sum().item()):
             raise ValueError(
                 f"{self.name!r} needs the holdout loss before its first selection: evaluate the model on the holdout "
                 "set and call selector.set_group_holdout_loss(h)."
@@ -210,3 +308,49 @@ class Selector(ExactState):
             check_range("targets", given["targets"], given["logits"].shape[-1])
         if "groups" in self.needs:
             check_range("groups", given["groups"], self.num_groups)
+
+
+def num_broken(valid_scores: Tensor) -> int:
+    """How many of the ``valid_scores`` (B,) are minus infinity."""
+    return 0 if valid_scores.min().item() > -torch.inf else int((valid_scores == -torch.inf).sum())
+
+
+def _concatenated(parts: Iterator[Tensor], *, num_rows: int) -> Tensor:
+    """The rows of all parts, each put in its place at once.
+
+    Small parts that are kept between the large temporaries of one another scatter the heap, which then grows.
+    """
+    first = next(parts)
+    if first.shape[0] == num_rows:
+        return first
+    whole, end = first.new_empty(num_rows, *first.shape[1:]), 0
+    for part in chain((first,), parts):
+        start, end = end, end + part.shape[0]
+        whole[start:end] = part
+    return whole
+
+
+def _is_finite(values: Tensor) -> Tensor:
+    """Where ``values`` are finite in float32, whatever they are in."""
+    return torch.isfinite(values.float())
+
+
+def _are_finite(values: Tensor) -> bool:
+    """Whether all ``values`` are finite in float32."""
+    if not values.numel():
+        return True
+    least, largest = torch.aminmax(values)  # NaN if there is one
+    return least.item() >= -_LARGEST and largest.item() <= _LARGEST
+
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def check_num_selected(num_selected: int, num_candidates: int, *, where: str = "") -> None:
+    """Raise TypeError or ValueError unless ``num_selected`` is a whole number in [1, num_candidates]."""
+    if isinstance(num_selected, bool) or not isinstance(num_selected, int):
+        raise TypeError(f"num_selected must be a whole number; got {num_selected!r}.")
+    if not 1 <= num_selected <= num_candidates:
+        raise ValueError(
+            f"num_selected must be between 1 and the number of candidates{where}, {num_candidates}; got {num_selected}."
+        )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reducr import functional
 from reducr.batch import Candidates
-from reducr.checks import group_vector
+from reducr.checks import check_flag, group_vector
 from reducr.group_weights import GroupWeights
 from reducr.names import unknown_name
 from reducr.selectors.base import Selector
@@ -20,7 +20,7 @@ class Reducr(Selector):
 
         excess_ic = max(0, l_i - r_ic)
         score_i   = sum_c w_c excess_ic                       take the b largest
-        cum_c    += sum_{i selected} ( excess_ic - h_c )
+        cum_c     = payoff_decay * cum_c + sum_{i selected} ( excess_ic - h_c )
         w         = softmax(-step_size * cum)                 for the next step
 
     Args:
@@ -32,6 +32,8 @@ class Reducr(Selector):
         use_irreducible: the irreducible term of the excess; without it every group scores alike.
         use_model_loss: the model-loss term of the excess.
         initial_payoff: (G,) where the cumulative payoff starts; None for zeros.
+        payoff_decay: in (0, 1]; 1 as published. Below 1 the weights remember about 1 / (1 - payoff_decay) steps and
+            so follow a stream whose groups change; ``step_size`` then needs to be larger (docs/method.md, section 2).
         holdout_weighting: ``per_point`` subtracts ``h_c`` once per selected point (as the published runs did),
             ``per_step`` once per step (as the paper's Algorithm 1 does).
         sampler: a key of ``SAMPLERS``.
@@ -69,6 +71,7 @@ class Reducr(Selector):
         use_irreducible: bool = True,
         use_model_loss: bool = True,
         initial_payoff: Tensor | list[float] | None = None,
+        payoff_decay: float = 1.0,
         holdout_weighting: str = "per_point",
         sampler: str | None = None,
         **sampler_options: float | str | None,
@@ -76,9 +79,14 @@ class Reducr(Selector):
         super().__init__(num_groups=num_groups, sampler=sampler, **sampler_options)
         if holdout_weighting not in ("per_point", "per_step"):
             raise unknown_name("holdout_weighting", holdout_weighting, ("per_point", "per_step"))
+        flags = {"clip": clip, "use_holdout": use_holdout}
+        for name, flag in (flags | {"use_irreducible": use_irreducible, "use_model_loss": use_model_loss}).items():
+            check_flag(name, flag)
         if not (use_irreducible or use_model_loss):
             raise ValueError("use_irreducible and use_model_loss are both off: there would be nothing to score by.")
-        self.weighting = GroupWeights(num_groups, step_size=step_size, initial_payoff=initial_payoff)
+        self.weighting = GroupWeights(
+            num_groups, step_size=step_size, initial_payoff=initial_payoff, payoff_decay=payoff_decay
+        )
         self.clip = clip
         self.use_irreducible = use_irreducible
         self.use_model_loss = use_model_loss
@@ -91,7 +99,7 @@ class Reducr(Selector):
         """(B, G) excess losses in nats."""
         excess = functional.excess_loss(
             candidates.model_loss if self.use_model_loss else None,
-            candidates.group_irreducible_loss if self.use_irreducible else None,
+            candidates.group_losses if self.use_irreducible else None,
             clip=self.clip,
         )
         return excess if excess.ndim == 2 else excess.unsqueeze(1).expand(-1, self.num_groups)
@@ -107,6 +115,13 @@ class Reducr(Selector):
             self.group_holdout_loss if self.needs_group_holdout_loss else None,
             holdout_weighting=self.holdout_weighting,
         )
+
+    def merged_payoff(self, payoffs: Tensor) -> Tensor:
+        """(G,) sum of the payoffs (K, G); ``per_step`` takes the holdout loss off once, not once for each."""
+        payoff = super().merged_payoff(payoffs)
+        if self.needs_group_holdout_loss and self.holdout_weighting == "per_step":
+            payoff += (len(payoffs) - 1) * self.group_holdout_loss.to(payoff)
+        return payoff
 
 
 class FixedWeights(Selector):
@@ -140,11 +155,13 @@ class FixedWeights(Selector):
         **sampler_options: float | str | None,
     ) -> None:
         super().__init__(num_groups=num_groups, sampler=sampler, **sampler_options)
+        check_flag("clip", clip)
         given = [1.0] * num_groups if group_weights is None else group_weights
         weights = group_vector(given, num_groups, "group_weights")
-        if bool((weights < 0).any()) or not bool(weights.sum() > 0):
+        if bool((weights < 0).any()) or not bool((weights > 0).any()):
             raise ValueError(f"group_weights must not be negative nor all zero; got {weights.tolist()}.")
         self.clip = clip
+        weights = weights / weights.max()  # so that the sum of huge ones does not overflow
         self.register_buffer("fixed_group_weights", weights / weights.sum())
 
     @property
@@ -159,8 +176,7 @@ class FixedWeights(Selector):
 
     def losses(self, candidates: Candidates) -> list[Tensor]:
         """The model loss and the columns of the groups that have a weight."""
-        table = candidates.group_irreducible_loss
-        return [candidates.model_loss, table[:, self.weighted_groups]]  # type: ignore[index,list-item]  # in needs
+        return [candidates.model_loss, candidates.group_losses[:, self.weighted_groups]]  # type: ignore[list-item]  # in needs
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
         """(B,) excess losses averaged by the given weights."""
@@ -181,5 +197,5 @@ class Payoff(Selector):
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
         """(B,) the smallest payoff over the groups."""
-        excess = functional.excess_loss(candidates.model_loss, candidates.group_irreducible_loss)
+        excess = functional.excess_loss(candidates.model_loss, candidates.group_losses)
         return functional.max_min_payoff(excess, self.group_holdout_loss)

@@ -61,11 +61,13 @@ def make_selector(name: str, *, num_groups: int, **options: Any) -> Selector:
         Traceback (most recent call last):
         ValueError: unknown selector 'rho_los'. Did you mean 'rho_loss'...There are: bald, class_balanced, ...
     """
-    if name not in SELECTORS:
+    if not isinstance(name, str) or name not in SELECTORS:
         raise unknown_name("selector", name, SELECTORS)
     build = SELECTORS[name]
-    sampler = options.get("sampler") or build.default_sampler
-    if sampler not in SAMPLERS:
+    sampler = options.get("sampler")
+    if sampler is None:
+        sampler = build.default_sampler
+    if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
     sampler_options = [*_keyword_names(SAMPLERS[sampler]), *PHASE_OPTIONS, "sampler"]
     check_options(f"selector {name!r} with sampler {sampler!r}", build, options, also=sampler_options)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reducr import functional
+from reducr.checks import check_count, is_finite_number
 from reducr.names import check_options, unknown_name
 
 
@@ -64,8 +65,8 @@ class Softmax:
             )
         if final_temperature is not None:
             _check_positive("final_temperature", final_temperature)
-        if num_epochs is not None and num_epochs < 2:
-            raise ValueError(f"num_epochs must be at least 2 for a schedule; got {num_epochs}.")
+        if num_epochs is not None:
+            check_count("num_epochs", num_epochs, least=2)
         self.temperature = temperature
         self.schedule = temperature_schedule
         self.final_temperature = temperature if final_temperature is None else final_temperature
@@ -82,7 +83,8 @@ class Softmax:
 
     def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
         """Draw at the temperature of ``epoch``."""
-        log_probabilities = scores.double() / self.temperature_at(epoch)
+        # at any lower temperature the draw is the same, but quotients overflow
+        log_probabilities = scores.double() / max(self.temperature_at(epoch), 1e-250)
         return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
 
 
@@ -137,7 +139,7 @@ class ExponentialRank:
     """
 
     def __init__(self, *, pressure: float = 100.0) -> None:
-        if not (math.isfinite(pressure) and pressure >= 1):
+        if not (is_finite_number(pressure) and pressure >= 1):
             raise ValueError(f"pressure must be a finite number of at least 1; got {pressure}.")
         self.pressure = pressure
 
@@ -168,8 +170,10 @@ class UniformAtEnds:
         uniform_last_epochs: int = 0,
         num_epochs: int | None = None,
     ) -> None:
-        _check_not_negative("uniform_first_epochs", uniform_first_epochs)
-        _check_not_negative("uniform_last_epochs", uniform_last_epochs)
+        check_count("uniform_first_epochs", uniform_first_epochs, least=0)
+        check_count("uniform_last_epochs", uniform_last_epochs, least=0)
+        if num_epochs is not None:
+            check_count("num_epochs", num_epochs)
         if uniform_last_epochs and num_epochs is None:
             raise ValueError("uniform_last_epochs needs num_epochs, to know which epochs are the last.")
         self.sampler = sampler
@@ -208,7 +212,7 @@ def make_sampler(name: str, **options: Any) -> Sampler:
         >>> make_sampler("power", beta=2.0).beta
         2.0
     """
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise unknown_name("sampler", name, SAMPLERS)
     build = SAMPLERS[name]
     check_options(f"sampler {name!r}", build, options, also=PHASE_OPTIONS)
@@ -222,14 +226,15 @@ def make_sampler(name: str, **options: Any) -> Sampler:
                 "schedule. Leave it out, or give one of those."
             )
     sampler: Sampler = build(**options)
-    return UniformAtEnds(sampler, num_epochs=num_epochs, **phases) if any(phases.values()) else sampler
+    at_ends = UniformAtEnds(sampler, num_epochs=num_epochs, **phases)
+    return at_ends if any(phases.values()) else sampler
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not (is_finite_number(value) and value > 0):
         raise ValueError(f"{name} must be a finite number above 0; got {value}.")
 
 
 def _check_not_negative(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
+    if not (is_finite_number(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number of at least 0; got {value}.")

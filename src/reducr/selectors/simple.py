@@ -14,6 +14,7 @@ class Uniform(Selector):
     """Every candidate is equally likely, whatever the sampler: the score is a random number."""
 
     name = "uniform"
+    is_pointwise = False
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
         """(B,) independent uniform numbers in [0, 1)."""
@@ -75,6 +76,7 @@ class ClassBalanced(Selector):
     """
 
     name = "class_balanced"
+    is_pointwise = False
     needs = frozenset({"groups"})
     default_sampler = "power"
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from reducr import functional
 from reducr.batch import Candidates
+from reducr.checks import check_count
 from reducr.selectors.base import Selector
 
 
@@ -18,6 +19,13 @@ class GradientNorm(Selector):
 
     name = "gradient_norm"
     needs = frozenset({"logits", "targets"})
+
+    def check_candidates(self, candidates: Candidates) -> None:
+        """As for all, and the logits are of one pass."""
+        super().check_candidates(candidates)
+        logits: Tensor = candidates.logits  # type: ignore[assignment]  # in needs
+        if logits.ndim != 2:
+            raise ValueError(f"'gradient_norm' needs logits (B, C) of one pass; got shape {tuple(logits.shape)}.")
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
         """(B,) in [0, sqrt(2)]."""
@@ -63,8 +71,7 @@ class DropoutSampled(Selector):
         **sampler_options: float | str | None,
     ) -> None:
         super().__init__(num_groups=num_groups, sampler=sampler, **sampler_options)
-        if num_dropout_samples < 2:
-            raise ValueError(f"num_dropout_samples must be at least 2; got {num_dropout_samples}.")
+        check_count("num_dropout_samples", num_dropout_samples, least=2)
         self.num_dropout_samples = num_dropout_samples
 
 

@@ -1,15 +1,29 @@
 """Lightning modules for both stages, irreducible model and target model, and how to fit them."""
 
-from reducr.integrations.lightning.callbacks import LastCheckpoint, RunProgress, SelectionRecorder
+from reducr.integrations.lightning.callbacks import (
+    BestCheckpoints,
+    BestMembers,
+    LastCheckpoint,
+    ResumeCheckpoint,
+    RunProgress,
+    SelectionRecorder,
+)
+from reducr.integrations.lightning.csv_metrics import CSVMetrics
 from reducr.integrations.lightning.fit import fit_irreducible, fit_target, model_state
 from reducr.integrations.lightning.irreducible import IrreducibleModule
+from reducr.integrations.lightning.selection import SelectiveTraining
 from reducr.integrations.lightning.target import TargetModule
 
 __all__ = [
+    "BestCheckpoints",
+    "BestMembers",
+    "CSVMetrics",
     "IrreducibleModule",
     "LastCheckpoint",
+    "ResumeCheckpoint",
     "RunProgress",
     "SelectionRecorder",
+    "SelectiveTraining",
     "TargetModule",
     "fit_irreducible",
     "fit_target",

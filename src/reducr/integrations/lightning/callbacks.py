@@ -1,16 +1,19 @@
-"""Callbacks of target training: what was selected, the last checkpoint, progress."""
+"""Callbacks of both stages: what was selected, checkpoints to test and to go on from, progress."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from reducr.checkpoints import Checkpoints
+from reducr.distributed import gathered, is_main
 from reducr.files import replaced_atomically
 
 
@@ -18,7 +21,11 @@ class SelectionRecorder(pl.Callback):
     """Writes which points were selected at every step, and how often each was.
 
     ``selected.npz`` holds ``index`` (steps, b) int64, rows of a shorter selection filled up with -1, and
-    ``num_times_selected`` (N,) int64. It is written at every validation, at the end and at an interruption.
+    ``num_times_selected`` (N,) int64. It is written with every whole checkpoint, which one at the end is, and when
+    training stops on an error.
+
+    A step costs the same however many points and steps there are, and waits for no accelerator: indices stay on the
+    device until the next validation.
 
     Args:
         path: of the file.
@@ -28,46 +35,105 @@ class SelectionRecorder(pl.Callback):
 
     def __init__(self, path: Path, *, num_points: int, is_corrupted: Tensor | None = None) -> None:
         self.path = path
-        self.num_times_selected = torch.zeros(num_points, dtype=torch.int64)
+        self.num_points = num_points
         self.is_corrupted = is_corrupted
-        self.index_by_step: list[Tensor] = []
+        self._index_by_step: list[Tensor] = []
+        self._on_device: list[Tensor] = []
+
+    @property
+    def index_by_step(self) -> list[Tensor]:
+        """(b,) int64, the indices selected at every step so far."""
+        if self._on_device:
+            sizes = [len(index) for index in self._on_device]
+            self._index_by_step += torch.split(torch.cat(self._on_device).cpu(), sizes)
+            self._on_device = []
+        return self._index_by_step
+
+    @property
+    def num_times_selected(self) -> Tensor:
+        """(N,) int64, how often each point was selected."""
+        return torch.bincount(self._index(), minlength=self.num_points)
 
     @property
     def corrupted_fraction(self) -> float | None:
         """Share of corrupted points among all selected so far; None where that is not known."""
         if self.is_corrupted is None or not self.index_by_step:
             return None
-        return float(self.is_corrupted[torch.cat(self.index_by_step)].double().mean())
+        return float(self.is_corrupted[self._index()].double().mean())
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        """Note the selected indices."""
-        index = pl_module.selected.index.cpu()
-        self.index_by_step.append(index)
-        self.num_times_selected += torch.bincount(index, minlength=len(self.num_times_selected))
+        """Note the selected indices, of all ranks one after another."""
+        own = pl_module.selected.index
+        self._on_device.append(torch.cat(gathered(own[:0] if pl_module.selection.is_stand_in else own)))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Write what there is."""
-        self.write()
+        """Take what was selected since the last one off the device."""
+        _ = self.index_by_step
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Write everything."""
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Write what the checkpoint goes on from."""
         self.write()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Write what there is."""
         self.write()
 
+    def state_dict(self) -> dict[str, Any]:
+        """All steps so far, for the checkpoint that a run goes on from."""
+        return {"index": self._index(), "sizes": [len(index) for index in self.index_by_step]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` gave."""
+        self._index_by_step, self._on_device = list(state_dict["index"].split(state_dict["sizes"])), []
+
     def write(self) -> None:
         """Write the file, whole or not at all."""
-        if not self.index_by_step:
+        if not self.index_by_step or not is_main():
             return
         index = torch.nn.utils.rnn.pad_sequence(self.index_by_step, batch_first=True, padding_value=-1)
         with replaced_atomically(self.path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, index=index.numpy(), num_times_selected=self.num_times_selected.numpy())
 
+    def _index(self) -> Tensor:
+        """Those of all steps, one after another."""
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *self.index_by_step])
+
+
+class BestCheckpoints(pl.Callback):
+    """Keeps the parameters of the validations at which some metrics were highest, without the optimiser.
+
+    It is what a ModelCheckpoint for each metric would do, in a part of the time: those have hooks in every step.
+
+    State:
+        highest: value of each metric so far; none before the first validation.
+
+    Args:
+        path_by_metric: the file for each metric that the module logs.
+    """
+
+    def __init__(self, path_by_metric: Mapping[str, Path]) -> None:
+        self.path_by_metric = path_by_metric
+        self.highest: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save where a metric has risen."""
+        for metric, path in self.path_by_metric.items():
+            value = float(trainer.callback_metrics[metric])
+            if metric not in self.highest or value > self.highest[metric]:
+                self.highest[metric] = value
+                trainer.save_checkpoint(path, weights_only=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint that a run goes on from."""
+        return {"highest": self.highest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` gave."""
+        self.highest = dict(state_dict["highest"])
+
 
 class LastCheckpoint(pl.Callback):
-    """Keeps the newest state in one file: written at every validation, at the end and at an interruption.
+    """Keeps the state at the end of training in a file, or that at which it was interrupted.
 
     Args:
         path: of the checkpoint.
@@ -76,22 +142,57 @@ class LastCheckpoint(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save during training only."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._save(trainer)
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the final state."""
-        self._save(trainer)
+        trainer.save_checkpoint(self.path)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save what an interrupted run had reached."""
         if isinstance(exception, KeyboardInterrupt):
+            trainer.save_checkpoint(self.path)
+
+
+class ResumeCheckpoint(pl.callbacks.Checkpoint):
+    """Writes what a killed training goes on from; whoever has kept what came of it removes the folder.
+
+    Like every callback of its base class it comes after all others, so that its files hold what those have noted.
+
+    Args:
+        folder: of the files; see ``reducr.checkpoints``.
+        at_epoch_ends: write at the ends of epochs; if not, after validations, which refresh the holdout loss.
+        seconds: least wall-clock between two files; 0 for one at every end or validation.
+        last_step: of the training, which needs no file.
+    """
+
+    def __init__(self, folder: Path, *, at_epoch_ends: bool, seconds: float, last_step: int) -> None:
+        self.checkpoints = Checkpoints(folder)
+        self.at_epoch_ends = at_epoch_ends
+        self.seconds = seconds
+        self.last_step = last_step
+        self._written_at = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write one, if it is time."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self.at_epoch_ends:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write one, if it is time."""
+        if self.at_epoch_ends:
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        step = trainer.global_step
+        is_due = step < self.last_step and time.perf_counter() - self._written_at >= self.seconds
+        if not trainer.strategy.broadcast(is_due):
+            return
+        for logger in trainer.loggers:
+            logger.save()  # lines up to here are not written again
+        if trainer.is_global_zero:
+            self.checkpoints.write_with(step, trainer.save_checkpoint)
+        else:
+            trainer.save_checkpoint(self.checkpoints.folder)  # takes part, and writes nothing
+        self._written_at = time.perf_counter()
 
 
 class RunProgress(pl.Callback):
@@ -104,8 +205,54 @@ class RunProgress(pl.Callback):
 
     def __init__(self, advance: Callable[[int, float | None], None]) -> None:
         self.advance = advance
+        self._worst: float | None = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the accuracy."""
+        worst = trainer.callback_metrics.get("holdout/worst_group_accuracy")
+        self._worst = None if worst is None else float(worst)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Report the step."""
-        worst = trainer.callback_metrics.get("holdout/worst_group_accuracy")
-        self.advance(trainer.global_step, None if worst is None else float(worst))
+        self.advance(trainer.global_step, self._worst)
+
+
+class BestMembers(pl.Callback):
+    """Remembers for each member of an ensemble the parameters with the lowest loss on the training part.
+
+    State:
+        lowest_loss: (H,) float, of every member; None before the first validation.
+        state: the stacked parameters and buffers, of every member's own best epoch.
+
+    Args:
+        ensemble: its members are stacked along the first axis of all parameters and buffers.
+    """
+
+    def __init__(self, ensemble: nn.Module) -> None:
+        self.ensemble = ensemble
+        self.lowest_loss: Tensor | None = None
+        self.state: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint that a run goes on from."""
+        return {"lowest_loss": self.lowest_loss, "state": self.state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` gave."""
+        self.lowest_loss, self.state = state_dict["lowest_loss"], state_dict["state"]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Take over the members that have become better."""
+        loss = pl_module.loss_on_training_part
+        state = {name: value.detach().clone() for name, value in self.ensemble.state_dict().items()}
+        if self.lowest_loss is None:
+            self.lowest_loss, self.state = loss, state
+            return
+        is_better = loss < self.lowest_loss
+        self.lowest_loss = torch.where(is_better, loss, self.lowest_loss)
+        for name, value in state.items():
+            self.state[name][is_better] = value[is_better]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Leave every member with the parameters of its best epoch."""
+        self.ensemble.load_state_dict(self.state)

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reducr.batch import Batch, Selection
+from reducr.companions import Companion, MakeOptimizer, joint_optimizer, selected_loss, total_loss
+from reducr.distributed import check_mode, check_mode_name, num_ranks, summed
 from reducr.functional import point_cross_entropy
 from reducr.holdout import GroupHoldoutLoss
 from reducr.metrics import ClassificationReport, summary
+from reducr.randomness import random_state, set_random_state
+from reducr.scoring import ScoringBudget, ScoringForward, check_budget
 from reducr.selectors import Selector
 from reducr.step import IrreducibleLookup, num_selected_of, pick, update_holdout_loss
+
+_COUNTERS = (
+    "num_candidates_seen",
+    "num_selected_seen",
+    "selection_seconds",
+    "training_seconds",
+    "_num_mini_batches",
+)
 
 
 class TargetModule(pl.LightningModule):
@@ -31,14 +43,23 @@ class TargetModule(pl.LightningModule):
         model: gives (B, C) logits.
         selector: the rule.
         irreducible: losses for the rules that need them.
-        optimizer: makes the optimiser from the model's parameters.
+        optimizer: makes the optimiser from the parameters.
         holdout: batches of the clean holdout set; must be what the Trainer validates on.
         num_classes: C.
         fraction: share of every large batch to train on, in (0, 1].
         scoring_mode: see ``step.pick``.
+        autocast: bfloat16 or float16, in which candidates are scored; None for the Trainer's precision.
+        scoring_compile: candidates are scored through ``torch.compile``.
+        scoring_resolution: share of an image's height and width that is left for scoring, in (0, 1).
+        scoring_budget: scores only the part of the candidates that could be selected; its memory is in checkpoints.
         holdout_decay: None to refresh the holdout loss at each validation; in (0, 1) to follow it with one holdout
             mini-batch per step as a moving average.
-        seed: of the selector's draws.
+        augment: random changes of the candidates' inputs, on the device, before they are scored.
+        proxy: scores in the place of ``model``; one of the companions.
+        companions: models that learn from the same selected points.
+        distributed: on several ranks ``global`` or ``local``; see ``reducr.distributed``. ``holdout`` is then this
+            rank's part of the holdout set.
+        seed: of the selector's draws; the same on all ranks.
 
     Raises:
         ValueError: if ``fraction`` is outside (0, 1] or ``holdout_decay`` outside (0, 1).
@@ -50,16 +71,26 @@ class TargetModule(pl.LightningModule):
         selector: Selector,
         irreducible: IrreducibleLookup | None,
         *,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: MakeOptimizer,
         holdout: Iterable[Batch],
         num_classes: int,
         fraction: float = 0.1,
         scoring_mode: str = "train",
+        autocast: torch.dtype | None = None,
+        scoring_compile: bool = False,
+        scoring_resolution: float | None = None,
+        scoring_budget: ScoringBudget | None = None,
         holdout_decay: float | None = None,
+        augment: nn.Module | None = None,
+        proxy: nn.Module | None = None,
+        companions: Sequence[Companion] = (),
+        distributed: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         num_selected_of(fraction, 1)
+        check_mode_name(distributed)
+        check_budget(scoring_budget, selector, fraction=fraction, distributed=distributed)
         if holdout_decay is not None and not 0 < holdout_decay < 1:
             raise ValueError(
                 f"holdout_decay must be in (0, 1), or null to refresh at each validation; got {holdout_decay}."
@@ -68,9 +99,21 @@ class TargetModule(pl.LightningModule):
         self.selector = selector
         self.irreducible = irreducible
         self.make_optimizer = optimizer
+        self.augment = augment
+        self._forward = ScoringForward(
+            model if proxy is None else proxy,
+            scoring_mode=scoring_mode,
+            autocast=autocast,
+            is_compiled=scoring_compile,
+            resolution=scoring_resolution,
+        )
+        self.scoring_budget = scoring_budget
+        self.companions = tuple(companions)
+        self.companion_models = nn.ModuleList(companion.model for companion in companions)
         self.holdout = holdout
         self.fraction = fraction
         self.scoring_mode = scoring_mode
+        self.distributed = distributed
         self.generator = torch.Generator().manual_seed(seed)
         self.holdout_loss = GroupHoldoutLoss(selector.num_groups)
         self.moving_holdout_loss = (
@@ -79,48 +122,70 @@ class TargetModule(pl.LightningModule):
         self.holdout_report = ClassificationReport(num_classes=num_classes, num_groups=selector.num_groups)
         self.selection: Selection | None = None
         self.selected: Batch | None = None
+        self.loss = torch.tensor(torch.nan)
         self.num_candidates_seen = 0
         self.num_selected_seen = 0
         self.selection_seconds = 0.0
         self.training_seconds = 0.0
+        self.earlier_seconds = 0.0
+        """Wall-clock of the parts of this training before interruptions."""
+        self._num_mini_batches = 0
+        # DistributedDataParallel would put those of rank 0 into all others, whose sums are their own
+        own_state = ("selector", "holdout_loss", "moving_holdout_loss")
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in self.named_buffers() if name.startswith(own_state)
+        ]
         self._holdout_stream: Iterator[Batch] = iter(())
         self._training_from = 0.0
+        self._started = time.perf_counter()
+        self._random_state: dict[str, Any] | None = None
 
     def configure_optimizers(self) -> Optimizer:
-        """The optimiser of the model's parameters."""
-        return self.make_optimizer(self.model.parameters())
+        """One optimiser of the model and all companions."""
+        return joint_optimizer(self.make_optimizer, self.model, self.companions)
 
     def on_train_start(self) -> None:
         """Evaluate the holdout set before step 0; a resumed run has its holdout loss in the checkpoint."""
+        check_mode(self.distributed)
         if int(self.selector.step) == 0:
-            update_holdout_loss(self.model, self._on_device(self.holdout), self.selector, self.holdout_loss)
+            self._update_holdout_loss(self.holdout, self.holdout_loss)
             if self.moving_holdout_loss is not None:
                 self.moving_holdout_loss.load_state_dict(self.holdout_loss.state_dict())
-                self.moving_holdout_loss.rescale(len(next(iter(self.holdout)).target))
-        self._holdout_stream = itertools.chain.from_iterable(itertools.repeat(self.holdout))
+                self.moving_holdout_loss.rescale(len(next(iter(self.holdout)).target), over_ranks=self._is_over_ranks)
+        stream = itertools.chain.from_iterable(itertools.repeat(self.holdout))
+        self._holdout_stream = itertools.islice(stream, self._num_mini_batches, None)
+        if self._random_state is not None:
+            set_random_state(self._random_state)
 
-    def on_train_epoch_start(self) -> None:
-        """Tell the sampler's schedules the epoch."""
-        self.selector.set_epoch(self.current_epoch)
+    @property
+    def epoch(self) -> int:
+        """Of the step at hand. Lightning's own count is one too high after a resume at the end of an epoch."""
+        return int(self.trainer.global_step // self.trainer.num_training_batches)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Pick the best part of the batch and return the model's mean loss on it."""
         started = time.perf_counter()
+        self.selector.set_epoch(self.epoch)
         batch = Batch(*batch)
+        if self.augment is not None:
+            batch = batch._replace(input=self.augment(batch.input))
         self.selected, self.selection = pick(
-            self.model,
+            self._forward.model,
             batch,
             self.selector,
             self.irreducible,
-            num_selected=num_selected_of(self.fraction, len(batch.target)),
+            num_selected=partial(num_selected_of, self.fraction),
             scoring_mode=self.scoring_mode,
+            forward=self._forward,
+            budget=self.scoring_budget,
             generator=self.generator,
+            distributed=self.distributed,
         )
-        self.num_candidates_seen += len(batch.target)
-        self.num_selected_seen += len(self.selected.target)
         self._training_from = time.perf_counter()
         self.selection_seconds += self._training_from - started
-        return F.cross_entropy(self.model(self.selected.input), self.selected.target)
+        loss = selected_loss(self.model, self.selected)
+        self.loss = loss.detach()
+        return total_loss(loss, self.companions, self.selected) * self.selection.loss_weight
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Update the selector after the gradient step, and log it."""
@@ -130,9 +195,15 @@ class TargetModule(pl.LightningModule):
             return
         self.selector.update(selection)
         if self.moving_holdout_loss is not None:
-            mini_batch = self._on_device([next(self._holdout_stream)])
-            update_holdout_loss(self.model, mini_batch, self.selector, self.moving_holdout_loss)
-        self._log_step(outputs["loss"], selection, selected)
+            self._num_mini_batches += 1
+            self._update_holdout_loss([next(self._holdout_stream)], self.moving_holdout_loss)
+        counts = [0 if selection.is_stand_in else len(selection.positions), len(selection.scores)]
+        num_selected, num_candidates = counts if num_ranks() == 1 else summed(torch.tensor(counts)).tolist()
+        self.num_selected_seen += num_selected
+        self.num_candidates_seen += num_candidates
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a part of the Trainer
+        if self.trainer.loggers and every and self.trainer.global_step % every == 0:
+            self._log_step(selection, selected, fraction=num_selected / num_candidates)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a holdout batch to the group-holdout losses and accuracies."""
@@ -150,12 +221,17 @@ class TargetModule(pl.LightningModule):
         """Put the new group-holdout loss in force, and log accuracies on the holdout set."""
         if self.trainer.sanity_checking:
             return
-        group_holdout_loss = self.holdout_loss.mean()
+        group_holdout_loss = self.holdout_loss.mean(over_ranks=self._is_over_ranks)
         if self.moving_holdout_loss is None:
             self.selector.set_group_holdout_loss(group_holdout_loss)
         report = self.holdout_report.compute()
         # monitored by the checkpoint callbacks
-        self.log_dict({f"holdout/{name}": value for name, value in summary(report).items()}, logger=False, batch_size=1)
+        self.log_dict(
+            {f"holdout/{name}": value for name, value in summary(report).items()},
+            logger=False,
+            batch_size=1,
+            sync_dist=self._is_over_ranks,
+        )
         self._log(
             {f"holdout/{name}": value for name, value in summary(report).items()}
             | _by_group("holdout/group_loss", group_holdout_loss)
@@ -163,39 +239,54 @@ class TargetModule(pl.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the selector's draws."""
-        checkpoint["reducr_generator"] = self.generator.get_state()
+        """Add all that a resumed training needs beside parameters, buffers and the optimiser."""
+        checkpoint["reducr"] = {
+            "generator": self.generator.get_state(),
+            "random": random_state(),
+            "seconds": self.earlier_seconds + time.perf_counter() - self._started,
+        } | {name: getattr(self, name) for name in _COUNTERS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the state of the selector's draws."""
-        if "reducr_generator" in checkpoint:
-            self.generator.set_state(checkpoint["reducr_generator"])
+        """Go on from there: counters and draws now, global random states when the first step begins."""
+        state = checkpoint["reducr"]
+        self.generator.set_state(state["generator"])
+        self.earlier_seconds = state["seconds"]
+        self._random_state = state["random"]
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+
+    @property
+    def _is_over_ranks(self) -> bool:
+        return self.distributed is not None
+
+    def _update_holdout_loss(self, batches: Iterable[Batch], holdout_loss: GroupHoldoutLoss) -> None:
+        on_device = self._on_device(batches)
+        update_holdout_loss(self.model, on_device, self.selector, holdout_loss, over_ranks=self._is_over_ranks)
 
     def _on_device(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         return (Batch(*batch).to(self.device) for batch in batches)
 
-    def _log_step(self, loss: Tensor, selection: Selection, selected: Batch) -> None:
-        metrics: dict[str, Any] = {
-            "train/loss": loss,
-            "train/epoch": self.current_epoch,
-            "select/fraction": len(selection.positions) / len(selection.scores),
-            "select/num_non_finite": self.selector.num_non_finite,
-            "select/mean_score": selection.scores[selection.positions].mean(),
-            "time/selection_seconds": self.selection_seconds,
-            "time/training_seconds": self.training_seconds,
-        }
-        counts = torch.bincount(selected.group, minlength=self.selector.num_groups)
+    def _log_step(self, selection: Selection, selected: Batch, *, fraction: float) -> None:
+        own = selected.group[:0] if selection.is_stand_in else selected.group
+        counts = summed(torch.bincount(own, minlength=self.selector.num_groups))
         self._log(
-            metrics
+            {
+                "train/loss": self.loss.item(),
+                "train/epoch": (self.trainer.global_step - 1) // self.trainer.num_training_batches,
+                "select/fraction": fraction,
+                "select/num_non_finite": self.selector.num_non_finite.item(),
+                "select/mean_score": selection.scores[selection.positions].mean().item(),
+                "time/selection_seconds": self.selection_seconds,
+                "time/training_seconds": self.training_seconds,
+            }
             | _by_group("select/group_count", counts)
             | _by_group("group_weight", self.selector.group_weights)
             | _by_group("cumulative_payoff", self.selector.cumulative_payoff)
         )
 
-    def _log(self, metrics: dict[str, Any]) -> None:
-        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+    def _log(self, metrics: dict[str, float]) -> None:
         for logger in self.trainer.loggers:
-            logger.log_metrics(values, step=self.trainer.global_step)
+            logger.log_metrics(metrics, step=self.trainer.global_step)
 
 
 def _by_group(name: str, values: Tensor) -> dict[str, float]:

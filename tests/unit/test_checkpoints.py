@@ -1,0 +1,355 @@
+"""Checkpoints come back whole, whatever a crash, a disk or a hand has done to the newest."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from reducr.checkpoints import Checkpoints
+from reducr.randomness import random_state, set_random_state
+
+
+class Part:
+    """Anything with a state."""
+
+    def __init__(self, state=None):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def saved(folder, *steps, keep=2):
+    """A folder with a checkpoint of each step, whose state is the step."""
+    checkpoints = Checkpoints(folder, keep=keep)
+    for step in steps:
+        checkpoints.save(step, part=Part(step))
+    return checkpoints
+
+
+def resumed(folder):
+    """The step gone on from, and the state it had; fails on any warning."""
+    part = Part()
+    return Checkpoints(folder).resume(part=part), part.state
+
+
+def steps_in(folder):
+    return [int(path.name.split("_")[1]) for path in Checkpoints(folder).paths()]
+
+
+def test_nothing_to_resume_from_changes_nothing(tmp_path):
+    part = Part("as it was")
+    before = random_state()
+    assert Checkpoints(tmp_path / "not there").resume(part=part) == 0
+    assert part.state == "as it was"
+    assert torch.equal(random_state()["torch"], before["torch"])
+    assert not (tmp_path / "not there").exists()
+
+
+def test_parts_come_back_as_they_were_saved(tmp_path):
+    def parts():
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        return {
+            "model": model,
+            "optimizer": optimizer,
+            "scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=9),
+            "scaler": torch.amp.GradScaler("cpu"),
+        }
+
+    def step(parts, seed):
+        inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
+        parts["optimizer"].zero_grad()
+        parts["scaler"].scale(parts["model"](inputs).square().mean()).backward()
+        parts["scaler"].step(parts["optimizer"])
+        parts["scaler"].update()
+        parts["scheduler"].step()
+
+    whole = parts()
+    for seed in range(5):
+        step(whole, seed)
+    path = Checkpoints(tmp_path).save(5, **whole)
+    assert path.parent == tmp_path
+    again = parts()
+    assert Checkpoints(tmp_path).resume(**again) == 5
+    for each in (whole, again):
+        step(each, 5)
+    for one, two in zip(whole["model"].state_dict().values(), again["model"].state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+    assert again["scheduler"].get_last_lr() == whole["scheduler"].get_last_lr()
+    assert again["scaler"].state_dict() == whole["scaler"].state_dict()
+
+
+def test_random_states_come_back_bit_for_bit(tmp_path):
+    def draws():
+        drawn = [float(torch.randn(())), random.gauss(0, 1), float(np.random.standard_normal())]  # noqa: NPY002
+        return [*drawn, float(torch.rand(())), random.random(), float(np.random.rand())]  # noqa: NPY002
+
+    before = random_state()
+    try:
+        draws()  # normal draws of Python and numpy come in pairs, the second of which is part of the state
+        Checkpoints(tmp_path).save(1, part=Part(0))
+        expected = [draws() for _ in range(3)]
+        for seed in (torch.manual_seed, random.seed, np.random.seed):
+            seed(1)
+        assert draws() not in expected
+        Checkpoints(tmp_path).resume(part=Part())
+        assert [draws() for _ in range(3)] == expected
+    finally:
+        set_random_state(before)
+
+
+def test_states_hold_what_reads_back_without_code(tmp_path):
+    content = {
+        "tensor": torch.arange(3),
+        "half": torch.ones(2, dtype=torch.bfloat16),
+        "nested": [(1, 2.5, None), {"text": "ü", "bytes": b"\x00", "yes": True, 3: [float("inf")]}],
+    }
+    Checkpoints(tmp_path).save(1, part=Part(content))
+    part = Part()
+    Checkpoints(tmp_path).resume(part=part)
+    assert torch.equal(part.state.pop("tensor"), content.pop("tensor"))
+    assert torch.equal(part.state.pop("half"), content.pop("half"))
+    assert part.state == content
+
+
+@pytest.mark.parametrize(
+    ("state", "named"),
+    [
+        (np.ones(2), r"numpy\.dtype, numpy\.ndarray"),
+        ({"best": [np.float64(0.5)]}, r"numpy\._core\.multiarray\.scalar"),
+        (Part, r"test_checkpoints\.Part"),
+        (range(3), "range"),
+    ],
+)
+def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_saved(tmp_path, state, named):
+    saved(tmp_path, 1)
+    with pytest.raises(TypeError, match=rf"holds tensors and plain values .* got .*{named}"):
+        Checkpoints(tmp_path).save(2, part=Part(state))
+    assert resumed(tmp_path) == (1, 1)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_as_many_are_kept_as_asked(tmp_path, keep):
+    saved(tmp_path, 0, 10, 20, 30, 40, keep=keep)
+    assert steps_in(tmp_path) == [40, 30, 20][:keep]
+    assert resumed(tmp_path) == (40, 40)
+
+
+def test_going_back_to_an_earlier_step_removes_the_later_ones(tmp_path):
+    saved(tmp_path, 10, 20, 30, keep=3)
+    saved(tmp_path, 15)
+    assert steps_in(tmp_path) == [15, 10]
+    assert resumed(tmp_path) == (15, 15)
+
+
+def test_a_step_saved_again_takes_the_place_of_the_first(tmp_path):
+    saved(tmp_path, 10, 20)
+    Checkpoints(tmp_path).save(20, part=Part("again"))
+    assert steps_in(tmp_path) == [20, 10]
+    assert resumed(tmp_path) == (20, "again")
+
+
+def test_steps_are_told_apart_as_numbers(tmp_path):
+    saved(tmp_path, 999_999_999, 1_000_000_000)
+    assert steps_in(tmp_path) == [1_000_000_000, 999_999_999]
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def lengthen(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def call_it_later(path):
+    path.rename(path.with_name(path.name.replace("step_000000020", "step_000000090")))
+
+
+def call_it_by_another_content(path):
+    path.rename(path.with_name("step_000000020_0123456789abcdef.ckpt"))
+
+
+DAMAGES = [truncate, flip_a_bit, lengthen, empty, call_it_later, call_it_by_another_content]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_warned_of_and_the_one_before_used(tmp_path, damage):
+    damage(saved(tmp_path, 10, 20).paths()[0])
+    part = Part()
+    with pytest.warns(
+        RuntimeWarning, match="is damaged .truncated or altered.: its content is not what its name"
+    ) as seen:
+        assert Checkpoints(tmp_path).resume(part=part) == 10
+    assert len(seen) == 1
+    assert str(Checkpoints(tmp_path).paths()[0]) in str(seen[0].message)
+    assert part.state == 10
+    # the run goes on, and the damaged file is gone
+    saved(tmp_path, 12)
+    assert resumed(tmp_path) == (12, 12)
+    assert steps_in(tmp_path) == [12, 10]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_the_step_that_is_saved_again_is_replaced(tmp_path, damage):
+    damage(saved(tmp_path, 10, 20).paths()[0])
+    saved(tmp_path, 20)
+    assert steps_in(tmp_path) == [20, 10]
+    assert resumed(tmp_path) == (20, 20)
+
+
+def test_if_all_are_damaged_it_is_an_error_that_names_them(tmp_path):
+    paths = saved(tmp_path, 10, 20).paths()
+    for path in paths:
+        truncate(path)
+    message = (
+        f"every checkpoint in {tmp_path} is damaged (truncated or altered): {paths[0].name}, {paths[1].name}. Remove "
+        "them to start anew, or bring back a copy."
+    )
+    with pytest.warns(RuntimeWarning, match="is damaged") as seen, pytest.raises(ValueError, match=re.escape(message)):
+        Checkpoints(tmp_path).resume(part=Part())
+    assert len(seen) == 2
+
+
+def test_every_single_altered_byte_is_noticed(tmp_path):
+    path = saved(tmp_path, 10).paths()[0]
+    data = path.read_bytes()
+    for place in range(0, len(data), 97):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+        with pytest.warns(RuntimeWarning, match="is damaged"), pytest.raises(ValueError, match="every checkpoint in"):
+            Checkpoints(tmp_path).read()
+    path.write_bytes(data)
+    assert resumed(tmp_path) == (10, 10)
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path):
+    others = [tmp_path / name for name in ("step_1.ckpt", "step_000000005_xyz.ckpt", "last.ckpt", "notes.txt")]
+    for path in others:
+        path.write_text("not ours")
+    saved(tmp_path, 1, 2, 3)
+    assert resumed(tmp_path) == (3, 3)
+    assert all(path.read_text() == "not ours" for path in others)
+
+
+SAVE_AND_BE_KILLED = """
+import io, os, signal, sys
+import torch
+from reducr.checkpoints import Checkpoints
+
+def save(path):
+    buffer = io.BytesIO()
+    torch.save(torch.zeros(100_000), buffer)
+    with path.open("wb") as file:
+        file.write(buffer.getvalue()[: int(float(sys.argv[2]) * len(buffer.getvalue()))])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Checkpoints(sys.argv[1]).write_with(30, save)
+"""
+
+
+@pytest.mark.parametrize("written", [0.0, 0.5, 1.0])
+def test_a_process_killed_while_writing_leaves_the_ones_before(tmp_path, written):
+    saved(tmp_path, 10, 20)
+    # a process of its own, not a fork: a fork of a process whose torch has threads may wait for them for ever
+    killed = subprocess.run([sys.executable, "-c", SAVE_AND_BE_KILLED, tmp_path, str(written)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    left = list(tmp_path.glob(".*.partial"))
+    assert len(left) == 1
+    assert resumed(tmp_path) == (20, 20)
+    # what the killed process left is removed by the next save of a later one
+    os.utime(left[0], times=(1, 1))
+    saved(tmp_path, 30)
+    assert sorted(tmp_path.iterdir()) == sorted(Checkpoints(tmp_path).paths())
+    assert resumed(tmp_path) == (30, 30)
+
+
+def test_a_failed_save_leaves_nothing_behind(tmp_path):
+    saved(tmp_path, 10)
+
+    def fail(path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        Checkpoints(tmp_path).write_with(20, fail)
+    assert [path.name for path in tmp_path.iterdir()] == [path.name for path in Checkpoints(tmp_path).paths()]
+    assert resumed(tmp_path) == (10, 10)
+
+
+def test_a_file_that_another_writer_fills_is_named_by_its_content(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.write_with(7, lambda place: torch.save({"a": 1}, place))
+    assert re.fullmatch(r"step_000000007_[0-9a-f]{16}\.ckpt", path.name)
+    assert checkpoints.newest() == path
+    assert checkpoints.read() == {"a": 1}
+    again = checkpoints.write(7, {"a": 1})
+    assert again == path
+
+
+@pytest.mark.parametrize("keep", [1, 0, -1, 2.5, True, "3"])
+def test_fewer_than_two_are_refused(tmp_path, keep):
+    message = f"keep must be a whole number of at least 2: the newest and one before it; got {keep!r}."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Checkpoints(tmp_path, keep=keep)
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, True, "3", None, 10**400])
+def test_a_step_that_is_none_is_refused(tmp_path, step):
+    with pytest.raises(ValueError, match=re.escape(f"step must be a whole number of at least 0; got {step!r}.")):
+        Checkpoints(tmp_path).save(step, part=Part(0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_that_were_not_saved_are_named(tmp_path):
+    Checkpoints(tmp_path).save(1, model=Part(1), optimizer=Part(2))
+    model = Part("as it was")
+    message = (
+        f"the checkpoints in {tmp_path} hold model, optimizer; asked for loader, model. Resume with the parts that"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Checkpoints(tmp_path).resume(model=model, loader=Part())
+    assert model.state == "as it was"
+
+
+@pytest.mark.parametrize("act", [lambda one, **parts: one.save(1, **parts), lambda one, **parts: one.resume(**parts)])
+def test_parts_without_a_state_are_refused(tmp_path, act):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(
+        TypeError, match=r"epoch has no state_dict and load_state_dict; got int. Give models, optimisers,"
+    ):
+        act(checkpoints, model=Part(1), epoch=3)
+    with pytest.raises(ValueError, match=r"name what belongs to a checkpoint: model=..., optimizer=.*; got nothing"):
+        act(checkpoints)
+    assert not list(Path(tmp_path).iterdir())
+
+
+def test_a_whole_folder_gives_no_warning(tmp_path):
+    saved(tmp_path, 10, 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resumed(tmp_path) == (20, 20)

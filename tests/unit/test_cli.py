@@ -1,0 +1,55 @@
+import sys
+
+import pytest
+
+from reducr.cli import main
+
+
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [
+        ("datamodule.data_dir=étiquette", """'OPTION="VALUE"', 'OPTION=["VALUE","VALUE"]'\n"""),
+        ("datamodule.data_dir=a[1].csv", """into single ones: 'OPTION="VALUE"'"""),
+        (
+            "datamodule.imbalance.train={kind:long_tail,ratio:3}",
+            "which must then have the same entries: give datamodule.imbalance.train=null before it.\n",
+        ),
+        ("datamodule.imbalence.train={kind:long_tail}", "Did you mean datamodule.imbalance.train or"),
+        ("holdout.refresh_step=3", "Did you mean holdout.refresh_steps"),
+        ("zzz_zzz=3", "`reducr run experiment=NAME --cfg job` lists every option.\n"),
+        # of the default experiment, but not of this one
+        ("datamodule.test_size=3", "`reducr run experiment=NAME --cfg job` lists every option.\n"),
+    ],
+)
+def test_faults_that_hydra_finds_are_told_with_what_to_do(argument, advice, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["reducr"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "experiment=qqp_uniform", argument])
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("reducr: ")
+    assert advice in errors
+    assert f"Did you mean {argument.partition('=')[0]} " not in errors
+
+
+def test_another_kind_of_a_change_that_a_yaml_makes_is_given_after_null():
+    from hydra import compose, initialize_config_module
+
+    name = "datamodule.imbalance.train"
+    with initialize_config_module("reducr.configs", version_base="1.3"):
+        config = compose("main", ["experiment=qqp_uniform", f"{name}=null", f"{name}={{kind:long_tail,ratio:3}}"])
+    assert dict(config.datamodule.imbalance.train) == {"kind": "long_tail", "ratio": 3}
+
+
+def test_without_hydra_the_extra_that_brings_it_is_named_and_help_still_works(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["reducr"])
+    monkeypatch.setitem(sys.modules, "hydra", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["run"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "reducr: hydra is not installed: pip install 'reducr[train]' brings it.\n"
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    assert "reducr run experiment=NAME" in capsys.readouterr().out

@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from reducr.batch import Batch
+from reducr.irreducible import IrreducibleObjective
+
+LOG2, LOG3 = math.log(2), math.log(3)
+
+
+class Given(nn.Module):
+    """Gives the logits it was made with."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, inputs):
+        return self.logits
+
+
+def batch(targets, groups=None):
+    targets = torch.tensor(targets)
+    groups = targets if groups is None else torch.tensor(groups)
+    return Batch(torch.arange(len(targets)), torch.zeros(len(targets), 1), targets, groups)
+
+
+def target_of(batch):
+    return batch.target
+
+
+# losses log 2, log 4, log 4
+LOGITS = [[0.0, 0.0], [LOG3, 0.0], [0.0, LOG3]]
+
+
+def test_the_plain_objective_is_the_mean_loss():
+    loss = IrreducibleObjective(target_of)(Given(LOGITS), batch([0, 1, 0])).detach()
+    assert float(loss) == pytest.approx((LOG2 + 2 * math.log(4)) / 3)
+
+
+@pytest.mark.parametrize(("normalisation", "normaliser"), [("weights", 1 + 5 + 1), ("points", 3)])
+def test_points_of_the_weighted_group_count_more(normalisation, normaliser):
+    objective = IrreducibleObjective(
+        target_of, weighted_groups=[1], gradient_weight=5.0, weight_normalisation=normalisation
+    )
+    loss = objective(Given(LOGITS), batch([0, 1, 0])).detach()
+    assert float(loss) == pytest.approx((LOG2 + 5 * math.log(4) + math.log(4)) / normaliser)
+
+
+def test_the_group_decides_on_the_weight_not_the_target():
+    objective = IrreducibleObjective(target_of, weighted_groups=[7], gradient_weight=2.0)
+    loss = objective(Given(LOGITS), batch([0, 1, 0], groups=[7, 3, 3])).detach()
+    assert float(loss) == pytest.approx((2 * LOG2 + 2 * math.log(4)) / 4)
+
+
+@torch.no_grad()
+def test_heads_are_single_models_in_a_sum():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 2, 3, generator=generator)
+    points = batch([0, 1, 2, 0, 1, 2])
+    both = IrreducibleObjective(target_of, weighted_groups=[2, 0], gradient_weight=4.0)
+    single = [
+        IrreducibleObjective(target_of, weighted_groups=[group], gradient_weight=4.0)(
+            Given(logits[:, head].tolist()), points
+        )
+        for head, group in enumerate([2, 0])
+    ]
+    weighted_sum, normaliser = both.sums(Given(logits.tolist()), points)
+    assert (weighted_sum / normaliser).tolist() == pytest.approx([float(loss) for loss in single])
+    assert float(both(Given(logits.tolist()), points)) == pytest.approx(sum(float(loss) for loss in single))
+
+
+def test_heads_learn_as_alone():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(4, 2, 3, generator=generator).tolist()
+    points, model = batch([0, 1, 2, 1]), Given(logits)
+    IrreducibleObjective(target_of, weighted_groups=[0, 1])(model, points).backward()
+    alone = Given([row[1] for row in logits])
+    IrreducibleObjective(target_of, weighted_groups=[1])(alone, points).backward()
+    assert torch.allclose(model.logits.grad[:, 1], alone.logits.grad)
+
+
+def test_options_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match=r"gradient_weight must be a finite number of at least 1.*got 0.5"):
+        IrreducibleObjective(target_of, gradient_weight=0.5)
+    with pytest.raises(ValueError, match="weight_normalisation must be one of weights, points; got 'sum'"):
+        IrreducibleObjective(target_of, weight_normalisation="sum")
