@@ -1,0 +1,94 @@
+"""The irreducible stage: one model for all classes over one for RHO-LOSS, ten at once over ten in turn, the table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+import reducr
+from benchmarks.harness import Effort, Figure, Timed, alternated, duration, ratios, timed
+from benchmarks.made import INPUT_SHAPES, NUM_CANDIDATES, NUM_CLASSES, TITLES, made_model
+from benchmarks.program import Program, configured, program
+from reducr.data import PointDataset, PointLoader
+from reducr.irreducible import build_logit_table
+from reducr.selectors import Selector
+
+REPETITIONS = {"mlp": 5, "cnn": 3}
+NUM_EPOCHS, NUM_HOLDOUT, NUM_TRAIN = {"mlp": 10, "cnn": 5}, 1_000, {"mlp": 16_000, "cnn": 8_000}
+ENSEMBLE_TARGETS = {"mlp": 0.5, "cnn": None}
+TABLE_POINTS = {"mlp": 200_000, "cnn": 20_000}
+TABLE_BATCH_SIZE = 1_000
+
+
+def stages(name: str, effort: Effort) -> Iterator[Figure]:
+    """Training on the holdout part and the table over the training part, as `reducr irreducible` does it."""
+    config = configured(
+        name,
+        f"irreducible.num_epochs={effort.of(NUM_EPOCHS[name], tiny=1)}",
+        num_train=effort.of(NUM_TRAIN[name], tiny=NUM_CANDIDATES),
+        num_holdout=effort.of(NUM_HOLDOUT, tiny=100),
+    )
+    group_losses = reducr.make_selector("reducr", num_groups=NUM_CLASSES)
+    plain_losses = reducr.make_selector("rho_loss", num_groups=NUM_CLASSES)
+    with program(config) as made:
+        numbers = itertools.count()
+        plain, adjusted, ensemble, in_turn = alternated(
+            _stage(made, "adjusted", plain_losses, numbers),
+            _stage(made, "adjusted", group_losses, numbers),
+            _stage(made, "ensemble", group_losses, numbers),
+            _stage(made, "trained", group_losses, numbers),
+            repetitions=effort.repeated(REPETITIONS[name]),
+        )
+    yield Figure(
+        f"irreducible stage for {NUM_CLASSES} classes, `adjusted`, {TITLES[name]}",
+        ratios(adjusted, plain),
+        at_most=1.15,
+        over=f"one plain model and its table, {duration(plain)}",
+    )
+    yield Figure(
+        f"irreducible stage for {NUM_CLASSES} classes, `ensemble`, {TITLES[name]}",
+        ratios(ensemble, in_turn),
+        at_most=ENSEMBLE_TARGETS[name],
+        over=f"{NUM_CLASSES} models in turn, {duration(in_turn)}",
+    )
+
+
+def _stage(made: Program, kind: str, selector: Selector, numbers: Iterator[int]) -> Timed:
+    """A stage from scratch, in a new folder, for what ``selector`` needs."""
+    config = OmegaConf.merge(made.config, {"irreducible": {"kind": kind}})
+
+    def seconds() -> float:
+        stage = made.stage(f"stage_{next(numbers)}", config=config)
+        return timed(lambda: stage.losses_for(selector))()
+
+    return seconds
+
+
+def table_building(name: str, effort: Effort) -> Iterator[Figure]:
+    """Points a second of ``build_logit_table`` over those of bare forward passes of batches of the same size."""
+    num_points = effort.of(TABLE_POINTS[name], tiny=100)
+    inputs = torch.randn(num_points, *INPUT_SHAPES[name], generator=torch.Generator().manual_seed(0))
+    target = torch.zeros(num_points, dtype=torch.int64)
+    batches = PointLoader(PointDataset(inputs, target, num_classes=NUM_CLASSES), batch_size=TABLE_BATCH_SIZE)
+    model = made_model(name).eval()
+
+    @torch.no_grad()
+    def forward_passes() -> None:
+        for batch in inputs.split(TABLE_BATCH_SIZE):
+            model(batch)
+
+    raw, building = alternated(
+        timed(forward_passes),
+        timed(lambda: build_logit_table(model, batches, num_points=num_points)),
+        repetitions=effort.repeated(11),
+    )
+    yield Figure(
+        f"points a second, table building, {TITLES[name]}",
+        ratios(raw, building),
+        at_least=0.95,
+        over=f"forward passes alone, {num_points / np.median(raw):,.0f} points/s",
+    )

@@ -1,0 +1,75 @@
+"""Loading and augmenting whole batches of images in memory, over single items in two worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.harness import Effort, Figure, alternated, ratios, timed
+from benchmarks.made import NUM_CANDIDATES, NUM_CLASSES
+from reducr.data import PointDataset, PointLoader
+from reducr.data.transforms import Augment
+
+PADDING = 4
+NUM_WORKERS = 2
+
+
+class SingleImages(Dataset[tuple[int, Tensor, Tensor]]):
+    """Images one by one, each cropped and mirrored at random when it is read."""
+
+    def __init__(self, images: Tensor, target: Tensor) -> None:
+        self.images = images
+        self.target = target
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, position: int) -> tuple[int, Tensor, Tensor]:
+        padded = F.pad(self.images[position], [PADDING] * 4)
+        top, left = torch.randint(2 * PADDING + 1, (2,)).tolist()
+        image = padded[:, top : top + 32, left : left + 32]
+        return position, image.flip(2) if torch.rand(()) < 0.5 else image, self.target[position]
+
+
+def loading(effort: Effort) -> Iterator[Figure]:
+    """Points a second, both with a random crop of padding 4 and a random mirror image; workers are warm."""
+    num_points = effort.of(64, tiny=1) * NUM_CANDIDATES
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (num_points, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    target = torch.randint(NUM_CLASSES, (num_points,), generator=generator)
+    augment = Augment(crop_padding=PADDING, flip=True)
+    resident = PointLoader(
+        PointDataset(images, target, num_classes=NUM_CLASSES), batch_size=NUM_CANDIDATES, shuffle=True
+    )
+    single = DataLoader(
+        SingleImages(images, target),
+        batch_size=NUM_CANDIDATES,
+        shuffle=True,
+        num_workers=NUM_WORKERS,
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+        generator=generator,
+    )
+
+    def batches_of_points() -> None:
+        for batch in resident:
+            augment(batch.input)
+
+    def single_items() -> None:
+        for _ in single:
+            pass
+
+    single_seconds, resident_seconds = alternated(
+        timed(single_items), timed(batches_of_points), repetitions=effort.repeated(5)
+    )
+    points_per_second = num_points / sorted(single_seconds)[len(single_seconds) // 2]
+    yield Figure(
+        "points a second, `PointLoader` with `Augment` on whole batches",
+        ratios(single_seconds, resident_seconds),
+        at_least=5.0,
+        over=f"single items in a `DataLoader` with {NUM_WORKERS} workers, {points_per_second:,.0f} points/s",
+    )

@@ -1,0 +1,149 @@
+"""Choosing alone: many candidates of many groups at once, and how its time grows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import reducr
+from benchmarks.harness import Effort, Figure, Timed, alternated, duration, ratios, timed
+from benchmarks.made import FRACTION
+from reducr.batch import Batch
+from reducr.irreducible import AdjustedGroupLoss, AdjustedIrreducibleLoss, IrreducibleTable, TableLogits
+from reducr.step import pick
+
+NUM_CANDIDATES, NUM_GROUPS = 65_536, 1_000
+
+
+class Choice:
+    """``select`` and ``update`` of REDUCR, with adjusted losses from logits in memory.
+
+    Args:
+        num_candidates: B.
+        num_groups: G.
+    """
+
+    def __init__(self, num_candidates: int, num_groups: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.logits = torch.empty(num_candidates, num_groups).normal_(generator=generator)
+        self.targets = torch.randint(num_groups, (num_candidates,), generator=generator)
+        self.model_loss = torch.rand(num_candidates, generator=generator)
+        self.selector = reducr.make_selector("reducr", num_groups=num_groups, step_size=1e-4)
+        self.selector.set_group_holdout_loss(torch.ones(num_groups))
+
+    def __call__(self) -> None:
+        """Choose a tenth."""
+        losses = AdjustedGroupLoss(self.logits, self.targets)
+        candidates = reducr.Candidates(model_loss=self.model_loss, group_irreducible_loss=losses)
+        selection = self.selector.select(candidates, num_selected=max(1, int(FRACTION * len(self.targets))))
+        self.selector.update(selection)
+
+
+def settle_allocator() -> None:
+    """Free 16 MB at once, as every training does with the activations of its first step.
+
+    Until then glibc hands each freed megabyte back to the system and asks for it again, which doubles the time.
+    """
+    torch.zeros(4_000_000)
+
+
+def choosing(effort: Effort) -> Iterator[Figure]:
+    """Seconds and memory of one choice."""
+    settle_allocator()
+    sizes = effort.of((NUM_CANDIDATES, NUM_GROUPS), tiny=(64, 10))
+    choice = Choice(*sizes)
+    baseline, seconds = alternated(
+        timed(lambda: torch.log_softmax(choice.logits, dim=1)), timed(choice), repetitions=effort.repeated(15)
+    )
+    what = f"`select` and `update`, B = {NUM_CANDIDATES:,}, G = {NUM_GROUPS:,}"
+    yield Figure(what, seconds, unit="s", at_most=0.5)
+    yield Figure(what, ratios(seconds, baseline), over=f"`log_softmax` of the same logits, {duration(baseline)}")
+    command = [sys.executable, "-m", "benchmarks.selection", *map(str, sizes)]
+    peaks = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        for _ in range(effort.repeated(3))
+    ]
+    if all(peaks):
+        megabytes = [float(peak) for peak in peaks]
+        yield Figure(f"peak memory beyond the inputs of {what}", megabytes, unit="MB", at_most=128.0)
+
+
+def growth(effort: Effort) -> Iterator[Figure]:
+    """Exponents of the time of all of a step that is not the model's, against one size after another."""
+    settle_allocator()
+    sizes = effort.of([2**power for power in range(10, 17, 2)], tiny=[16, 32])
+    yield _exponent("B", sizes, [_Step(size, 10, 2 * size) for size in sizes], effort, at_most=1.05)
+    sizes = effort.of([10, 32, 100, 316, 1_000], tiny=[2, 4])
+    yield _exponent("G", sizes, [_Step(effort.of(4_096, tiny=16), size, 8_192) for size in sizes], effort, at_most=1.0)
+    sizes = effort.of([10**power for power in range(4, 8)], tiny=[100, 200])
+    yield _exponent("N", sizes, [_Step(effort.of(320, tiny=16), 10, size) for size in sizes], effort, at_most=0.05)
+
+
+class _Step:
+    """Look-up in a table of logits, ``select`` and ``update``, for a model that costs nothing."""
+
+    def __init__(self, num_candidates: int, num_groups: int, num_points: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        values = np.empty((num_points, num_groups), dtype=np.float32)
+        torch.from_numpy(values).normal_(generator=generator)
+        target = torch.randint(num_groups, (num_candidates,), generator=generator)
+        logits = torch.randn(num_candidates, num_groups, generator=generator)
+        self.batches = [
+            Batch(torch.randint(num_points, (num_candidates,), generator=generator), logits, target, target)
+            for _ in range(min(100, max(1, 2_000_000 // (num_candidates * num_groups))))
+        ]
+        self.irreducible = AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(values, kind="logits")))
+        self.selector = reducr.make_selector("reducr", num_groups=num_groups, step_size=1e-4)
+        self.selector.set_group_holdout_loss(torch.ones(num_groups))
+        self.num_selected = max(1, int(FRACTION * num_candidates))
+
+    def __call__(self) -> float:
+        """Seconds of a step."""
+        return timed(self._steps, num_parts=len(self.batches))()
+
+    def _steps(self) -> None:
+        for batch in self.batches:
+            _, selection = pick(nn.Identity(), batch, self.selector, self.irreducible, num_selected=self.num_selected)
+            self.selector.update(selection)
+
+
+def _exponent(name: str, sizes: Sequence[int], steps: Sequence[Timed], effort: Effort, *, at_most: float) -> Figure:
+    """The slope of log seconds over log size, least squares, at every repetition."""
+    seconds = alternated(*steps, repetitions=effort.repeated(15))
+    slopes = [float(np.polyfit(np.log(sizes), np.log(one), deg=1)[0]) for one in zip(*seconds, strict=True)]
+    return Figure(
+        f"exponent of a step's time but the model's in {name}, {sizes[0]:,} to {sizes[-1]:,}",
+        slopes,
+        at_most=at_most,
+        over=f"{duration(seconds[0])} to {duration(seconds[-1])}",
+    )
+
+
+def _peak_megabytes(num_candidates: int, num_groups: int) -> float | None:
+    """Peak resident memory of a choice less what there was before it; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    settle_allocator()
+    Choice(16, num_groups)()  # makes what is made once
+    choice = Choice(num_candidates, num_groups)
+
+    def peak() -> float:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        return int(found[1]) * 1024 / 1e6 if found else 0.0
+
+    before = peak()  # the inputs, which were made in place
+    choice()
+    return peak() - before
+
+
+if __name__ == "__main__":
+    megabytes = _peak_megabytes(*map(int, sys.argv[1:]))
+    print("" if megabytes is None else round(megabytes, 1))
