@@ -1,11 +1,12 @@
 # make run    install what training needs and run the default experiment
 # make test   install what the tests need and run them
 # make check  linters, types and import rules
+# make bench  measure what selection costs: benchmarks/results.json and docs/performance.md; leave the machine alone
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test check clean
+.PHONY: run test check bench clean
 
 run: .venv/.train
 	$(BIN)/reducr run
@@ -18,6 +19,9 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/.dev
+	$(BIN)/python -m benchmarks
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

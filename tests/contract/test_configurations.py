@@ -1,8 +1,7 @@
 """Every YAML is one choice that composes, and every method and experiment runs for a few steps."""
 
 import csv
-import gzip
-import struct
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+import local_data
 import reducr
-from reducr.pipeline import run_experiment
+from reducr.pipeline import run_experiment, run_irreducible
 from reducr.pipeline.setup import METHOD_ALIASES
 from reducr.runs import read_results
 
@@ -27,25 +27,70 @@ def composed(*overrides):
         return compose("main", overrides=list(overrides))
 
 
-def write_idx(path, array):
-    header = struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes()))
+TINY_BERT = [
+    "datamodule.tokenizer=own",
+    "datamodule.num_tokens=200",
+    "model.pretrained=false",
+    "model.config={hidden_size:16,num_hidden_layers:1,num_attention_heads:2,intermediate_size:16}",
+]
+TINY_RESNET = "{hidden_sizes:[8,8],depths:[1,1]}"
+TINY_CONVNEXT = "{hidden_sizes:[8,8,8,8],depths:[1,1,1,1]}"
+# by the beginning of an experiment's name: who makes its data, and the options that make models and batches small
+LOCAL = {
+    "digits": (None, []),
+    "fashion_mnist": (local_data.fashion_mnist, ["datamodule.holdout_size=100", "num_candidates=40"]),
+    "cifar10n_": (
+        local_data.cifar10,
+        ["num_candidates=40", "model.widths=[4,4,4]", "datamodule.holdout_size=40", "datamodule.imbalance.train=2"],
+    ),
+    "cifar10_": (local_data.cifar10, ["num_candidates=40", "model.width=4"]),
+    "cifar100_": (local_data.cifar100, ["num_candidates=40", "model.width=4"]),
+    "cinic10_": (local_data.cinic10, ["num_candidates=40", "model.width=4"]),
+    "clothing1m_": (
+        local_data.clothing1m,
+        ["num_candidates=20", "datamodule.irreducible_size=50", "datamodule.resize=36", "datamodule.image_size=32",
+         "model.pretrained=false"],
+    ),
+    "mnli_": (local_data.mnli, TINY_BERT),
+    "qqp_": (local_data.qqp, TINY_BERT),
+    "waterbirds": (
+        local_data.waterbirds,
+        ["num_candidates=20", "datamodule.resize=36", "datamodule.image_size=32", "model.pretrained=false",
+         f"model.config={TINY_RESNET}"],
+    ),
+    "nli": (local_data.nli, ["num_candidates=40", "datamodule.test_size=30"]),
+    "tweeteval_emoji": (local_data.tweets, ["num_candidates=40"]),
+    "table": (
+        local_data.intents,
+        ["datamodule.train_file=intents.csv", "datamodule.text_columns=[text]", "datamodule.target_column=label"],
+    ),
+    "image_folder": (local_data.image_folder, ["num_candidates=40"]),
+    "hugging_face": (
+        local_data.intents,
+        ["datamodule.input_column=text", "datamodule.target_column=label", "num_candidates=40"],
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def local_data(tmp_path_factory):
-    """Small data in the layout of every data set, by experiment: the overrides that point to it."""
-    folder = tmp_path_factory.mktemp("data")
-    raw = folder / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for part, size in (("train", 900), ("t10k", 60)):
-        write_idx(raw / f"{part}-images-idx3-ubyte.gz", generator.integers(0, 256, (size, 28, 28), dtype=np.uint8))
-        write_idx(raw / f"{part}-labels-idx1-ubyte.gz", (np.arange(size) % 10).astype(np.uint8))
-    return {
-        "digits": [],
-        "fashion_mnist": [f"datamodule.data_dir={folder}", "datamodule.holdout_size=100", "num_candidates=40"],
-    }
+def local_options(tmp_path_factory):
+    """The options that point an experiment to small made data in its official layout, and keep it small."""
+    folders = {}
+
+    def options(experiment):
+        begin, (make, small) = next((begin, local) for begin, local in LOCAL.items() if experiment.startswith(begin))
+        if make is None:
+            return small
+        if begin not in folders:
+            folders[begin] = tmp_path_factory.mktemp("data")
+            make(folders[begin])
+        if begin == "clothing1m_":
+            config = TINY_CONVNEXT if "convnext" in experiment else TINY_RESNET
+            small = [*small, f"model.config={config}"]
+        folder_option = "path" if begin == "hugging_face" else "data_dir"
+        return [f"datamodule.{folder_option}={folders[begin]}", *small]
+
+    return options
 
 
 def test_every_selector_is_a_method_of_its_own_name():
@@ -68,20 +113,57 @@ def test_every_yaml_option_of_a_selector_is_its_default():
         for key in ("clip", "holdout_weighting", "needs", "needs_group_holdout_loss", "num_dropout_samples"):
             assert getattr(plain, key, None) == getattr(shown, key, None), (name, key)
         assert plain.weighting.step_size == shown.weighting.step_size
+        assert plain.weighting.payoff_decay == shown.weighting.payoff_decay
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_starts_with_its_command_and_runs(experiment, local_data, tmp_path):
+def test_every_experiment_starts_with_its_command_and_runs(experiment, local_options, tmp_path):
     lines = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
-    assert lines[1].startswith(f"# reducr run experiment={experiment}")
+    stage = "irreducible" if "_irred" in experiment else "run"
+    assert lines[1].startswith(f"# reducr {stage} experiment={experiment}")
     home = f"model_io.home_dir={tmp_path}"
-    config = composed(f"experiment={experiment}", *local_data[experiment], *QUICK, home)
+    config = composed(f"experiment={experiment}", *local_options(experiment), *QUICK, home)
+    assert config.name == experiment
+    if stage == "irreducible":
+        stage_folder = run_irreducible(config) / "seed_0" / "irreducible"
+        table = np.load(next(stage_folder.glob("table_*/values.npy")))
+        assert np.isfinite(table).all()
+        return
     folder = run_experiment(config)
     rows = read_results(folder)
-    assert [row.method for row in rows[::3]] == list(config.compare)
+    expected = [config.selection_method] if config.selection_method else list(config.compare)
+    assert [row.method for row in rows[::3]] == expected
     assert {row.steps for row in rows if row.method != "irreducible_model"} == {4}
     assert (folder / "report.png").stat().st_size > 10_000
+
+
+def test_published_settings(local_options):
+    """The figures of the papers and their configurations, one of each data set."""
+    published = {
+        "cifar10_resnet18_robust": (320, 10_000, 1e-3, 0.01, 100, 10),
+        "cifar100_resnet18_robust": (320, 20_000, 1e-3, 0.01, 100, 5),
+        "cinic10_resnet18_robust": (320, 42_000, 1e-3, 0.1, 50, 10),
+        "clothing1m_main_robust": (320, 156_000, 1e-3, 0.01, 25, 5),
+        "clothing1m_main_robust_convnext": (320, 156_000, 1e-3, 0.01, 25, 3),
+        "mnli_robust": (32, 150_000, 1e-6, 0.0, 10, 5),
+        "qqp_robust": (32, 125_000, 1e-6, 0.01, 30, 5),
+    }
+    for experiment, expected in published.items():
+        config = composed(f"experiment={experiment}")
+        assert (
+            config.num_candidates,
+            config.num_steps,
+            config.optimizer.lr,
+            config.optimizer.weight_decay,
+            config.irreducible.num_epochs,
+            len(config.seeds),
+        ) == expected, experiment
+        assert config.fraction == 0.1
+        assert config.methods.reducr.options.step_size == 1e-4
+        assert config.irreducible.gradient_weight == 10
+        assert (config.irreducible.kind, config.irreducible.checkpoint_rule) == ("trained", "lowest_loss")
+        assert (config.scoring_mode, config.holdout.refresh_steps) == ("train", None)
 
 
 def test_every_method_runs(tmp_path):
@@ -96,6 +178,18 @@ def test_every_method_runs(tmp_path):
     [
         ["irreducible=trained"],
         ["irreducible=trained", "irreducible.lookup=live"],
+        ["irreducible=ensemble"],
+        ["irreducible=ensemble", "irreducible.lookup=live", "irreducible.checkpoint_rule=lowest_loss"],
+        ["irreducible=multi_headed"],
+        ["irreducible=multi_headed", "irreducible.lookup=live"],
+        ["irreducible.trained_on=twins"],
+        ["irreducible.trained_on=twins", "irreducible=ensemble", "irreducible.lookup=live"],
+        ["irreducible.lookup=live", "irreducible.update_rate=0.01"],
+        ["irreducible=ensemble", "irreducible.lookup=live", "irreducible.update_rate=0.01"],
+        ["irreducible=trained", "irreducible.lookup=live", "irreducible.update_rate=0.01"],
+        ["model@proxy.model=mlp", "proxy.model.hidden_sizes=[16]"],
+        ["model@irreducible.model=mlp", "irreducible.model.hidden_sizes=[16]"],
+        ["optimizer@irreducible.optimizer=adamw", "irreducible.optimizer.lr=0.01"],
         ["irreducible.lookup=live"],
         ["irreducible.weight_normalisation=points", "irreducible.checkpoint_rule=lowest_loss"],
         ["holdout.decay=0.9", "holdout.batch_size=10"],
@@ -112,6 +206,56 @@ def test_every_choice_runs(choice, tmp_path):
     assert all(row.irreducible_seconds > 0 for row in rows)
 
 
+CHOICES = {
+    "ensemble": (["irreducible=ensemble"], "table_all"),
+    "multi_headed": (["irreducible=multi_headed", "irreducible.lookup=live", "irreducible.update_rate=0.01"], None),
+    "twins": (["irreducible=adjusted", "irreducible.trained_on=twins", "irreducible.lookup=live"], None),
+    "twins in a table": (["irreducible=multi_headed", "irreducible.trained_on=twins"], "table_all"),
+    "proxy": (["irreducible=adjusted", "model@proxy.model={model}", "{small}"], "table_plain"),
+    "bald": (["selection_method=bald", "model.dropout=0.2"], None),
+}
+SMALL_CNN = ["model=small_cnn", "model.widths=[4,4,4]"]
+# experiments of other inputs and groups than digits: the proxy and its size, and options
+OTHERS = {
+    "table": ("small_text", "proxy.model.hidden_size=8", []),
+    "image_folder": ("small_cnn", "proxy.model.widths=[2,2,2]", SMALL_CNN),
+    "cifar100_resnet18_robust": ("small_cnn", "proxy.model.widths=[2,2,2]", SMALL_CNN),
+    "waterbirds": ("small_cnn", "proxy.model.widths=[2,2,2]", SMALL_CNN),
+}
+
+
+@pytest.mark.parametrize("experiment", OTHERS)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_runs_for_every_kind_of_data(choice, experiment, local_options, tmp_path):
+    """Texts, images, groups of classes (superclasses), and groups beside the classes (joint outcomes)."""
+    model, small, others = OTHERS[experiment]
+    local = [option for option in local_options(experiment) if not option.startswith("model.")]
+    chosen, table = CHOICES[choice]
+    chosen = [option.format(model=model, small=small) for option in chosen]
+    config = composed(
+        f"experiment={experiment}", *QUICK, *local, "num_steps=2", "num_candidates=20", "selection_method=reducr",
+        f"model_io.home_dir={tmp_path}", *others, *chosen,
+    )  # fmt: skip
+    folder = run_experiment(config)
+    (row, *_) = read_results(folder)
+    assert (row.method, row.steps) == (config.selection_method, 2)
+    assert 0 <= row.worst_class_accuracy <= row.mean_accuracy <= 1
+    assert (row.irreducible_seconds > 0) == (choice != "bald")
+    found = {path.name for path in (folder / "seed_0").glob("irreducible/table_*")}
+    assert found == ({table} if table else set())
+    if table:
+        values = np.load(folder / "seed_0" / "irreducible" / table / "values.npy")
+        with np.load(folder / "seed_0" / "data.npz") as data:
+            num_groups = len(np.unique(data["holdout_group"]))
+            assert len(data.get("group_names", data["class_names"])) == num_groups
+            num_outcomes = {"waterbirds": (2, 4)}.get(experiment, (len(data["class_names"]),))
+            assert values.shape == (
+                len(data["train_target"]),
+                *((num_groups,) if table == "table_all" else num_outcomes),
+            )
+        assert np.isfinite(values).all()
+
+
 def test_a_fixed_weight_of_zero_skips_that_classs_model(tmp_path):
     weights = "methods.fixed_weights.options.group_weights=[0,1,0,0,0,0,0,0,0,2]"
     config = composed(
@@ -122,7 +266,7 @@ def test_a_fixed_weight_of_zero_skips_that_classs_model(tmp_path):
 
 
 def test_loggers(tmp_path, monkeypatch):
-    """csv, tensorboard and wandb (offline) together, one tracker run for every method."""
+    """csv, tensorboard, wandb (offline) and mlflow (local store) together, one tracker run for every method."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     config = composed(*QUICK, "logger=many", "compare=[uniform,reducr]", f"model_io.home_dir={tmp_path}")
@@ -132,3 +276,9 @@ def test_loggers(tmp_path, monkeypatch):
             assert {int(line["step"]) for line in csv.DictReader(file)} == {1, 2, 3, 4}
         assert len(list((folder / "seed_0" / method).rglob("events.out.tfevents*"))) == 1
         assert len(list((folder / "seed_0" / method).rglob("run-*.wandb"))) == 1
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert store.execute("select name from experiments where experiment_id > 0").fetchall() == [("digits",)]
+        runs = store.execute("select name, status from runs order by start_time").fetchall()
+        steps = store.execute("select count(distinct step) from metrics where key = 'train/loss'").fetchall()
+    assert runs == [("uniform, seed 0", "FINISHED"), ("reducr, seed 0", "FINISHED")]
+    assert steps == [(4,)]

@@ -72,7 +72,7 @@ def test_a_run_leaves_everything_it_promises(quick_run):
     assert float(by_method["reducr"]["irreducible_seconds"]) > 0
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert (config["num_steps"], config["datamodule"]["label_noise"]) == (12, 0.3)
+    assert (config["num_steps"], config["datamodule"]["label_noise"]["train"]) == (12, 0.3)
     assert (folder / "command.txt").read_text() == f"reducr run {' '.join(map(repr_if_needed, QUICK))}\n"
     assert (folder / "report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     for text in ("worst class", "selecting", "corrupted", "best_worst_group", *compared):
@@ -87,7 +87,7 @@ def test_a_run_leaves_everything_it_promises(quick_run):
         assert selected["index"].shape == (12, 10)
         counts = np.bincount(selected["index"].ravel(), minlength=len(data["train_target"]))
         assert np.array_equal(counts, selected["num_times_selected"])
-        share = data["is_corrupted"][selected["index"]].mean()
+        share = data["train_is_corrupted"][selected["index"]].mean()
         assert float(by_method["reducr"]["corrupted_fraction"]) == pytest.approx(share, abs=1e-6)
         assert not set(data["train_source"]) & set(data["holdout_source"])
     with (reducr_folder / "csv" / "metrics.csv").open(newline="") as file:

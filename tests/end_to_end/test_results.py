@@ -72,7 +72,7 @@ class DigitsByPen(Digits):
     def read(self):
         raw = super().read()
         group = (raw.input.mean(dim=1) > raw.input.mean(dim=1).median()).long()
-        return RawData(raw.input, raw.target, None, None, raw.class_names, group=group, num_groups=2)
+        return RawData(raw.input, raw.target, raw.class_names, group=group, num_groups=2)
 
 
 class DigitsByParity(Digits):
@@ -80,11 +80,11 @@ class DigitsByParity(Digits):
 
     def read(self):
         raw = super().read()
-        return RawData(raw.input, raw.target, None, None, raw.class_names, group=raw.target % 2, num_groups=2)
+        return RawData(raw.input, raw.target, raw.class_names, group=raw.target % 2, num_groups=2)
 
 
 @pytest.mark.parametrize(("datamodule", "num_outputs"), [("DigitsByPen", 20), ("DigitsByParity", 10)])
-@pytest.mark.parametrize("irreducible", ["adjusted", "trained"])
+@pytest.mark.parametrize("irreducible", ["adjusted", "trained", "ensemble", "multi_headed"])
 def test_groups_that_are_not_the_classes(datamodule, num_outputs, irreducible, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     with initialize_config_module("reducr.configs", version_base="1.3"):
@@ -94,7 +94,7 @@ def test_groups_that_are_not_the_classes(datamodule, num_outputs, irreducible, t
                 f"datamodule._target_=test_results.{datamodule}",
                 f"irreducible={irreducible}",
                 "irreducible.num_epochs=20",
-                "datamodule.label_noise=0.1",
+                "datamodule.label_noise.train=0.1",
                 "num_steps=60",
                 "seeds=[0]",
                 "compare=[rho_loss,reducr,irreducible_model]",

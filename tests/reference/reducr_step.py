@@ -11,6 +11,7 @@ class ReferenceOptions(NamedTuple):
     use_irreducible: bool = True
     use_model_loss: bool = True
     holdout_weighting: str = "per_point"
+    payoff_decay: float = 1.0
 
 
 class ReferenceStep(NamedTuple):
@@ -74,5 +75,5 @@ def reducr_step(
             value -= group_holdout_loss[c]
         payoff.append(value)
 
-    after = [before + value for before, value in zip(cumulative_payoff, payoff, strict=True)]
+    after = [options.payoff_decay * before + value for before, value in zip(cumulative_payoff, payoff, strict=True)]
     return ReferenceStep(weights, scores, picks, payoff, after, weights_of(after, options.step_size))

@@ -1,0 +1,81 @@
+"""Selection in the Trainer of transformers: a tenth of every batch, drawn uniformly or chosen by REDUCR.
+
+    pip install '.[hugging_face]'
+    python examples/hugging_face.py
+
+takes seconds, and downloads nothing: the texts are made, with three words of their topic among nine without a meaning.
+With a tokenizer and a pretrained model the rest stays as it is, and images are the same.
+"""
+
+import tempfile
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+import reducr
+from reducr.integrations.hf_trainer import SelectiveTrainer
+from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
+
+NUM_TOPICS = 6
+
+
+def make_data():
+    """A training part with 30 % wrong labels and few texts of the last topics, a clean holdout part and a test part."""
+    random = np.random.default_rng(0)
+    labels = random.integers(NUM_TOPICS, size=3000)
+    words = random.integers(100, 200, size=(3000, 12))
+    words[:, :3] = 10 * labels[:, None] + random.integers(10, size=(3000, 3))
+    words = random.permuted(words, axis=1)
+    test, holdout, rest = np.split(np.arange(3000), [400, 700])
+    train = rest[random.random(len(rest)) < 0.1 ** (labels[rest] / (NUM_TOPICS - 1))]
+    given = labels.copy()
+    wrong = train[random.random(len(train)) < 0.3]
+    given[wrong] = (labels[wrong] + random.integers(1, NUM_TOPICS, len(wrong))) % NUM_TOPICS
+    return ([{"input_ids": words[i], "labels": int(given[i])} for i in part] for part in (train, holdout, test))
+
+
+def make_model():
+    """A very small BERT, the same every time."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return BertForSequenceClassification(BertConfig(vocab_size=200, num_labels=NUM_TOPICS, **sizes))
+
+
+def accuracies(trainer, test):
+    """In words: of the worst topic, and over all texts."""
+    predicted = trainer.predict(test)
+    correct = predicted.predictions.argmax(axis=1) == predicted.label_ids
+    worst = min(correct[predicted.label_ids == label].mean() for label in range(NUM_TOPICS))
+    return f"worst topic {worst:.3f}  mean {correct.mean():.3f}"
+
+
+noisy, clean, test = make_data()
+arguments = TrainingArguments(
+    tempfile.mkdtemp(),
+    per_device_train_batch_size=100,  # the number of candidates
+    num_train_epochs=20,
+    learning_rate=1e-2,
+    save_strategy="no",
+    disable_tqdm=True,
+    dataloader_pin_memory=False,
+    report_to=[],
+)
+reference = Trainer(make_model(), arguments, train_dataset=clean)
+reference.train()
+print(f"reference  {accuracies(reference, test)}")
+
+for name, options in {"uniform": {}, "reducr": {"step_size": 1e-3}}.items():
+    trainer = SelectiveTrainer(
+        make_model(),
+        arguments,
+        train_dataset=noisy,
+        selector=reducr.make_selector(name, num_groups=NUM_TOPICS, **options),
+        irreducible=AdjustedIrreducibleLoss(LiveLogits(reference.model)),
+        fraction=0.1,
+        holdout_dataset=clean,
+        refresh_steps=20,
+    )
+    trainer.train()
+    print(f"{name:10} {accuracies(trainer, test)}")
+print(trainer.report())

@@ -1,0 +1,40 @@
+"""Selection in a plain PyTorch loop: a tenth of every batch, drawn uniformly or chosen by REDUCR.
+
+    pip install '.[train]'
+    python examples/plain.py
+
+takes seconds.
+"""
+
+import torch
+from noisy_digits import NUM_CLASSES, accuracies, make_data, make_model, make_reference
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import reducr
+from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
+
+noisy, clean, test = make_data()
+reference = make_reference(*clean)
+print(f"reference  {accuracies(reference, *test)}")
+
+for name, options in {"uniform": {}, "reducr": {"step_size": 1e-3}}.items():
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    loader = reducr.SelectiveLoader(
+        DataLoader(TensorDataset(*noisy), batch_size=100, shuffle=True),
+        model,
+        reducr.make_selector(name, num_groups=NUM_CLASSES, **options),
+        AdjustedIrreducibleLoss(LiveLogits(reference)),
+        fraction=0.1,
+        holdout=DataLoader(TensorDataset(*clean), batch_size=100),
+        refresh_steps=20,
+    )
+    for _ in range(40):
+        for inputs, labels in loader:  # from here on as before: a batch is now the chosen tenth of 100
+            loss = nn.functional.cross_entropy(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    print(f"{name:10} {accuracies(model, *test)}")
+print(loader.report())

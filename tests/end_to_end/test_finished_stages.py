@@ -1,0 +1,124 @@
+"""A finished irreducible stage is used for what it was made for, and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+
+from reducr.pipeline import run_experiment, run_irreducible, run_train
+from reducr.runs import read_results
+
+QUICK = ["num_steps=2", "seed=0", "irreducible.num_epochs=1", "trainer.accelerator=cpu", "datamodule.holdout_size=50"]
+
+
+def composed(*overrides):
+    with initialize_config_module("reducr.configs", version_base="1.3"):
+        return compose("main", overrides=[*QUICK, *overrides])
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Folders of runs of `reducr irreducible` by kind; all classes' models, and those of one kind the plain one too."""
+    home = tmp_path_factory.mktemp("stages")
+    folders = {
+        kind: run_irreducible(
+            composed(f"irreducible={kind}", "gradient_weighted_class=all", f"model_io.run_dir={home / kind}")
+        )
+        for kind in ("adjusted", "ensemble")
+    }
+    return folders | {"plain": run_irreducible(composed(f"model_io.run_dir={home / 'plain'}"))}
+
+
+def train(folder, stage, *overrides, method="reducr"):
+    options = [f"irreducible.dir={stage}", f"selection_method={method}", f"model_io.run_dir={folder}"]
+    return run_train(composed(*options, *overrides))
+
+
+def test_single_models_serve_as_trained_however_they_were_asked_for(stages, tmp_path):
+    row, *_ = read_results(train(tmp_path / "run", stages["adjusted"], "irreducible=trained"))
+    record = json.loads((stages["adjusted"] / "seed_0" / "irreducible" / "stage.json").read_text())
+    assert row.irreducible_seconds == pytest.approx(record["seconds"]["all"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        ("ensemble", ["irreducible=trained"], "was made with irreducible.kind=ensemble; this run has trained."),
+        ("adjusted", ["irreducible=ensemble"], "was made with irreducible.kind=trained; this run has ensemble."),
+        (
+            "adjusted",
+            ["irreducible=trained", "irreducible.lookup=live", "irreducible.gradient_weight=5"],
+            "class_0/model.ckpt was made with irreducible.gradient_weight=10.0; this run has 5",
+        ),
+        (
+            "plain",
+            ["model@irreducible.model=mlp", "irreducible.model.hidden_sizes=[7]"],
+            "table_plain was made with irreducible.model={'_target_': 'reducr.models.MLP'",
+        ),
+        (
+            "plain",
+            ["irreducible.lookup=live", "model.hidden_sizes=[7]"],
+            "plain/model.ckpt was made with irreducible.model={'_target_': 'reducr.models.MLP'",
+        ),
+        (
+            "plain",
+            ["datamodule.label_noise.holdout=0.1"],
+            "was trained on another holdout part: the targets, or their order, are not those it was built for",
+        ),
+        ("plain", ["datamodule.label_noise.train=0.1"], "does not belong to this data: the targets"),
+        ("plain", ["seed=null", "seeds=[0,1]"], "is not a finished irreducible stage"),
+    ],
+)  # fmt: skip
+def test_a_stage_made_otherwise_is_refused_before_anything_is_written(stage, options, message, stages, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError)) as fault:
+        train(tmp_path / "run", stages[stage], *options)
+    assert message in str(fault.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_several_stages_the_one_that_fits_is_used(stages, tmp_path):
+    both = f"[{stages['ensemble']},{stages['adjusted']}]"
+    row, *_ = read_results(train(tmp_path / "run", both, "irreducible=trained"))
+    record = json.loads((stages["adjusted"] / "seed_0" / "irreducible" / "stage.json").read_text())
+    assert row.irreducible_seconds == pytest.approx(record["seconds"]["all"], rel=1e-4)
+
+
+def test_a_table_serves_another_target_model(stages, tmp_path):
+    rows = read_results(train(tmp_path / "run", stages["plain"], "model.hidden_sizes=[7]"))
+    assert {row.steps for row in rows} == {2}
+
+
+def test_twins_belong_to_any_holdout_part(tmp_path):
+    twins = ["irreducible.trained_on=twins"]
+    stage = run_irreducible(composed(*twins, f"model_io.run_dir={tmp_path / 'twins'}"))
+    rows = read_results(train(tmp_path / "run", stage, *twins, "datamodule.label_noise.holdout=0.1"))
+    assert {row.steps for row in rows} == {2}
+
+
+def test_a_record_of_another_version_is_refused(stages, tmp_path):
+    folder = tmp_path / "seed_0" / "irreducible"
+    folder.mkdir(parents=True)
+    record = json.loads((stages["plain"] / "seed_0" / "irreducible" / "stage.json").read_text())
+    (folder / "stage.json").write_text(json.dumps({"data_fingerprint": record["data_fingerprints"]["train"]}))
+    with pytest.raises(ValueError, match=r"stage.json has format None; this version reads format 2"):
+        train(tmp_path / "run", tmp_path)
+
+
+def test_the_irreducible_stage_keeps_which_points_are_where(stages, tmp_path):
+    folder = train(tmp_path / "run", stages["plain"])
+    with np.load(stages["plain"] / "seed_0" / "data.npz") as kept, np.load(folder / "seed_0" / "data.npz") as same:
+        assert sorted(kept) == sorted(same)
+        for name in kept:
+            np.testing.assert_array_equal(kept[name], same[name])
+
+
+def test_a_seed_that_cannot_be_drawn_is_told_before_the_first_one_trains(tmp_path):
+    """Two holdout points a class and four wrong labels: some seeds change both of a class, others do not."""
+    few = ["datamodule.holdout_size=20", "datamodule.label_noise.holdout=0.2"]
+    seeds = ["seed=null", "seeds=[0,1,2,3,4,5]"]
+    for run, options in ((run_experiment, ["compare=[uniform]"]), (run_irreducible, [])):
+        folder = tmp_path / run.__name__
+        with pytest.raises(ValueError, match=r"^seed \d: every class needs at least one holdout point"):
+            run(composed(*few, *seeds, *options, f"model_io.run_dir={folder}"))
+        assert not folder.exists()

@@ -1,0 +1,129 @@
+"""A killed run goes on with ``reducr resume`` as if nothing had happened: real processes, SIGKILL, real files."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+OPTIONS = [
+    "seeds=[0,1]",
+    "compare=[rho_loss,reducr,irreducible_model]",
+    "num_steps=240",
+    "holdout.refresh_steps=6",
+    "irreducible.num_epochs=30",
+    "irreducible.checkpoint_rule=lowest_loss",
+    "irreducible=ensemble",
+    "model.dropout=0.2",
+    "model_io.resume_seconds=0",
+    "trainer.accelerator=cpu",
+]
+# other numbers of threads add in another order
+ONE_THREAD = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+def start(*arguments, cwd):
+    command = [sys.executable, "-m", "reducr.cli", *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(*arguments, cwd, code=0):
+    process = start(*arguments, cwd=cwd)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def without_seconds(path):
+    with path.open(newline="") as file:
+        return [{name: cell for name, cell in row.items() if "seconds" not in name} for row in csv.DictReader(file)]
+
+
+def assert_same_run(one, other):
+    """Everything that a run leaves, bit for bit, but for seconds and what names them."""
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    for path in files:
+        if path.suffix == ".ckpt":
+            states = [torch.load(run / path, weights_only=True)["state_dict"] for run in (one, other)]
+            assert states[0].keys() == states[1].keys()
+            assert all(torch.equal(states[0][name], states[1][name]) for name in states[0]), path
+        elif path.suffix == ".npz":
+            with np.load(one / path) as arrays, np.load(other / path) as others:
+                assert all(np.array_equal(arrays[name], others[name]) for name in arrays), path
+        elif path.suffix == ".npy":
+            assert np.array_equal(np.load(one / path), np.load(other / path)), path
+        elif path.suffix == ".csv":
+            assert without_seconds(one / path) == without_seconds(other / path), path
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path):
+    """SIGKILL at 20 random moments after work began: in irreducible models, tables, selection, refreshes and tests."""
+    began = time.monotonic()
+    finish("run", *OPTIONS, "model_io.run_dir=whole", cwd=tmp_path)
+    seconds = time.monotonic() - began
+    randomness = random.Random(0)
+    kills, moments = 0, []
+    process = start("run", *OPTIONS, "model_io.run_dir=parts", cwd=tmp_path)
+    parts = tmp_path / "parts"
+    while kills < 20:
+        while process.poll() is None and not (parts / "run.json").exists():
+            time.sleep(0.01)
+        # from the start of the process, most of which is imports: the work of a whole run, spread over twenty
+        before = _newest(parts)
+        while process.poll() is None and _newest(parts) == before:
+            time.sleep(0.005)
+        time.sleep(randomness.uniform(0, 0.1 * seconds / 4))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        moments.append(_newest(parts))
+        kills += 1
+        process = start("resume", "parts", cwd=tmp_path)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert kills >= 10, kills
+    assert len(set(moments)) > 5
+    assert_same_run(tmp_path / "whole", parts)
+    # and once more: nothing is left to do
+    again = finish("resume", str(parts), cwd=Path(__file__).parent)
+    assert again.count("finished before") == 6
+    assert_same_run(tmp_path / "whole", parts)
+
+
+def _newest(folder):
+    """The file that was written last."""
+    times = {}
+    for path in folder.rglob("*"):
+        try:
+            times[path] = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            continue
+    return max(times.items(), key=lambda item: item[1], default=None)
+
+
+@pytest.mark.slow
+def test_a_running_run_and_other_data_are_refused(tmp_path):
+    options = ["seeds=[0]", "compare=[uniform]", "num_steps=4", "holdout.refresh_steps=2", "model_io.run_dir=run"]
+    finish("run", *options, cwd=tmp_path)
+    assert "is not the folder of a run: it has no run.json" in finish("resume", ".", cwd=tmp_path, code=2)
+    import fcntl
+
+    with (tmp_path / "run" / "run.json").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another process is at work in" in finish("resume", "run", cwd=tmp_path, code=2)
+    (tmp_path / "run" / "results.csv").unlink()
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("test_size: 500", "test_size: 400"))
+    assert "the data is no longer that of the run: " in finish("resume", "run", cwd=tmp_path, code=2)
