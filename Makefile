@@ -11,8 +11,9 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 run: .venv/.train
 	$(BIN)/reducr run
 
+# as many tests at once as there are cores, each on one: several threads of torch beside one another wait for each other
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: .venv/.dev
 	$(BIN)/ruff check .

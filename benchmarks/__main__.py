@@ -20,6 +20,7 @@ from benchmarks.harness import Effort, Figure
 from benchmarks.irreducible import stages, table_building
 from benchmarks.loading import loading
 from benchmarks.lookup import lookup
+from benchmarks.overlap import overlap
 from benchmarks.selection import choosing, growth
 from benchmarks.start import start
 from benchmarks.steps import steps
@@ -39,6 +40,8 @@ BENCHMARKS: dict[str, Callable[[Effort], Iterable[Figure]]] = {
     "choosing": choosing,
     "growth": growth,
     "loading": loading,
+    "overlap_mlp": partial(overlap, "mlp"),
+    "overlap_cnn": partial(overlap, "cnn"),
     "start": start,
 }
 

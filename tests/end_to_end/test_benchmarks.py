@@ -31,6 +31,8 @@ NUM_FIGURES = {
     "choosing": 3,
     "growth": 3,
     "loading": 1,
+    "overlap_mlp": 1,
+    "overlap_cnn": 1,
     "start": 1,
 }
 MAY_BE_ZERO_OR_NEGATIVE = re.compile("exponent|memory|pages")

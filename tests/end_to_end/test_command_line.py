@@ -203,6 +203,8 @@ def test_a_run_folder_is_never_overwritten(quick_run, tmp_path):
 
 def test_ctrl_c_leaves_a_usable_run_folder(tmp_path):
     """Interrupted within a fit: checkpoint and selected points of what it had reached."""
+    # where tests run in the background Ctrl-C is ignored, and the command would inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "reducr.cli", "run", *QUICK, "compare=[uniform,reducr]", "num_steps=100000"],
         cwd=tmp_path,
@@ -220,6 +222,7 @@ def test_ctrl_c_leaves_a_usable_run_folder(tmp_path):
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
+        signal.signal(signal.SIGINT, before)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
     folder = only_run(tmp_path / "runs") / "seed_0" / "uniform"

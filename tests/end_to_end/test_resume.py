@@ -103,13 +103,14 @@ def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path):
 
 
 def _newest(folder):
-    """The file that was written last."""
+    """The file that was written last, of those that are there while others come and go."""
     times = {}
-    for path in folder.rglob("*"):
-        try:
-            times[path] = path.stat().st_mtime_ns
-        except FileNotFoundError:
-            continue
+    for parent, _, names in os.walk(folder):  # unlike rglob it passes over a folder that has just gone
+        for name in names:
+            try:
+                times[parent, name] = (Path(parent) / name).stat().st_mtime_ns
+            except FileNotFoundError:
+                continue
     return max(times.items(), key=lambda item: item[1], default=None)
 
 
