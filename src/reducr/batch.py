@@ -34,6 +34,10 @@ class Batch(NamedTuple):
         batch: Batch = taken(self, positions, num_points=self.target.shape[0])
         return batch
 
+    def concatenated(self, other: Batch) -> Batch:
+        """These points followed by those of ``other``, where inputs are single tensors (B, ...)."""
+        return Batch(*(torch.cat(both) for both in zip(self, other, strict=True)))
+
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on ``device``."""
         batch: Batch = moved(self, device)

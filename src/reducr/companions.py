@@ -1,8 +1,9 @@
-"""Models that learn along with the target model, from the same selected points."""
+"""What learns along with the target model from the selected points, and what is learned beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,3 +53,27 @@ def joint_optimizer(make: MakeOptimizer, model: nn.Module, companions: Sequence[
     for group, companion in zip(optimizer.param_groups[1:], companions, strict=True):
         group["lr"] = group["lr"] * companion.rate
     return optimizer
+
+
+class OtherPoints:
+    """Points beside the selected ones that a gradient step trains on as well, such as some of the holdout set.
+
+    Args:
+        batches: of which every step takes the next; iterated again at their end.
+        augment: random changes of their inputs.
+        first_step: how many have been taken before.
+    """
+
+    def __init__(
+        self, batches: Iterable[Batch], *, augment: Callable[[Tensor], Tensor] | None = None, first_step: int = 0
+    ) -> None:
+        self.augment = augment
+        endless = itertools.chain.from_iterable(itertools.repeat(batches))
+        self._batches: Iterator[Batch] = itertools.islice(endless, first_step, None)
+
+    def joined_to(self, selected: Batch) -> Batch:
+        """The selected points, followed by the next batch of others on their device."""
+        others = Batch(*next(self._batches)).to(selected.target.device)
+        if self.augment is not None:
+            others = others._replace(input=self.augment(others.input))
+        return selected.concatenated(others)

@@ -26,6 +26,12 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_partial_files(folder: Path) -> None:
+    """Remove what processes that were killed while writing have left anywhere in ``folder``; none may be writing."""
+    for path in folder.rglob(".*.partial"):
+        path.unlink(missing_ok=True)
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` so that a reader sees the old file or the new one, never a part."""
     with replaced_atomically(path) as temporary:

@@ -89,6 +89,18 @@ def composed(*overrides):
         ),
         (["datamodule.label_noise.train={kind:unifrom,fraction:0.1}"], "Did you mean 'uniform'"),
         (["datamodule.imbalance.train=0.1"], "the imbalance ratio must be at least 1"),
+        (["holdout_fraction=1"], "holdout_fraction must be in [0, 1)"),
+        (["holdout_fraction=0.01"], "holdout_fraction=0.01 of 10 points a step is 0, which leaves none of the holdout"),
+        (["holdout_fraction=0.96"], "is 10, which leaves none of the selected points for 'uniform'"),
+        (
+            ["+methods.reducr.warm_strat=true"],
+            "unknown option of method 'reducr' 'warm_strat'. Did you mean 'warm_start'",
+        ),
+        (
+            ["warm_start=true", "model@irreducible.model=mlp", "irreducible.model.hidden_sizes=[8]"],
+            "layers.0.weight is (8, 64)",
+        ),
+        (["warm_start=true", "irreducible.trained_on=twins", "compare=[reducr]"], "twins are two"),
         (["datamodule.input_noise.train=0.1"], "datamodule.input_noise.train"),
     ],
 )

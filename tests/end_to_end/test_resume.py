@@ -22,6 +22,7 @@ OPTIONS = [
     "irreducible.checkpoint_rule=lowest_loss",
     "irreducible=ensemble",
     "model.dropout=0.2",
+    "holdout_fraction=0.3",
     "model_io.resume_seconds=0",
     "trainer.accelerator=cpu",
 ]
@@ -96,7 +97,8 @@ def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path):
     assert kills >= 10, kills
     assert len(set(moments)) > 5
     assert_same_run(tmp_path / "whole", parts)
-    # and once more: nothing is left to do
+    # and once more: nothing is left to do, but to clear away what a process killed while writing had left
+    (parts / "seed_1" / ".data.npz.1.partial").write_bytes(b"half")
     again = finish("resume", str(parts), cwd=Path(__file__).parent)
     assert again.count("finished before") == 6
     assert_same_run(tmp_path / "whole", parts)

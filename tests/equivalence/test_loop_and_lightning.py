@@ -128,7 +128,7 @@ def further_models():
     return proxy, reference, irreducible, companions
 
 
-def test_augmentation_proxy_and_learning_irreducible_models(digits, tmp_path):
+def test_augmentation_other_points_proxy_and_learning_irreducible_models(digits, tmp_path):
     model, selector, _, candidates, holdout, make_optimizer = parts(digits, "reducr")
     proxy, reference, irreducible, companions = further_models()
     before = [copy.deepcopy(one.state_dict()) for one in (proxy, reference)]
@@ -147,6 +147,7 @@ def test_augmentation_proxy_and_learning_irreducible_models(digits, tmp_path):
         augment=Jitter(),
         proxy=proxy,
         companions=companions,
+        also_train_on=PointLoader(digits.holdout, batch_size=7, shuffle=True, drop_last=True, seed=SEED),
         on_step=lambda step, selected, selection, loss: picked.append(selected.index),
     )
     plain = [copy.deepcopy(one.state_dict()) for one in (model, proxy, reference)]
@@ -169,6 +170,7 @@ def test_augmentation_proxy_and_learning_irreducible_models(digits, tmp_path):
         augment=Jitter(),
         proxy=proxy,
         companions=companions,
+        also_train_on=PointLoader(digits.holdout, batch_size=7, shuffle=True, drop_last=True, seed=SEED),
     )
     recorder = SelectionRecorder(tmp_path / "selected.npz", num_points=len(digits.train))
     torch.random.manual_seed(SEED)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from reducr.batch import Batch
-from reducr.companions import Companion, joint_optimizer, selected_loss, total_loss
+from reducr.companions import Companion, OtherPoints, joint_optimizer, selected_loss, total_loss
 
 
 @pytest.fixture
@@ -55,3 +55,14 @@ def test_a_companion_has_a_loss_of_its_own(selected):
         loss = total_loss(selected_loss(model, selected), [doubled], selected)
         expected = selected_loss(model, selected) + 2 * selected_loss(other, selected)
     assert float(loss) == pytest.approx(float(expected))
+
+
+def test_other_points_come_batch_after_batch_and_from_the_start_again(selected):
+    batches = [selected.take(torch.tensor(positions)) for positions in ([0, 1], [2, 3], [4])]
+    others = OtherPoints(batches, augment=lambda inputs: -inputs, first_step=2)
+    seen = [others.joined_to(selected) for _ in range(3)]
+    assert [one.index[8:].tolist() for one in seen] == [[4], [0, 1], [2, 3]]
+    for one in seen:
+        assert torch.equal(one.input[:8], selected.input)
+        assert torch.equal(one.input[8:], -selected.input[one.index[8:]])
+        assert torch.equal(one.target, one.index % 3)

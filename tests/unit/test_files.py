@@ -1,8 +1,10 @@
 import hashlib
+import subprocess
+import sys
 
 import pytest
 
-from reducr.files import file_checksum, replaced_atomically, write_text_atomically
+from reducr.files import file_checksum, remove_partial_files, replaced_atomically, write_text_atomically
 
 
 def test_the_new_file_is_in_place_and_nothing_else(tmp_path):
@@ -44,6 +46,22 @@ def test_nothing_written_is_an_error_and_leaves_the_old_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="partial"), replaced_atomically(path):
         pass
     assert path.read_text() == "old"
+
+
+def test_rests_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
+    path = tmp_path / "seed_0" / "values.txt"
+    write_text_atomically(path, "whole")
+    code = f"""
+import os, pathlib, reducr.files
+with reducr.files.replaced_atomically(pathlib.Path({str(path)!r})) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert len(list(path.parent.iterdir())) == 2
+    remove_partial_files(tmp_path)
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_text() == "whole"
 
 
 def test_file_checksum_is_the_sha256_of_the_content(tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reducr.batch import Batch, Selection
-from reducr.companions import Companion, selected_loss, total_loss
+from reducr.companions import Companion, OtherPoints, selected_loss, total_loss
 from reducr.holdout import GroupHoldoutLoss
 from reducr.scoring import ScoringBudget, ScoringForward, check_budget
 from reducr.selectors import Selector
@@ -36,6 +36,7 @@ def train(
     augment: Callable[[Tensor], Tensor] | None = None,
     proxy: nn.Module | None = None,
     companions: Sequence[Companion] = (),
+    also_train_on: Iterable[Batch] | None = None,
     generator: torch.Generator | None = None,
     on_step: Callable[[int, Batch, Selection, Tensor], None] | None = None,
 ) -> None:
@@ -59,6 +60,8 @@ def train(
         augment: random changes of the candidates' inputs, before they are scored.
         proxy: scores in the place of ``model``; one of the companions.
         companions: models that learn from the same selected points.
+        also_train_on: batches of other points, such as holdout points, one of which joins the selected points in every
+            gradient step; iterated again at its end.
         generator: source of randomness for rules and samplers that draw.
         on_step: called after every step with its number, the selected batch, the selection and the loss.
 
@@ -78,6 +81,7 @@ def train(
     model.train()
     if proxy is not None:
         proxy.train()
+    others = None if also_train_on is None else OtherPoints(also_train_on, augment=augment)
     step = 0
     for epoch in itertools.count():
         selector.set_epoch(epoch)
@@ -95,9 +99,10 @@ def train(
                 budget=scoring_budget,
                 generator=generator,
             )
-            loss = selected_loss(model, selected)
+            trained_on = selected if others is None else others.joined_to(selected)
+            loss = selected_loss(model, trained_on)
             optimizer.zero_grad()
-            total_loss(loss, companions, selected).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            total_loss(loss, companions, trained_on).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
             selector.update(selection)
             step += 1

@@ -64,6 +64,8 @@ def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData, *
             _check_irreducible_model(config, method, trains_irreducible=trains_irreducible)
         else:
             _check_method(config, method, data, trains_irreducible=trains_irreducible)
+            if method.warm_start:
+                _check_warm_start(config, method, data, trains_irreducible=trains_irreducible)
 
 
 def check_seeds(config: DictConfig, methods: Sequence[Method], datamodule: DataModule, seeds: Sequence[int]) -> None:
@@ -120,11 +122,39 @@ def _check_irreducible_model(config: DictConfig, method: Method, *, trains_irred
         )
 
 
+def _check_warm_start(config: DictConfig, method: Method, data: SeedData, *, trains_irreducible: bool) -> None:
+    """See that there will be an irreducible model whose parameters fit the target model."""
+    given = f"warm_start of {method.name!r} begins with the parameters of the irreducible model, but"
+    if not trains_irreducible and config.irreducible.dir is None:
+        raise ValueError(f"{given} `reducr train` trains none: give irreducible.dir=RUN, or use `reducr run`.")
+    if config.irreducible.trained_on == "twins":
+        raise ValueError(f"{given} twins are two: set irreducible.trained_on=holdout, or warm_start=false.")
+    node = config.model if config.irreducible.model is None else config.irreducible.model
+    target = data.make_model(config.model, num_outputs=data.splits.train.num_classes, seed=0)
+    irreducible = data.make_model(node, num_outputs=data.outcomes.num_outcomes, seed=0)
+    shapes, own = (
+        {name: tuple(value.shape) for name, value in one.state_dict().items()} for one in (irreducible, target)
+    )
+    if shapes != own:
+        name = next(name for name in [*own, *shapes] if own.get(name) != shapes.get(name))
+        raise ValueError(
+            f"{given} its {name} is {shapes.get(name, 'not there')} where the target model's is "
+            f"{own.get(name, 'not there')}. Leave irreducible.model at null, or warm_start at false."
+        )
+
+
 def _check_method(config: DictConfig, method: Method, data: SeedData, *, trains_irreducible: bool) -> None:
     train = data.splits.train
     selector = method.make_selector(train.num_groups)
+    num_selected, num_drawn = method.num_points(config.fraction, config.num_candidates)
+    if num_drawn > len(data.splits.holdout):
+        raise ValueError(
+            f"holdout_fraction={method.holdout_fraction} draws {num_drawn} points a step, but the holdout part has "
+            f"{len(data.splits.holdout)}; choose a smaller share."
+        )
     budget = make_scoring_budget(config, selector)
-    check_budget(budget, selector, fraction=config.fraction, distributed=config.distributed)
+    fraction = num_selected / config.num_candidates
+    check_budget(budget, selector, fraction=fraction, distributed=config.distributed)
     needs_irreducible = any("irreducible_loss" in field for field in selector.needs)
     if needs_irreducible and not trains_irreducible and config.irreducible.dir is None:
         raise ValueError(

@@ -152,6 +152,12 @@ class IrreducibleStage:
             seconds += time.perf_counter() - started
         return IrreducibleLosses(lookup, seconds, companions)
 
+    def uses_plain_model(self, selector: Selector) -> bool:
+        """Whether the losses for ``selector`` come from the plain model trained on the holdout part."""
+        needs = [need for need in selector.needs if "irreducible_loss" in need]
+        is_plain = self.options.kind == "adjusted" or "group_irreducible_loss" not in needs
+        return bool(needs) and is_plain and self.options.trained_on == "holdout"
+
     def plain_model(self) -> TrainedModel:
         """The plain irreducible model trained on the holdout part; trained when first asked for."""
         return self._trained(None, None)[0]

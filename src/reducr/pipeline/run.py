@@ -15,8 +15,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from reducr.data import DataModule
-from reducr.distributed import is_main, of_main, raising_together, ranks_met
-from reducr.files import replaced_atomically, write_text_atomically
+from reducr.distributed import is_main, of_main, raising_together, ranks_met, wait_for_all
+from reducr.files import remove_partial_files, replaced_atomically, write_text_atomically
 from reducr.pipeline.checks import check_seeds, check_setup
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
@@ -108,6 +108,7 @@ def _train_irreducible(config: DictConfig, folder: Path | None) -> Path:
     if folder is None:
         folder = _new_folder(config, "irreducible")
     with _claimed(folder), RunDisplay(len(seeds)) as display, _interruptible():
+        _remove_leftovers(folder)
         for seed in seeds:
             data = first if seed == first.seed else SeedData.of(datamodule, seed)
             seed_folder = folder / f"seed_{seed}"
@@ -166,6 +167,7 @@ def _train(config: DictConfig, *, trains_irreducible: bool, folder: Path | None)
     rows = read_results(folder) if has_results(folder) else []
     try:
         with _claimed(folder), RunDisplay(len(methods) * len(seeds)) as display, _interruptible():
+            _remove_leftovers(folder)
             for seed in seeds:
                 left = _left_to_do(methods, seed, rows, display)
                 for finished in _run_seed(config, left, data_of(seed), folder, display) if left else ():
@@ -235,6 +237,13 @@ def _datamodule(config: DictConfig) -> DataModule:
 def _claimed(folder: Path) -> AbstractContextManager[None]:
     """By rank 0 for all."""
     return claimed(folder) if is_main() else nullcontext()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Of a process that was killed in this folder; by rank 0, before any goes on."""
+    if is_main():
+        remove_partial_files(folder)
+    wait_for_all()
 
 
 def _new_folder(config: DictConfig, command: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from reducr.checks import is_finite_number
 from reducr.data import DataModule, PointDataset, Splits
 from reducr.data.outcomes import Outcomes
 from reducr.models.preprocessed import Preprocessed
-from reducr.names import unknown_name
+from reducr.names import check_options, unknown_name
 from reducr.scoring import ScoringBudget
 from reducr.seeds import mixed_seed
 from reducr.selectors import Selector, make_selector
+from reducr.step import num_selected_of
 
 # names of the original repository, and ours
 METHOD_ALIASES = {
@@ -41,10 +44,10 @@ METHOD_ALIASES = {
 }
 TRAINED_ON = ("train", "holdout", "train_and_holdout")
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-_STREAMS = ("target", "irreducible", "selection", "order")
+_STREAMS = ("target", "irreducible", "selection", "order", "holdout")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One line of the comparison.
 
@@ -53,12 +56,40 @@ class Method:
         selector: a key of ``SELECTORS``; None for the irreducible model itself.
         train_on: ``train``, ``train_and_holdout`` or ``holdout``.
         options: of the selector.
+        warm_start: whether the target model begins with the parameters of the irreducible model.
+        holdout_fraction: share of the points of every gradient step that are drawn from the holdout part, in [0, 1).
     """
 
     name: str
     selector: str | None
     train_on: str
     options: dict[str, Any]
+    warm_start: bool = False
+    holdout_fraction: float = 0.0
+
+    def num_points(self, fraction: float, num_candidates: int) -> tuple[int, int]:
+        """How many points of every gradient step are selected, and how many drawn from the holdout part.
+
+        Together they are as many as ``fraction`` of the candidates.
+
+        Raises:
+            ValueError: for a holdout fraction outside [0, 1), or one that leaves none of either.
+        """
+        share = self.holdout_fraction
+        if not (is_finite_number(share) and 0 <= share < 1):
+            raise ValueError(
+                "holdout_fraction must be in [0, 1), the share of the points of every gradient step that are drawn "
+                f"from the holdout part; got {share} for {self.name!r}."
+            )
+        in_all = num_selected_of(fraction, num_candidates)
+        drawn = math.floor(share * in_all + 0.5)
+        if drawn == in_all or (share and not drawn):
+            raise ValueError(
+                f"holdout_fraction={share} of {in_all} points a step is {drawn}, which leaves none of "
+                f"{'the selected' if drawn else 'the holdout'} points for {self.name!r}: choose another share, or more "
+                "candidates."
+            )
+        return in_all - drawn, drawn
 
     def make_selector(self, num_groups: int) -> Selector:
         """A fresh selector."""
@@ -148,7 +179,11 @@ def methods_of(config: DictConfig) -> list[Method]:
         values: dict[str, Any] = OmegaConf.to_container(config.methods[name], resolve=True)  # type: ignore[assignment]
         if values["train_on"] not in TRAINED_ON:
             raise unknown_name(f"methods.{name}.train_on", values["train_on"], TRAINED_ON)
-        methods.append(Method(name, values["selector"], values["train_on"], values.get("options") or {}))
+        check_options(f"method {name!r}", Method, values)
+        # what is said of all methods, where this one says nothing
+        common = {option: config[option] for option in ("warm_start", "holdout_fraction")} if values["selector"] else {}
+        values["options"] = values.get("options") or {}
+        methods.append(Method(name=name, **common | values))
     return methods
 
 

@@ -123,20 +123,31 @@ def _logger(node: DictConfig, method: Method, seed: int, folder: Path) -> Any:
 def _target_module(
     config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage, *, num_points: int
 ) -> tuple[TargetModule, float]:
-    """A new target model with its selector and irreducible losses, and the seconds it took to make the latter."""
+    """A new target model with its selector and irreducible losses, and the seconds of the irreducible stage."""
     holdout = data.splits.holdout
     selector = method.make_selector(holdout.num_groups)
     irreducible = stage.losses_for(selector)
     make = partial(data.make_model, num_outputs=holdout.num_classes, seed=stream_seed(data.seed, "target"))
     proxy = None if config.proxy.model is None else make(config.proxy.model)
+    model, irreducible_seconds = make(config.model), irreducible.seconds
+    if method.warm_start:
+        trained = stage.plain_model()
+        model.load_state_dict(trained.model.state_dict())
+        if not stage.uses_plain_model(selector):
+            irreducible_seconds += trained.seconds
+    num_selected, num_drawn = method.num_points(config.fraction, config.num_candidates)
+    others = None
+    if num_drawn:
+        seed = stream_seed(data.seed, "holdout")
+        others = PointLoader(holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=seed, over_ranks=True)
     module = TargetModule(
-        make(config.model),
+        model,
         selector,
         irreducible.lookup,
         optimizer=make_optimizer(config.optimizer),
         holdout=PointLoader(holdout, batch_size=config.holdout.batch_size, over_ranks=True),
         num_classes=holdout.num_classes,
-        fraction=config.fraction,
+        fraction=num_selected / config.num_candidates if num_drawn else config.fraction,
         scoring_mode=config.scoring_mode,
         holdout_decay=config.holdout.decay,
         augment=data.augment,
@@ -145,9 +156,10 @@ def _target_module(
         scoring_budget=make_scoring_budget(config, selector, num_points=num_points),
         **scoring_options(config),
         companions=irreducible.companions if proxy is None else [Companion(proxy), *irreducible.companions],
+        also_train_on=others,
         seed=stream_seed(data.seed, "selection"),
     )
-    return module, irreducible.seconds
+    return module, irreducible_seconds
 
 
 def _test_irreducible_model(method: Method, data: SeedData, stage: IrreducibleStage, folder: Path) -> list[ResultRow]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reducr.batch import Batch, Selection
-from reducr.companions import Companion, MakeOptimizer, joint_optimizer, selected_loss, total_loss
+from reducr.companions import Companion, MakeOptimizer, OtherPoints, joint_optimizer, selected_loss, total_loss
 from reducr.distributed import check_mode, check_mode_name, num_ranks, summed
 from reducr.functional import point_cross_entropy
 from reducr.holdout import GroupHoldoutLoss
@@ -57,6 +57,8 @@ class TargetModule(pl.LightningModule):
         augment: random changes of the candidates' inputs, on the device, before they are scored.
         proxy: scores in the place of ``model``; one of the companions.
         companions: models that learn from the same selected points.
+        also_train_on: batches of other points, such as holdout points, one of which joins the selected points in every
+            gradient step; iterated again at its end.
         distributed: on several ranks ``global`` or ``local``; see ``reducr.distributed``. ``holdout`` is then this
             rank's part of the holdout set.
         seed: of the selector's draws; the same on all ranks.
@@ -84,6 +86,7 @@ class TargetModule(pl.LightningModule):
         augment: nn.Module | None = None,
         proxy: nn.Module | None = None,
         companions: Sequence[Companion] = (),
+        also_train_on: Iterable[Batch] | None = None,
         distributed: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -111,6 +114,7 @@ class TargetModule(pl.LightningModule):
         self.companions = tuple(companions)
         self.companion_models = nn.ModuleList(companion.model for companion in companions)
         self.holdout = holdout
+        self.also_train_on = also_train_on
         self.fraction = fraction
         self.scoring_mode = scoring_mode
         self.distributed = distributed
@@ -136,6 +140,7 @@ class TargetModule(pl.LightningModule):
             name for name, _ in self.named_buffers() if name.startswith(own_state)
         ]
         self._holdout_stream: Iterator[Batch] = iter(())
+        self._others: OtherPoints | None = None
         self._training_from = 0.0
         self._started = time.perf_counter()
         self._random_state: dict[str, Any] | None = None
@@ -154,6 +159,9 @@ class TargetModule(pl.LightningModule):
                 self.moving_holdout_loss.rescale(len(next(iter(self.holdout)).target), over_ranks=self._is_over_ranks)
         stream = itertools.chain.from_iterable(itertools.repeat(self.holdout))
         self._holdout_stream = itertools.islice(stream, self._num_mini_batches, None)
+        if self.also_train_on is not None:
+            first_step = int(self.selector.step)
+            self._others = OtherPoints(self.also_train_on, augment=self.augment, first_step=first_step)
         if self._random_state is not None:
             set_random_state(self._random_state)
 
@@ -183,9 +191,10 @@ class TargetModule(pl.LightningModule):
         )
         self._training_from = time.perf_counter()
         self.selection_seconds += self._training_from - started
-        loss = selected_loss(self.model, self.selected)
+        trained_on = self.selected if self._others is None else self._others.joined_to(self.selected)
+        loss = selected_loss(self.model, trained_on)
         self.loss = loss.detach()
-        return total_loss(loss, self.companions, self.selected) * self.selection.loss_weight
+        return total_loss(loss, self.companions, trained_on) * self.selection.loss_weight
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Update the selector after the gradient step, and log it."""
