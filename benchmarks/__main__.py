@@ -20,11 +20,13 @@ from benchmarks.harness import Effort, Figure
 from benchmarks.irreducible import stages, table_building
 from benchmarks.loading import loading
 from benchmarks.lookup import lookup
+from benchmarks.memory import kept_memory
 from benchmarks.overlap import overlap
 from benchmarks.selection import choosing, growth
 from benchmarks.start import start
 from benchmarks.steps import steps
 from benchmarks.training import training
+from reducr.pipeline.memory import keep_freed_memory
 
 BENCHMARKS: dict[str, Callable[[Effort], Iterable[Figure]]] = {
     "steps_mlp": partial(steps, "mlp"),
@@ -40,6 +42,7 @@ BENCHMARKS: dict[str, Callable[[Effort], Iterable[Figure]]] = {
     "choosing": choosing,
     "growth": growth,
     "loading": loading,
+    "kept_memory": kept_memory,
     "overlap_mlp": partial(overlap, "mlp"),
     "overlap_cnn": partial(overlap, "cnn"),
     "start": start,
@@ -65,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         given.results = results.ROOT / "benchmarks" / "results.json"
         given.document = given.document or results.ROOT / "docs" / "performance.md"
 
+    keep_freed_memory()  # as the training commands do
     found = {} if given.results is None else results.read(given.results)
     effort, made_in = Effort(given.repetitions, given.tiny), results.environment()
     for name in [] if given.table else given.names or BENCHMARKS:

@@ -90,7 +90,9 @@ def _hydra_command(command: str, rest: Sequence[str]) -> None:
     from hydra.errors import HydraException
 
     from reducr import pipeline
+    from reducr.pipeline.memory import keep_freed_memory
 
+    keep_freed_memory()
     entry = {
         "run": pipeline.run_experiment,
         "irreducible": pipeline.run_irreducible,
@@ -174,12 +176,15 @@ def _report(rest: Sequence[str]) -> None:
 
 def _resume(rest: Sequence[str]) -> None:
     from reducr.pipeline import resume_run
+    from reducr.pipeline.memory import keep_freed_memory
 
     parser = argparse.ArgumentParser(
         prog="reducr resume", description="Go on with an interrupted run. What has finished is not done again."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
-    _say_folder(resume_run(parser.parse_args(rest).run))
+    run = parser.parse_args(rest).run
+    keep_freed_memory()
+    _say_folder(resume_run(run))
 
 
 def _say_folder(folder: Path | None) -> None:

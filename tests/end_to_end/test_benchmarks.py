@@ -31,6 +31,7 @@ NUM_FIGURES = {
     "choosing": 3,
     "growth": 3,
     "loading": 1,
+    "kept_memory": 1,
     "overlap_mlp": 1,
     "overlap_cnn": 1,
     "start": 1,

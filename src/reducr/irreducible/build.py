@@ -164,17 +164,21 @@ def _rows_by_index(pairs: Iterable[tuple[Tensor, Tensor]], times_seen: Tensor) -
     """(N, ...) the values of every index, zeros where none came; counts in ``times_seen``; None if there is no pair."""
     rows: Tensor | None = None
     num_points = len(times_seen)
+    ones = torch.ones(0, dtype=torch.int64)
     for index, values in pairs:
         positions = index.cpu().long()
-        if len(positions) and (positions.min() < 0 or positions.max() >= num_points):
+        if len(positions) > len(ones):
+            ones = torch.ones_like(positions)
+        try:
+            times_seen.index_add_(0, positions, ones[: len(positions)])
+        except IndexError:
             raise ValueError(
                 f"indices must be in 0..{num_points - 1}; got {positions.min()}..{positions.max()}. Give the data "
                 "set whose points the table is for, with index i at position i."
-            )
+            ) from None
         if rows is None:
             rows = torch.zeros(num_points, *values.shape[1:], dtype=torch.float32)
         rows.index_copy_(0, positions, values.detach().float().cpu())
-        times_seen.index_add_(0, positions, torch.ones_like(positions))
     return rows
 
 
