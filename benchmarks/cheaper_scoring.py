@@ -41,6 +41,7 @@ from reducr.files import write_text_atomically
 from reducr.holdout import GroupHoldoutLoss
 from reducr.metrics import summary
 from reducr.pipeline.irreducible_stage import IrreducibleStage
+from reducr.pipeline.memory import keep_freed_memory
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import SeedData, build, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
@@ -255,6 +256,7 @@ def run_missing(given: argparse.Namespace, out: Path) -> None:
         ValueError: if there are runs of other options or of another machine in ``out``.
     """
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the training commands do
     made_in = results.environment()
     commit = made_in.pop("commit")
     options = [*(TINY if given.tiny else ()), *given.options]

@@ -9,7 +9,8 @@ with the same optimiser at the same constant learning rate, those of the experim
 clock starts when the data is in memory, so REDUCR begins with its irreducible stage, model and table, and evaluates the
 holdout set as often as the experiment says. The clock stands while the model is tested.
 
-A run takes its seconds and about a fifth more. Leave the machine alone meanwhile.
+Everything is on one thread, so that runs can be made side by side, one for each core, with another --out each. A run
+takes its seconds and about a fifth more. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from hydra import compose, initialize_config_module
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -42,6 +44,7 @@ from reducr.data import PointLoader
 from reducr.files import replaced_atomically, write_text_atomically
 from reducr.metrics import summary
 from reducr.pipeline.irreducible_stage import IrreducibleStage
+from reducr.pipeline.memory import keep_freed_memory
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import SeedData, build, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
@@ -377,6 +380,8 @@ def run_missing(given: argparse.Namespace, out: Path) -> None:
     Raises:
         ValueError: if there are runs of another budget, machine or options in ``out``.
     """
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as the training commands do
     made_in = results.environment()
     commit = made_in.pop("commit")
     options = [*(TINY if given.tiny else ()), *given.options]
