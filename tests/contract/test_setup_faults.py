@@ -100,6 +100,10 @@ def composed(*overrides):
             ["warm_start=true", "model@irreducible.model=mlp", "irreducible.model.hidden_sizes=[8]"],
             "layers.0.weight is (8, 64)",
         ),
+        (
+            ["holdout_fraction=0.2", "distributed=local"],
+            "is for one process in this version: leave distributed=local out",
+        ),
         (["warm_start=true", "irreducible.trained_on=twins", "compare=[reducr]"], "twins are two"),
         (["datamodule.input_noise.train=0.1"], "datamodule.input_noise.train"),
     ],

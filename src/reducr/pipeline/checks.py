@@ -147,6 +147,11 @@ def _check_method(config: DictConfig, method: Method, data: SeedData, *, trains_
     train = data.splits.train
     selector = method.make_selector(train.num_groups)
     num_selected, num_drawn = method.num_points(config.fraction, config.num_candidates)
+    if num_drawn and config.distributed is not None:
+        raise ValueError(
+            f"holdout_fraction={method.holdout_fraction} of {method.name!r} is for one process in this version: leave "
+            f"distributed={config.distributed} out, or set it to 0."
+        )
     if num_drawn > len(data.splits.holdout):
         raise ValueError(
             f"holdout_fraction={method.holdout_fraction} draws {num_drawn} points a step, but the holdout part has "

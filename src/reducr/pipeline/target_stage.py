@@ -139,7 +139,7 @@ def _target_module(
     others = None
     if num_drawn:
         seed = stream_seed(data.seed, "holdout")
-        others = PointLoader(holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=seed, over_ranks=True)
+        others = PointLoader(holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=seed)
     module = TargetModule(
         model,
         selector,

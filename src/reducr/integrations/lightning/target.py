@@ -64,7 +64,8 @@ class TargetModule(pl.LightningModule):
         seed: of the selector's draws; the same on all ranks.
 
     Raises:
-        ValueError: if ``fraction`` is outside (0, 1] or ``holdout_decay`` outside (0, 1).
+        ValueError: if ``fraction`` is outside (0, 1] or ``holdout_decay`` outside (0, 1), or ``also_train_on`` is given
+            on several ranks.
     """
 
     def __init__(
@@ -94,6 +95,11 @@ class TargetModule(pl.LightningModule):
         num_selected_of(fraction, 1)
         check_mode_name(distributed)
         check_budget(scoring_budget, selector, fraction=fraction, distributed=distributed)
+        if also_train_on is not None and distributed is not None:
+            raise ValueError(
+                "points beside the selected ones (holdout_fraction) are for one process in this version: leave "
+                f"distributed={distributed!r} out, or those points."
+            )
         if holdout_decay is not None and not 0 < holdout_decay < 1:
             raise ValueError(
                 f"holdout_decay must be in (0, 1), or null to refresh at each validation; got {holdout_decay}."
