@@ -16,9 +16,18 @@ from reducr.forward import model_output
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 
 
-def selected_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean cross-entropy of ``model`` on the selected points, what a target or proxy model minimises."""
-    return F.cross_entropy(model_output(model, batch.input), batch.target)
+def selected_loss(model: nn.Module, batch: Batch, point_weights: Tensor | None = None) -> Tensor:
+    """The mean cross-entropy of ``model`` on the selected points, what a target or proxy model minimises.
+
+    Args:
+        model: gives (b, C) logits.
+        batch: the selected points.
+        point_weights: (b,) what the loss of each is multiplied with, ``Selection.point_weights``; None for 1.
+    """
+    output = model_output(model, batch.input)
+    if point_weights is None:
+        return F.cross_entropy(output, batch.target)
+    return (F.cross_entropy(output, batch.target, reduction="none") * point_weights).mean()
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Companion:
     """A model that learns along: a proxy that scores, or irreducible models that go on learning.
 
     Its parameters are its own, so adding its loss to the target model's gives each the gradient it would have alone.
+    Points have no weights for it, also where the rule weights them for the target model.
 
     Args:
         model: trained in place.

@@ -20,7 +20,7 @@ from reducr.functional import point_cross_entropy
 from reducr.holdout import GroupHoldoutLoss
 from reducr.metrics import ClassificationReport, summary
 from reducr.randomness import random_state, set_random_state
-from reducr.scoring import ScoringBudget, ScoringForward, check_budget
+from reducr.scoring import ScoringBudget, ScoringForward, check_budget, check_compiled
 from reducr.selectors import Selector
 from reducr.step import IrreducibleLookup, num_selected_of, pick, update_holdout_loss
 
@@ -91,6 +91,7 @@ class TargetModule(pl.LightningModule):
         num_selected_of(fraction, 1)
         check_mode_name(distributed)
         check_budget(scoring_budget, selector, fraction=fraction, distributed=distributed)
+        check_compiled(selector, scoring_compile)
         if holdout_decay is not None and not 0 < holdout_decay < 1:
             raise ValueError(
                 f"holdout_decay must be in (0, 1), or null to refresh at each validation; got {holdout_decay}."
@@ -183,7 +184,7 @@ class TargetModule(pl.LightningModule):
         )
         self._training_from = time.perf_counter()
         self.selection_seconds += self._training_from - started
-        loss = selected_loss(self.model, self.selected)
+        loss = selected_loss(self.model, self.selected, self.selection.point_weights)
         self.loss = loss.detach()
         return total_loss(loss, self.companions, self.selected) * self.selection.loss_weight
 
