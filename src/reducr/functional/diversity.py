@@ -66,23 +66,20 @@ def orthogonal_order(gram: Tensor) -> Tensor:
 def _pivots(gram: np.ndarray, products: np.ndarray) -> np.ndarray:
     """Places taken until nothing is left of the sum, whose inner products with all points are ``products``."""
     size = len(gram)
-    least = _EXHAUSTED * gram.diagonal()
     norms, products = gram.diagonal().copy(), products.copy()
-    factor = np.zeros((size, size))
+    least, smallest_product = _EXHAUSTED * norms, _EXHAUSTED * np.abs(products).max()
+    factor = np.empty((size, size))
     taken: list[int] = []
-    is_free = norms > 0
-    smallest_gain = _EXHAUSTED * max(float(np.abs(products).max()), np.finfo(np.float64).tiny)
-    while is_free.any():
-        gains = np.where(is_free, np.abs(products) / np.sqrt(np.where(is_free, norms, 1.0)), -1.0)
+    for number in range(size):
+        norms[norms <= least] = np.inf  # these gain nothing any more
+        gains = np.abs(products) / np.sqrt(norms)
         best = int((gains >= (1 - _TIED) * gains.max()).argmax())  # the first
-        if np.abs(products[best]) <= smallest_gain:
+        if np.isinf(norms[best]) or abs(products[best]) <= smallest_product:
             break
-        number = len(taken)
-        column = (gram[:, best] - factor[:, :number] @ factor[best, :number]) / np.sqrt(norms[best])
-        products -= column * (products[best] / np.sqrt(norms[best]))
-        norms -= column**2
-        factor[:, number] = column
+        norm = np.sqrt(norms[best])
+        factor[number] = (gram[best] - factor[:number, best] @ factor[:number]) / norm
+        products -= factor[number] * (products[best] / norm)
+        norms -= factor[number] ** 2
+        norms[best] = np.inf
         taken.append(best)
-        is_free &= norms > least
-        is_free[best] = False
     return np.array(taken, dtype=np.int64)
