@@ -114,8 +114,10 @@ def make_candidates(selector, variant="plain", seed=0):
         irreducible_loss=losses[1],
         group_irreducible_loss=losses[2:].T.contiguous(),
         logits=logits,
+        features=torch.randn(size, 4, generator=generator).round(decimals=1),
         targets=targets,
         groups=targets,
+        index=torch.randperm(2 * size, generator=generator)[:size],
     )
 
 
@@ -132,7 +134,7 @@ def rounds(case, *, mode, num_selected):
     name, options, variant = case
     selector, generator = make_selector(name, options), torch.Generator().manual_seed(7)
     results = []
-    for seed in range(NUM_ROUNDS if name == "reducr" else 1):
+    for seed in range(NUM_ROUNDS if name in ("reducr", "rs2", "group_dro") else 1):
         candidates = own_part(make_candidates(selector, variant, seed))
         selection = select_over_ranks(selector, candidates, num_selected=num_selected, generator=generator, mode=mode)
         with warnings.catch_warnings():
@@ -367,7 +369,8 @@ def everything():
     return {
         "tensors": tensors(),
         "global": [rounds(case, mode="global", num_selected=NUM_SELECTED) for case in CASES],
-        "local": {
+        "local": {name: rounds((name, {}, "plain"), mode="local", num_selected=1) for name in ("rs2", "group_dro")}
+        | {
             weighting: rounds(("reducr", {"holdout_weighting": weighting}, "plain"), mode="local", num_selected=1)
             for weighting in ("per_point", "per_step")
         },

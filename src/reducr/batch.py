@@ -204,12 +204,14 @@ class Candidates:
         group_irreducible_loss: (B, G) cross-entropy of each group-irreducible model on each point, nats; or a
             ``LazyGroupLoss``, such as ``irreducible.AdjustedGroupLoss``.
         logits: (B, C) outputs of the model, or (S, B, C) for S MC-dropout samples.
+        features: (B, D) what the last layer of the model makes the logits of.
         targets: (B,) integers in [0, C).
         groups: (B,) integers in [0, G).
+        index: (B,) integers >= 0, the id of each point in its data set.
 
     Raises:
-        TypeError: if a field is no dense tensor, a loss or the logits are not floating point, or targets or groups not
-            integers.
+        TypeError: if a field is no dense tensor, a loss, the logits or features are not floating point, or targets,
+            groups or the index not integers.
         ValueError: if no field is given, shapes disagree, or logits have no classes or samples.
 
     Example:
@@ -221,16 +223,20 @@ class Candidates:
     irreducible_loss: Tensor | None = None
     group_irreducible_loss: Tensor | LazyGroupLoss | None = None
     logits: Tensor | None = None
+    features: Tensor | None = None
     targets: Tensor | None = None
     groups: Tensor | None = None
+    index: Tensor | None = None
 
     _AXES: ClassVar[dict[str, tuple[int, ...]]] = {
         "model_loss": (1,),
         "irreducible_loss": (1,),
         "group_irreducible_loss": (2,),
         "logits": (2, 3),
+        "features": (2,),
         "targets": (1,),
         "groups": (1,),
+        "index": (1,),
     }
 
     def __post_init__(self) -> None:
@@ -340,7 +346,7 @@ def _check_candidate_field(name: str, tensor: Any, axes: tuple[int, ...]) -> Non
         raise ValueError(
             f"Candidates.{name} must have {' or '.join(map(str, axes))} axes; got shape {tuple(tensor.shape)}."
         )
-    if name in ("targets", "groups"):
+    if name in ("targets", "groups", "index"):
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
             raise TypeError(f"Candidates.{name} must be integers; got {tensor.dtype}.")
     elif tensor.dtype not in _FLOATS:
@@ -362,6 +368,9 @@ class Selection:
         num_non_finite: how many candidates were left out because a loss was NaN or infinite.
         loss_weight: what the mean loss of the selected points must be multiplied with before the backward pass: 1 in
             one process; see ``reducr.distributed`` for several.
+        point_weights: (b,) float >= 0, what the loss of each selected point must be multiplied with before their mean
+            is taken; None for 1. Rules that have them say ``weights_points``.
+        index: (b,) int64, the ids of the selected points, of all ranks; None for rules that do not remember points.
     """
 
     positions: Tensor
@@ -369,6 +378,8 @@ class Selection:
     payoff: Tensor
     num_non_finite: int
     loss_weight: float = 1.0
+    point_weights: Tensor | None = None
+    index: Tensor | None = None
 
     @property
     def is_stand_in(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,9 +18,20 @@ from reducr.forward import model_output
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 
 
-def selected_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean cross-entropy of ``model`` on the selected points, what a target or proxy model minimises."""
-    return F.cross_entropy(model_output(model, batch.input), batch.target)
+def selected_loss(model: nn.Module, batch: Batch, point_weights: Tensor | None = None) -> Tensor:
+    """The mean cross-entropy of ``model`` on the selected points, what a target or proxy model minimises.
+
+    Args:
+        model: gives (b, C) logits.
+        batch: the selected points, and others after them.
+        point_weights: (b,) what the loss of each selected point is multiplied with, ``Selection.point_weights``; None
+            for 1, which is the weight of the others.
+    """
+    output = model_output(model, batch.input)
+    if point_weights is None:
+        return F.cross_entropy(output, batch.target)
+    losses = F.cross_entropy(output, batch.target, reduction="none")
+    return torch.cat([losses[: len(point_weights)] * point_weights, losses[len(point_weights) :]]).mean()
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class Companion:
     """A model that learns along: a proxy that scores, or irreducible models that go on learning.
 
     Its parameters are its own, so adding its loss to the target model's gives each the gradient it would have alone.
+    Points have no weights for it, also where the rule weights them for the target model.
 
     Args:
         model: trained in place.

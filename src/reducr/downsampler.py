@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reducr.batch import Batch, BatchSpec, Selection
-from reducr.checks import check_count, check_range, check_state_keys
+from reducr.checks import check_count, check_flag, check_range, check_state_keys
 from reducr.distributed import check_mode, check_mode_name
 from reducr.forward import PointLoss
 from reducr.holdout import GroupHoldoutLoss
 from reducr.names import unknown_name
-from reducr.scoring import ScoringBudget, ScoringForward, check_budget
+from reducr.scoring import ScoringBudget, ScoringForward, check_budget, check_compiled
 from reducr.selectors import Selector
 from reducr.step import SCORING_MODES, IrreducibleLookup, choose, num_selected_of, update_holdout_loss
 from reducr.structure import blank, moved, taken
@@ -94,6 +94,8 @@ class Downsampler:
         accumulate_steps: batches to one gradient step; the selector is updated once for all of them.
         distributed: on several ranks, ``global`` for the best of all ranks' candidates together or ``local`` for the
             best of each rank's; a loop must then multiply its loss with ``loss_weight``. See ``reducr.distributed``.
+        weights_points: the loop multiplies the loss of each selected point with ``point_weights`` before it takes their
+            mean. Rules that weight points, ``group_dro`` and ``infobatch``, are refused without it.
         seed: of the draws of rules and samplers that draw; the same on all ranks.
 
     Raises:
@@ -119,6 +121,7 @@ class Downsampler:
         scoring_budget: ScoringBudget | None = None,
         accumulate_steps: int = 1,
         distributed: str | None = None,
+        weights_points: bool = False,
         seed: int = 0,
     ) -> None:
         _check_parts(model, selector, irreducible)
@@ -129,6 +132,8 @@ class Downsampler:
             raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None; got {autocast}.")
         check_count("accumulate_steps", accumulate_steps)
         check_mode_name(distributed)
+        check_compiled(selector, scoring_compile)
+        _check_weights(selector, weights_points)
         check_budget(scoring_budget, selector, fraction=fraction, distributed=distributed)
         if refresh_steps is not None:
             check_count("refresh_steps", refresh_steps)
@@ -277,6 +282,19 @@ class Downsampler:
         """What the mean loss of the last selected points is to be multiplied with; 1 in one process."""
         return 1.0 if self.selection is None else self.selection.loss_weight
 
+    @property
+    def point_weights(self) -> Tensor:
+        """(b,) what the loss of each of the last selected points is to be multiplied with; ones for most rules.
+
+        Raises:
+            RuntimeError: before the first selection.
+        """
+        if self.selection is None:
+            raise RuntimeError("no batch has been selected from yet, so there are no points to weight.")
+        weights = self.selection.point_weights
+        positions = self.selection.positions
+        return torch.ones(len(positions), device=positions.device) if weights is None else weights
+
     def refresh_holdout(self) -> None:
         """Evaluate the model on the holdout set and put the mean loss of every group in force.
 
@@ -400,6 +418,16 @@ def _check_parts(model: Any, selector: Any, irreducible: Any) -> None:
             f"irreducible must have lookup(batch) -> Tensor; got {type(irreducible).__name__}. For a model give "
             "AdjustedIrreducibleLoss(LiveLogits(model)) or PlainIrreducibleLoss(LiveLogits(model)), from "
             "reducr.irreducible."
+        )
+
+
+def _check_weights(selector: Selector, weights_points: bool) -> None:
+    check_flag("weights_points", weights_points)
+    if selector.weights_points and not weights_points:
+        raise ValueError(
+            f"{selector.name!r} weights the losses of the points it selects, and a loop that does not know of it would "
+            "leave that out. Multiply the loss of each point with point_weights before the mean, and say so with "
+            "weights_points=True."
         )
 
 

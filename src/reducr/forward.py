@@ -27,6 +27,11 @@ def model_output(model: Callable[..., Any], input: Any) -> Any:  # noqa: A002  (
         output = model(*input)
     else:
         output = model(input)
+    return logits_of(output)
+
+
+def logits_of(output: Any) -> Any:
+    """The ``logits`` of what a model gave, if it has any; else all of it."""
     if isinstance(output, Mapping):
         return output.get("logits", output)
     return getattr(output, "logits", output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from reducr.checks import check_state_keys
 from reducr.data.resumable import Resumable
@@ -29,7 +29,7 @@ class SelectiveLoader:
         fraction: share of every batch to yield, in (0, 1]; rounded down, but at least one point.
         options: ``holdout``, ``refresh_steps``, ``loss``, ``spec``, ``scoring_mode``, ``autocast``,
             ``scoring_compile``, ``scoring_resolution``, ``scoring_budget``, ``accumulate_steps``, ``distributed``,
-            ``seed``: see ``Downsampler``.
+            ``weights_points``, ``seed``: see ``Downsampler``.
 
     Raises:
         ValueError: for an option out of range, or a stream without a length whose holdout loss would never be
@@ -98,6 +98,15 @@ class SelectiveLoader:
     def loss_weight(self) -> float:
         """What the mean loss of a batch must be multiplied with on several ranks; 1 in one process."""
         return self.downsampler.loss_weight
+
+    @property
+    def point_weights(self) -> Tensor:
+        """(b,) what the loss of each point of a batch must be multiplied with before their mean; ones for most rules.
+
+        Raises:
+            RuntimeError: before the first batch.
+        """
+        return self.downsampler.point_weights
 
     def report(self) -> SelectionReport:
         """What has been selected so far, and what it cost; prints well."""

@@ -17,10 +17,9 @@ from reducr.batch import Candidates
 from reducr.checks import check_count, check_flag, is_finite_number
 from reducr.functional import top_k
 from reducr.selectors import Selector
+from reducr.selectors.base import MOST_POINTS
 from reducr.state import ExactState
 
-_MOST_POINTS = 2**31  # 17 GB of remembered losses; larger indices are no numbers of points
-_MEMORY = ("loss", "scored_step")
 _LARGE_LOSS = 100.0  # nats, so many that irreducible losses alone decide
 
 
@@ -61,6 +60,8 @@ class ScoringBudget(ExactState):
         >>> budget.positions(torch.tensor([3, 2, 1, 0]), candidates, selector, num_selected=1)
         tensor([0, 2])
     """
+
+    growing = frozenset({"loss", "scored_step"})
 
     loss: Tensor
     scored_step: Tensor
@@ -109,7 +110,7 @@ class ScoringBudget(ExactState):
         if is_trusted or not len(index):
             return
         smallest, largest = (int(bound) for bound in index.aminmax())
-        most = self.num_points or _MOST_POINTS
+        most = self.num_points or MOST_POINTS
         if smallest < 0 or largest >= most:
             raise ValueError(
                 f"a scoring budget remembers points by indices in 0..{most - 1}; got "
@@ -164,17 +165,10 @@ class ScoringBudget(ExactState):
         self.high_loss.copy_(loss.max().nan_to_num(nan=_LARGE_LOSS, posinf=_LARGE_LOSS))
 
     def _fault(self, name: str, value: Any, buffer: Tensor) -> str | None:
-        is_memory = name in _MEMORY and isinstance(value, Tensor) and value.ndim == 1 and value.dtype == buffer.dtype
-        if not is_memory:
+        is_memory = name in self.growing and isinstance(value, Tensor) and value.ndim == 1
+        if not is_memory or value.dtype != buffer.dtype:
             return super()._fault(name, value, buffer)
         return None if self.num_points in (None, len(value)) else f"is of {len(value)} points, not {self.num_points}"
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        if self.num_points is None:
-            for name in _MEMORY:
-                if f"{prefix}{name}" in state_dict:
-                    setattr(self, name, getattr(self, name).new_empty(state_dict[f"{prefix}{name}"].shape))
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def check_budget(budget: Any, selector: Selector, *, fraction: float, distributed: str | None) -> None:
@@ -213,6 +207,15 @@ def check_budget(budget: Any, selector: Selector, *, fraction: float, distribute
         raise ValueError(
             f"a scoring budget does not work with distributed={distributed!r}: each rank would remember the losses of "
             "its own points only, and score another number of them. Leave one of the two out."
+        )
+
+
+def check_compiled(selector: Selector, is_compiled: bool) -> None:
+    """Raise ValueError if ``selector`` reads what a compiled model does not show: the input of its last layer."""
+    if is_compiled and "features" in selector.needs:
+        raise ValueError(
+            f"{selector.name!r} reads what the last layer of the model is given, which a compiled model does not show: "
+            "leave scoring as it is, without compiling, or choose another rule."
         )
 
 

@@ -18,6 +18,8 @@ class ExactState(nn.Module):
 
     nan_before_use: ClassVar[frozenset[str]] = frozenset()
     """The buffers that are NaN until they are given a value; any other must be finite."""
+    growing: ClassVar[frozenset[str]] = frozenset()
+    """The buffers (N,) that hold a number for every point seen, and grow with the largest index."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactState:
         def move(tensor: Tensor) -> Tensor:
@@ -45,10 +47,17 @@ class ExactState(nn.Module):
             raise ValueError(f"this is not the state of such a {type(self).__name__}: {'; '.join(faults)}.")
         return super().load_state_dict(state_dict, strict, assign)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        for name in self.growing:
+            if f"{prefix}{name}" in state_dict:
+                setattr(self, name, getattr(self, name).new_empty(state_dict[f"{prefix}{name}"].shape))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def _fault(self, name: str, value: Any, buffer: Tensor) -> str | None:
         if not isinstance(value, Tensor):
             return f"is a {type(value).__name__}"
-        if value.shape != buffer.shape or value.dtype != buffer.dtype:
+        has_other_shape = value.ndim != 1 if name in self.growing else value.shape != buffer.shape
+        if has_other_shape or value.dtype != buffer.dtype:
             return f"is {value.dtype} {tuple(value.shape)}, and {buffer.dtype} {tuple(buffer.shape)} here"
         is_unused = name in self.nan_before_use and bool(torch.isnan(value).all())
         return None if is_unused or bool(torch.isfinite(value).all()) else "is not finite"

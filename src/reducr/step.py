@@ -198,7 +198,12 @@ def score_candidates(
 
 def _known_fields(batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None) -> dict[str, Any]:
     """What ``selector`` needs to know of ``batch`` that the model is not asked for."""
-    given = {"targets": batch.target, "groups": batch.group}
+    given = {"targets": batch.target, "groups": batch.group, "index": batch.index}
+    if "index" in selector.needs and batch.index is None:
+        raise ValueError(
+            f"{selector.name!r} knows points by their index, and these batches have none. Let the data set yield "
+            "(index, input, target), or say where the index is with spec=BatchSpec(index=...)."
+        )
     fields: dict[str, Any] = {name: tensor for name, tensor in given.items() if name in selector.needs}
     return fields | _irreducible_fields(batch, selector, irreducible)
 
@@ -216,15 +221,55 @@ def _model_fields(
     fields: dict[str, Any] = {}
     called, num_samples = model if forward is None else forward, selector.num_dropout_samples
     if "model_loss" in selector.needs or ("logits" in selector.needs and not num_samples):
-        with scoring_pass(model, scoring_mode):
+        with scoring_pass(model, scoring_mode), _linear_layers_seen(model, selector) as seen:
             output = model_output(called, batch.input)
             if "model_loss" in selector.needs:
                 fields["model_loss"] = point_losses(output, batch.target, loss)
         if "logits" in selector.needs:
             fields["logits"] = _checked_logits(output, batch.target.shape[0])
+        if seen is not None:
+            fields["features"] = seen.features(fields["logits"])
     if num_samples:
         fields["logits"] = dropout_samples(model, batch.input, num_samples=num_samples, forward=forward)
     return fields
+
+
+class _LinearLayers:
+    """Notes what the linear layers of a model are given, of which the last one is to make the logits."""
+
+    def __init__(self, model: nn.Module, selector: Selector) -> None:
+        self.selector = selector
+        self.last: tuple[Tensor, Tensor] | None = None
+        layers = (module for module in model.modules() if isinstance(module, nn.Linear))
+        self.handles = [layer.register_forward_hook(self.note) for layer in layers]
+
+    def note(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.last = inputs[0], output
+
+    def features(self, logits: Tensor) -> Tensor:
+        """(B, D) inputs of the layer that made the ``logits``."""
+        if self.last is not None:
+            features, output = self.last
+            if output.shape == logits.shape and torch.equal(output.to(logits.dtype), logits):
+                return features
+        raise ValueError(
+            f"{self.selector.name!r} needs gradients of the last layer, and the logits of this model are not the "
+            "output of its last nn.Linear, or it was compiled. Let the model end in nn.Linear, score without "
+            "compiling, or choose a rule without such gradients."
+        )
+
+
+@contextmanager
+def _linear_layers_seen(model: nn.Module, selector: Selector) -> Iterator[_LinearLayers | None]:
+    if "features" not in selector.needs:
+        yield None
+        return
+    seen = _LinearLayers(model, selector)
+    try:
+        yield seen
+    finally:
+        for handle in seen.handles:
+            handle.remove()
 
 
 def point_losses(output: Any, target: Tensor, loss: PointLoss | None = None) -> Tensor:

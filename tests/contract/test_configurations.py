@@ -110,7 +110,15 @@ def test_every_yaml_option_of_a_selector_is_its_default():
         plain = reducr.make_selector(name, num_groups=3)
         shown = reducr.make_selector(name, num_groups=3, **options)
         assert type(plain.sampler) is type(shown.sampler), name
-        for key in ("clip", "holdout_weighting", "needs", "needs_group_holdout_loss", "num_dropout_samples"):
+        for key in (
+            "clip",
+            "holdout_weighting",
+            "needs",
+            "needs_group_holdout_loss",
+            "num_dropout_samples",
+            "alpha",
+            "prune_probability",
+        ):
             assert getattr(plain, key, None) == getattr(shown, key, None), (name, key)
         assert plain.weighting.step_size == shown.weighting.step_size
         assert plain.weighting.payoff_decay == shown.weighting.payoff_decay

@@ -20,7 +20,7 @@ NEEDED_FIELDS = [
     for field in sorted(reducr.make_selector(name, num_groups=NUM_GROUPS).needs)
 ]
 BREAKABLE_FIELDS = sorted(
-    {(name, field) for name, field in NEEDED_FIELDS if field in (*LOSSES, "logits")}
+    {(name, field) for name, field in NEEDED_FIELDS if field in (*LOSSES, "logits", "features")}
     | {(name, "model_loss") for name in reducr.SELECTORS}
 )
 
@@ -53,8 +53,10 @@ def make_candidates(selector, *, seed=0, size=NUM_CANDIDATES, dtype=torch.float6
         irreducible_loss=torch.rand(size, generator=generator, dtype=torch.float64).mul(4).to(dtype),
         group_irreducible_loss=torch.rand(size, num_groups, generator=generator, dtype=torch.float64).mul(4).to(dtype),
         logits=torch.randn(*samples, size, num_classes, generator=generator, dtype=torch.float64).to(dtype),
+        features=torch.randn(size, 5, generator=generator, dtype=torch.float64).to(dtype),
         targets=targets,
         groups=targets,
+        index=torch.randperm(2 * size, generator=generator)[:size],
     )
 
 
@@ -97,6 +99,31 @@ def test_positions_scores_and_payoff_have_the_promised_shapes(name, sampler, num
     assert selection.payoff.dtype == torch.float64
     assert bool(torch.isfinite(selection.payoff).all())
     assert selection.num_non_finite == 0
+
+
+@every_selector_and_sampler
+def test_points_have_weights_where_the_rule_says_so(name, sampler):
+    selector = make(name, sampler=sampler)
+    selection = selector.select(make_candidates(selector), num_selected=NUM_SELECTED, generator=seeded())
+    if not selector.weights_points:
+        assert selection.point_weights is None
+        return
+    assert not selector.is_pointwise
+    assert selection.point_weights.shape == (NUM_SELECTED,)
+    assert selection.point_weights.dtype == torch.float32
+    assert float(selection.point_weights.min()) >= 0
+    assert float(selection.point_weights.max()) < torch.inf
+
+
+@every_selector
+def test_ids_of_the_selected_points_are_kept_where_the_rule_needs_them(name):
+    selector = make(name)
+    candidates = make_candidates(selector)
+    selection = selector.select(candidates, num_selected=NUM_SELECTED, generator=seeded())
+    if "index" in selector.needs:
+        assert selection.index.tolist() == candidates.index[selection.positions].tolist()
+    else:
+        assert selection.index is None
 
 
 @every_selector
@@ -156,6 +183,8 @@ def test_update_counts_the_step_and_adds_the_payoff_and_nothing_else(name, sampl
     expected = state_of(selector)
     expected["step"] += 1
     expected["weighting.cumulative_payoff"] += selection.payoff
+    if name == "rs2":
+        expected["num_times_selected"] = torch.bincount(selection.index).to(torch.int32)
     selector.update(selection)
     assert_same_state(selector.state_dict(), expected)
     assert torch.equal(selector.cumulative_payoff, expected["weighting.cumulative_payoff"])
@@ -231,8 +260,7 @@ def test_a_broken_point_leaves_picks_and_payoff_exactly_as_without_it(name, samp
     without = reference.select(whole.take(kept), num_selected=NUM_SELECTED, generator=seeded(3))
     assert position not in selection.positions.tolist()
     assert len(selection.positions) == NUM_SELECTED
-    if name not in ("uniform", "class_balanced"):  # their scores depend on how many candidates there are
-        assert selection.positions.tolist() == kept[without.positions].tolist()
+    assert selection.positions.tolist() == kept[without.positions].tolist()
     with pytest.warns(RuntimeWarning, match="NaN or infinite"):
         selector.update(selection)
     reference.update(without)

@@ -39,6 +39,11 @@ def composed(*overrides):
         (["datamodule.holdout_size=5"], "at least one point of each of the 10 classes"),
         (["model=small_cnn"], "cannot be run on inputs of shape (4, 64)"),
         (["compare=[bald]"], "MC-dropout needs a model with dropout"),
+        (["compare=[divbs]", "scoring.compile=true"], "which a compiled model does not show: leave scoring as it is"),
+        (
+            ["compare=[infobatch]", "methods.infobatch.options.prune_probability=1"],
+            "prune_probability must be in [0, 1)",
+        ),
         (["experiment=fashion_mnist", "datamodule.data_dir=nowhere"], "is missing; looked in nowhere/FashionMNIST/raw"),
         (["experiment=fashion_mnist"], "needs datamodule.data_dir=DIR"),
         (["seeds=[0,0]"], "each once; got [0, 0]"),

@@ -44,6 +44,11 @@ def test_the_best_of_all_ranks_are_those_of_one_process(of_ranks, number):
             assert own.loss_weight == len(selected) * len(of_ranks) / len(selection.positions)
             assert same_bits(own.payoff, selection.payoff)
             assert own.num_non_finite == selection.num_non_finite
+            if selection.point_weights is not None and selected:
+                is_own = (selection.positions >= first) & (selection.positions < last)
+                assert same_bits(own.point_weights, selection.point_weights[is_own])
+            if selection.index is not None:
+                assert same_bits(own.index, selection.index)
             assert same_bits(found["group_weights"], expected["group_weights"])
             assert same_bits(found["generator"], expected["generator"])
             assert found["state"].keys() == expected["state"].keys()
@@ -61,6 +66,34 @@ def test_the_cases_hold_what_they_are_for(of_ranks):
     assert broken[-1].scores.tolist() == [-torch.inf] * SIZES[len(of_ranks)][-1]
     few = [rounds[0]["selection"] for rounds in results[str(("rho_loss", {}, "few_finite"))]]
     assert few[0].positions.tolist() in ([0, 1], [1, 0])
+
+
+def test_ids_of_local_selections_are_those_of_all_ranks(of_ranks):
+    results = [found["local"]["rs2"] for found in of_ranks]
+    for rounds in zip(*results, strict=True):
+        for found in rounds:
+            assert len(found["selection"].index) == len(of_ranks)
+            assert same_bits(found["selection"].index, rounds[0]["selection"].index)
+            assert same_bits(found["state"]["num_times_selected"], rounds[0]["state"]["num_times_selected"])
+    assert int(rounds[0]["state"]["num_times_selected"].sum()) == ranks.NUM_ROUNDS * len(of_ranks)
+
+
+def test_local_group_dro_weights_own_losses_and_moves_by_the_mean(of_ranks):
+    selector, sizes = ranks.make_selector("group_dro", {}), SIZES[len(of_ranks)]
+    cumulative_payoff = torch.zeros(NUM_GROUPS, dtype=torch.float64)
+    for step in range(ranks.NUM_ROUNDS):
+        whole = ranks.make_candidates(selector, seed=step)
+        payoffs = []
+        for rank, found in enumerate(of_ranks):
+            own = found["local"]["group_dro"][step]["selection"]
+            chosen = ranks.part_of(whole, rank, sizes).take(own.positions)
+            payoffs.append(torch.zeros(NUM_GROUPS).double().index_add_(0, chosen.groups, -chosen.model_loss.double()))
+            q = torch.softmax(-0.01 * (cumulative_payoff + payoffs[-1]), dim=0)
+            assert own.point_weights.tolist() == pytest.approx([float(q[chosen.groups])], abs=1e-6)
+        cumulative_payoff += torch.stack(payoffs).mean(dim=0)
+        for found in of_ranks:
+            state = found["local"]["group_dro"][step]["state"]["weighting.cumulative_payoff"]
+            assert state.tolist() == pytest.approx(cumulative_payoff.tolist(), abs=1e-12)
 
 
 @pytest.mark.parametrize("weighting", ["per_point", "per_step"])

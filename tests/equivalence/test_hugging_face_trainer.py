@@ -97,6 +97,10 @@ class InOrder(BatchSampler):
         ("rho_loss", {"gradient_accumulation_steps": 4}),
         ("train_loss", {}),
         ("uniform", {}),
+        ("divbs", {}),
+        ("rs2", {"gradient_accumulation_steps": 2}),
+        ("group_dro", {}),
+        ("infobatch", {"gradient_accumulation_steps": 4}),
     ],
 )
 def test_the_same_points_and_parameters_as_the_plain_loop(tmp_path, name, options):
@@ -124,6 +128,7 @@ def test_the_same_points_and_parameters_as_the_plain_loop(tmp_path, name, option
         scoring_mode=options.get("scoring_mode", "train"),
         autocast=torch.bfloat16 if "bf16" in options else None,
         accumulate_steps=accumulate_steps,
+        weights_points=selector.weights_points,
         seed=SEED,
     )
     num_steps = 3 * -(-num_batches // accumulate_steps)
@@ -137,7 +142,12 @@ def test_the_same_points_and_parameters_as_the_plain_loop(tmp_path, name, option
             of = min(accumulate_steps, num_batches - number // accumulate_steps * accumulate_steps)
             with torch.autocast("cpu", dtype=torch.bfloat16) if "bf16" in options else nullcontext():
                 logits = model(batch["input_ids"]).logits
-            (nn.functional.cross_entropy(logits.float(), batch["labels"]) / of).backward()
+            if selector.weights_points:
+                losses = nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+                loss = (losses * loader.point_weights).mean()
+            else:
+                loss = nn.functional.cross_entropy(logits.float(), batch["labels"])
+            (loss / of).backward()
             if (number + 1) % accumulate_steps == 0 or number + 1 == num_batches:
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
@@ -477,6 +487,25 @@ def test_faults(tmp_path, name):
     with pytest.raises(kind, match=text):
         make_trainer(tmp_path, callbacks=[Watching()], **options).train()
     assert not steps
+
+
+class OwnLoss(SelectiveTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
+        raise AssertionError("not reached")
+
+
+def test_weights_of_points_and_a_loss_of_ones_own(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"'group_dro' weights the loss of each point, which OwnLoss.compute_loss would"
+    ):
+        make_trainer(tmp_path, name="group_dro", trainer=OwnLoss)
+    message = "'infobatch' weights the loss of each point, and this Trainer has a loss of its own .* Give loss=, of"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, name="infobatch", label_smoothing_factor=0.1)
+    loss = nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)
+    trainer = make_trainer(tmp_path, name="infobatch", label_smoothing_factor=0.1, loss=loss, max_steps=2)
+    trainer.train()
+    assert len(trainer.picked) == 2
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path):

@@ -165,6 +165,39 @@ def test_the_same_points_and_parameters_as_the_plain_loop(digits, name):
     assert (report.num_candidates, report.num_selected, report.fraction) == (30 * 60, 30 * 12, 0.2)
 
 
+class Weighting(Classifier):
+    """Weights the losses of its points by what the callback says."""
+
+    def training_step(self, batch, batch_idx):
+        index, inputs, target, _ = batch
+        self.picked.append(index)
+        (selection,) = (callback for callback in self.trainer.callbacks if isinstance(callback, SelectiveTraining))
+        return (nn.functional.cross_entropy(self(inputs), target, reduction="none") * selection.point_weights).mean()
+
+
+def test_a_module_may_weight_points(digits):
+    model, plain = net(), []
+    selector, irreducible = rule(digits, "group_dro")
+    torch.manual_seed(SEED)
+    loop.train(
+        model,
+        candidates_of(digits),
+        selector,
+        irreducible,
+        torch.optim.AdamW(model.parameters(), lr=1e-2),
+        holdout=holdout_of(digits),
+        num_steps=9,
+        fraction=FRACTION,
+        refresh_steps=REFRESH_STEPS,
+        generator=torch.Generator().manual_seed(SEED),
+        on_step=lambda step, selected, selection, loss: plain.append(selected.index),
+    )
+    options = {"module": Weighting(net()), "selection": {"weights_points": True}}
+    module, callback, _ = fit(digits, "group_dro", max_epochs=-1, max_steps=9, **options)
+    assert same_points(module.picked, plain)
+    assert_same(module, callback.downsampler.selector, model, selector)
+
+
 class Stream(IterableDataset):
     """Points without a length, in a new order and with new noise every time."""
 
@@ -563,6 +596,7 @@ class Splitting(SingleDeviceStrategy):
         ({"selection": {"distributed": "globl"}}, ValueError, r"unknown distributed mode 'globl'. Did you mean"),
         ({"selection": {"spec": BatchSpec(target="y")}}, ValueError, r"a batch has no target at 'y'"),
         ({"name": "nothing"}, ValueError, r"unknown selector"),
+        ({"name": "infobatch"}, ValueError, r"'infobatch' weights the losses of the points .*with weights_points=True"),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_first_step(digits, options, error, message):

@@ -41,13 +41,13 @@ def stopping_at(stop):
     return advance
 
 
-def train(digits, folder, *, refresh_steps, holdout_decay, stop=None):
+def train(digits, folder, *, refresh_steps, holdout_decay, rule="reducr", stop=None):
     torch.random.manual_seed(3)
     model = MLP(num_features=64, num_classes=10, hidden_sizes=[32], dropout=0.3)
     logits = torch.randn(len(digits.train), 10, generator=torch.Generator().manual_seed(1))
     module = TargetModule(
         model,
-        reducr.make_selector("reducr", num_groups=10, step_size=0.05, sampler="softmax"),
+        reducr.make_selector(rule, num_groups=10, sampler="softmax", **{"step_size": 0.05} if rule == "reducr" else {}),
         AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(logits.numpy(), kind="logits"))),
         optimizer=partial(torch.optim.AdamW, lr=1e-2),
         holdout=PointLoader(digits.holdout, batch_size=40),
@@ -85,18 +85,22 @@ def same_state(first, second):
 
 
 @pytest.mark.parametrize(
-    ("refresh_steps", "holdout_decay", "stops"),
-    [(3, None, [2, 8, 25]), (8, None, [12, 17, 29]), (4, 0.9, [9, 16])],
+    ("options", "stops"),
+    [
+        ({"refresh_steps": 3, "holdout_decay": None}, [2, 8, 25]),
+        ({"refresh_steps": 8, "holdout_decay": None}, [12, 17, 29]),
+        ({"refresh_steps": 4, "holdout_decay": 0.9}, [9, 16]),
+        ({"refresh_steps": 3, "holdout_decay": None, "rule": "rs2"}, [8]),
+    ],
 )
-def test_target_training(digits, tmp_path, refresh_steps, holdout_decay, stops):
+def test_target_training(digits, tmp_path, options, stops):
     """Broken off in the middle and at the ends of epochs, several times, with dropout and a sampler that draws."""
-    options = {"refresh_steps": refresh_steps, "holdout_decay": holdout_decay}
     whole, whole_recorder = train(digits, tmp_path / "whole", **options)
     for stop in stops:
         with pytest.raises(BrokenOffError):
             train(digits, tmp_path / "parts", stop=stop, **options)
         has_resume = any((tmp_path / "parts" / "resume").glob("*.ckpt"))
-        assert has_resume == (stop > refresh_steps)
+        assert has_resume == (stop > options["refresh_steps"])
     module, recorder = train(digits, tmp_path / "parts", **options)
     assert same_state(whole.state_dict(), module.state_dict())
     assert torch.equal(torch.stack(whole_recorder.index_by_step), torch.stack(recorder.index_by_step))

@@ -25,6 +25,10 @@ from reducr.irreducible import (
 from reducr.models import MLP
 
 NUM_STEPS, REFRESH_STEPS, FRACTION, SEED = 30, 7, 0.2, 3
+RULES = [
+    "reducr", "rho_loss", "train_loss", "uniform", "bald", "class_balanced", "drop", "divbs", "rs2", "group_dro",
+    "infobatch",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +102,7 @@ def run_lightning(digits, name, folder):
     return model, selector, torch.stack(recorder.index_by_step)
 
 
-@pytest.mark.parametrize("name", ["reducr", "rho_loss", "train_loss", "uniform", "bald", "class_balanced"])
+@pytest.mark.parametrize("name", RULES)
 def test_same_selected_points_and_same_parameters(digits, tmp_path, name):
     plain_model, plain_selector, plain_picked, weights = run_loop(digits, name)
     model, selector, picked = run_lightning(digits, name, tmp_path)

@@ -21,6 +21,10 @@ from reducr.models import MLP
 from reducr.step import num_selected_of, pick
 
 NUM_STEPS, REFRESH_STEPS, FRACTION, SEED = 30, 7, 0.2, 3
+RULES = [
+    "reducr", "rho_loss", "train_loss", "uniform", "bald", "class_balanced", "drop", "divbs", "rs2", "group_dro",
+    "infobatch",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +51,20 @@ def holdout_of(digits):
     return PointLoader(digits.holdout, batch_size=40)
 
 
-def user_loop(loader, model, optimizer, *, num_steps=NUM_STEPS, call=lambda model, batch: model(batch[1])):
-    """What a user has: knows nothing of selection."""
+def user_loop(
+    loader, model, optimizer, *, num_steps=NUM_STEPS, call=lambda model, batch: model(batch[1]), has_weights=False
+):
+    """What a user has: knows nothing of selection, but for the weights of points."""
     picked, step = [], 0
     while step < num_steps:
         for batch in loader:
-            loss = nn.functional.cross_entropy(call(model, batch), batch["labels"] if "labels" in batch else batch[2])
+            loss = nn.functional.cross_entropy(
+                call(model, batch),
+                batch["labels"] if "labels" in batch else batch[2],
+                reduction="none" if has_weights else "mean",
+            )
+            if has_weights:
+                loss = (loss * loader.point_weights).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -70,7 +82,7 @@ def assert_same(model, plain_model, selector, plain_selector):
         torch.testing.assert_close(value, plain_selector.state_dict()[key], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ["reducr", "rho_loss", "train_loss", "uniform", "bald", "class_balanced"])
+@pytest.mark.parametrize("name", RULES)
 def test_the_same_points_and_parameters_as_the_plain_loop(digits, name):
     model, selector, irreducible, optimizer = parts(digits, name)
     plain = []
@@ -96,9 +108,10 @@ def test_the_same_points_and_parameters_as_the_plain_loop(digits, name):
         FRACTION,
         holdout=holdout_of(digits),
         refresh_steps=REFRESH_STEPS,
+        weights_points=again_selector.weights_points,
         seed=SEED,
     )
-    picked = user_loop(loader, again.train(), optimizer)
+    picked = user_loop(loader, again.train(), optimizer, has_weights=again_selector.weights_points)
     loader.state_dict()  # the last batch counts now, too
     assert torch.equal(torch.stack(picked), torch.stack(plain))
     assert_same(again, model, again_selector, selector)
@@ -257,9 +270,9 @@ class Noisy(Dataset):
         return index, inputs + 0.01 * noise, target, group
 
 
-def training(digits, folder, *, num_workers, accumulate_steps, num_batches=None, save_after=None):
+def training(digits, folder, *, num_workers, accumulate_steps, num_batches=None, save_after=None, name="reducr"):
     """A user's own loop with checkpoints: goes on from the newest one; stops for good after ``num_batches``."""
-    model, selector, irreducible, optimizer = parts(digits, "reducr")
+    model, selector, irreducible, optimizer = parts(digits, name)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
     batches = DataLoader(Noisy(digits.train), batch_size=60, shuffle=True, num_workers=num_workers)
     loader = reducr.SelectiveLoader(
@@ -294,11 +307,17 @@ def training(digits, folder, *, num_workers, accumulate_steps, num_batches=None,
     return model, selector, loader, picked
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize(("accumulate_steps", "save_after"), [(1, 4), (1, 9), (1, 20), (2, 12)])
-def test_a_resumed_run_goes_on_bit_for_bit(digits, tmp_path, num_workers, accumulate_steps, save_after):
+@pytest.mark.parametrize(
+    ("name", "num_workers", "stop"),
+    [
+        *(("reducr", num_workers, stop) for num_workers in (0, 2) for stop in ((1, 4), (1, 9), (1, 20), (2, 12))),
+        ("rs2", 0, (2, 12)),
+    ],
+)
+def test_a_resumed_run_goes_on_bit_for_bit(digits, tmp_path, name, num_workers, stop):
     """Stopped in the middle, at the last batch and in the third epoch; with dropout, random inputs and workers."""
-    options = {"num_workers": num_workers, "accumulate_steps": accumulate_steps}
+    accumulate_steps, save_after = stop
+    options = {"num_workers": num_workers, "accumulate_steps": accumulate_steps, "name": name}
     model, selector, loader, picked = training(digits, tmp_path / "whole", **options)
     assert len(picked) == 27
     training(digits, tmp_path / "killed", num_batches=save_after + 3, save_after=save_after, **options)

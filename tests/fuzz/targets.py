@@ -84,6 +84,7 @@ OPTION_NAMES = (
     "step_size", "clip", "use_holdout", "use_irreducible", "use_model_loss", "initial_payoff", "payoff_decay",
     "holdout_weighting", "group_weights", "num_dropout_samples", "sampler", "temperature", "temperature_schedule",
     "final_temperature", "num_epochs", "beta", "pressure", "uniform_first_epochs", "uniform_last_epochs", "unknown",
+    "alpha", "prune_probability",
 )  # fmt: skip
 WORDS = ("per_point", "per_step", "fixed", "linear", "geometric", *SAMPLERS, "topk")
 
@@ -111,6 +112,12 @@ def right_options(draw, name):
             options[option] = draw(st.sampled_from(numbers))
     if draw(st.integers(0, 7)) == 0:
         options |= {"uniform_first_epochs": draw(st.integers(0, 2))}
+    if name == "group_dro":
+        options["step_size"] = draw(st.sampled_from([0.0, 0.01, 10.0, 1e300]))
+    if name == "infobatch":
+        options["prune_probability"] = draw(st.sampled_from([0.0, 0.5, 1 - 1e-12]))
+    if name == "bayesian_selection":
+        options["alpha"] = draw(st.sampled_from([0.0, 0.2, 1.0]))
     if name == "reducr":
         options |= {
             "step_size": draw(st.sampled_from([0.0, 1e-4, 0.1, 10.0, 1e300])),
@@ -158,7 +165,9 @@ def check_made_selector(case):
         "group_irreducible_loss": torch.ones(size, num_groups),
         "logits": torch.eye(size, 3),
         "targets": torch.zeros(size, dtype=torch.int64),
+        "features": torch.eye(size, 2),
         "groups": torch.zeros(size, dtype=torch.int64),
+        "index": torch.arange(size),
     }
     candidates = Candidates(**fields)
     selection = selector.select(candidates, num_selected=3, generator=values.seeded(0))
@@ -169,7 +178,9 @@ def check_made_selector(case):
 
 # candidates
 
-FIELDS = ("model_loss", "irreducible_loss", "group_irreducible_loss", "logits", "targets", "groups")
+FIELDS = (
+    "model_loss", "irreducible_loss", "group_irreducible_loss", "logits", "features", "targets", "groups", "index",
+)  # fmt: skip
 
 
 @st.composite
@@ -179,9 +190,10 @@ def fields_of(draw, size, *, num_groups, num_classes, names=FIELDS, dtypes=value
         "irreducible_loss": (size,),
         "group_irreducible_loss": (size, num_groups),
         "logits": (*draw(st.sampled_from([(), (), (1,), (3,)])), size, num_classes),
+        "features": (size, 2),
     }
     fields = {name: draw(values.floats(shapes[name], dtypes=dtypes)) for name in shapes if name in names}
-    for name, stop in (("targets", num_classes), ("groups", num_groups)):
+    for name, stop in (("targets", num_classes), ("groups", num_groups), ("index", 50)):
         if name in names:
             fields[name] = draw(values.integers((size,), stop))
     return fields
@@ -448,10 +460,20 @@ def _uncertainty(selector, lists, i):
     return getattr(reference_scores, rule)(samples), 1.0
 
 
+def check_group_means(given, payoff, positions):
+    losses, groups = given["model_loss"].double().tolist(), given["groups"].long().tolist()
+    for g, value in enumerate(payoff):
+        own = [losses[i] for i in positions if groups[i] == g]
+        assert close(value, -sum(own) / max(len(own), 1), max(map(abs, own), default=0.0))
+
+
 def check_payoff(selector, given, selection, positions):
     payoff = selection.payoff.tolist()
     assert len(payoff) == selector.num_groups
     assert all(math.isfinite(value) for value in payoff)
+    if selector.name == "group_dro":
+        check_group_means(given, payoff, positions)
+        return
     if selector.name != "reducr":
         assert payoff == [0.0] * len(payoff)
         return

@@ -66,3 +66,12 @@ def test_other_points_come_batch_after_batch_and_from_the_start_again(selected):
         assert torch.equal(one.input[:8], selected.input)
         assert torch.equal(one.input[8:], -selected.input[one.index[8:]])
         assert torch.equal(one.target, one.index % 3)
+
+
+def test_weights_are_those_of_the_selected_points_and_others_count_once(selected):
+    (model,) = models(1)
+    weights = torch.tensor([2.0, 0.0, 0.5])
+    losses = torch.nn.functional.cross_entropy(model(selected.input), selected.target, reduction="none")
+    expected = (2 * losses[0] + 0.5 * losses[2] + losses[3:].sum()) / 8
+    torch.testing.assert_close(selected_loss(model, selected, weights), expected)
+    torch.testing.assert_close(selected_loss(model, selected, torch.ones(3)), selected_loss(model, selected))

@@ -99,6 +99,19 @@ class NoLookup:
             "autocast must be torch.bfloat16, torch.float16 or None; got torch.float32.",
         ),
         (
+            (make_model(), rule("group_dro")),
+            {},
+            ValueError,
+            "'group_dro' weights the losses of the points it selects, and a loop that does not know of it would leave",
+        ),
+        ((make_model(), rule()), {"weights_points": 1}, ValueError, "weights_points must be True or False; got 1."),
+        (
+            (make_model(), rule("divbs")),
+            {"scoring_compile": True},
+            ValueError,
+            "'divbs' reads what the last layer of the model is given, which a compiled model does not show: leave",
+        ),
+        (
             (make_model(), rule()),
             {"accumulate_steps": 0},
             ValueError,
@@ -257,6 +270,30 @@ def test_a_loss_of_ones_own_may_have_targets_of_any_kind():
         ValueError, match=r"the cross-entropy needs targets .* got torch.float32 \(10,\). For others give"
     ):
         Downsampler(make_model(), rule(), spec=one.spec).select({"x": inputs, "y": wanted, "site": groups})
+
+
+def test_points_weigh_one_unless_the_rule_weights_them():
+    with pytest.raises(RuntimeError, match="no batch has been selected from yet, so there are no points to weight"):
+        _ = downsampler().point_weights
+    plain, weighted = (downsampler(name, weights_points=True, fraction=0.5) for name in ("train_loss", "group_dro"))
+    for one in (plain, weighted):
+        one.prepare()
+        one.select(batch_of())
+    assert plain.point_weights.tolist() == [1.0] * 5
+    assert plain.selection.point_weights is None
+    assert torch.equal(weighted.point_weights, weighted.selection.point_weights)
+    # all groups weigh about the same at first, be there one point of it or two
+    groups = weighted.selected.target
+    sums = torch.zeros(3).index_add_(0, groups, weighted.point_weights)
+    present = torch.unique(groups)
+    assert sums[present].tolist() == pytest.approx([5 / 3] * len(present), abs=0.05)
+
+
+def test_a_rule_that_knows_points_by_their_index_needs_it():
+    remembering = downsampler("rs2")
+    remembering.prepare()
+    with pytest.raises(ValueError, match=r"'rs2' knows points by their index, and these batches have none. Let the"):
+        remembering.select(batch_of()[1:])
 
 
 def test_targets_of_narrow_integers_are_targets():

@@ -69,3 +69,27 @@ def test_what_is_nan_before_its_use_may_be_so_in_a_state_but_not_in_part():
     state["total"][0] = 1.0
     with pytest.raises(ValueError, match="total is not finite"):
         Partly().load_state_dict(state)
+
+
+class Growing(ExactState):
+    growing = frozenset({"times"})
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("times", torch.zeros(0, dtype=torch.int32))
+
+
+def test_what_grows_may_have_any_length_in_a_state():
+    inner = Growing()
+    outer = nn.Sequential(inner)
+    outer.load_state_dict({"0.times": torch.tensor([3, 1], dtype=torch.int32)})
+    assert inner.times.tolist() == [3, 1]
+    inner.load_state_dict({"times": torch.tensor([5], dtype=torch.int32)})
+    assert inner.times.tolist() == [5]
+    for times, message in (
+        (torch.tensor([1]), r"times is torch.int64 \(1,\), and torch.int32 \(1,\) here"),
+        (torch.zeros(2, 2, dtype=torch.int32), r"times is torch.int32 \(2, 2\), and torch.int32 \(1,\) here"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            inner.load_state_dict({"times": times})
+    assert inner.times.tolist() == [5]

@@ -7,7 +7,7 @@ from torch import nn
 
 import reducr
 from reducr.batch import Batch
-from reducr.functional import point_cross_entropy
+from reducr.functional import last_layer_gram, point_cross_entropy
 from reducr.holdout import GroupHoldoutLoss
 from reducr.irreducible import GroupIrreducibleLoss, LiveLogits, PlainIrreducibleLoss
 from reducr.step import (
@@ -196,9 +196,10 @@ def test_rho_loss_is_given_the_plain_irreducible_loss(batch):
     assert selection.scores.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["uniform", "class_balanced", "irreducible_loss"])
+@pytest.mark.parametrize("name", ["uniform", "class_balanced", "irreducible_loss", "drop", "rs2"])
 def test_a_rule_that_reads_no_output_does_not_run_the_model(name, batch):
     selector = reducr.make_selector(name, num_groups=3)
+    selector.set_group_holdout_loss(torch.ones(3))
     losses = Fixed(torch.arange(12.0))
     selected, selection = pick(Broken(), batch, selector, losses, num_selected=4)
     assert selected.index.tolist() == [100 + position for position in selection.positions.tolist()]
@@ -207,8 +208,39 @@ def test_a_rule_that_reads_no_output_does_not_run_the_model(name, batch):
 def test_only_what_is_needed_is_computed(batch):
     entropy = reducr.make_selector("entropy", num_groups=3)
     assert sorted(score_candidates(make_model(), batch, entropy, None).given()) == ["logits"]
+    divbs = reducr.make_selector("divbs", num_groups=3)
+    assert sorted(score_candidates(make_model(), batch, divbs, None).given()) == ["features", "logits", "targets"]
+    rs2 = reducr.make_selector("rs2", num_groups=3)
+    assert sorted(score_candidates(make_model(), batch, rs2, None).given()) == ["index"]
     uniform = reducr.make_selector("uniform", num_groups=3)
     assert sorted(score_candidates(make_model(), batch, uniform, None).given()) == ["groups"]
+
+
+def test_features_are_what_the_last_layer_makes_the_logits_of(batch):
+    """So gradients made of them are those that autograd finds."""
+    model = make_model().eval()
+    divbs = reducr.make_selector("divbs", num_groups=3)
+    candidates = score_candidates(model, batch, divbs, None, scoring_mode="eval")
+    last = model[-1]
+    torch.testing.assert_close(last(candidates.features), candidates.logits, rtol=0, atol=0)
+    losses = point_cross_entropy(model(batch.input), batch.target)
+    gradients = torch.stack([torch.autograd.grad(loss, last.weight, retain_graph=True)[0].flatten() for loss in losses])
+    gram = last_layer_gram(candidates.logits, candidates.targets, candidates.features)
+    torch.testing.assert_close(gram, (gradients @ gradients.T).double(), rtol=1e-4, atol=1e-5)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("last", [nn.LayerNorm(3), nn.Sequential(nn.Linear(3, 3), nn.Tanh()), nn.Linear(3, 4)])
+def test_only_a_linear_layer_that_makes_the_logits_has_features(batch, last):
+    model, divbs = nn.Sequential(make_model(), last), reducr.make_selector("divbs", num_groups=3)
+    if isinstance(last, nn.Linear):
+        assert score_candidates(model, batch, divbs, None).features.shape == (12, 3)
+        return
+    with pytest.raises(
+        ValueError, match=r"'divbs' needs gradients of the last layer, and the logits of this model are"
+    ):
+        score_candidates(model, batch, divbs, None)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Pure maths of selection: tensors in, tensors out, no state and no gradients."""
 
+from reducr.functional.diversity import last_layer_gram, orthogonal_order
 from reducr.functional.losses import (
     adjusted_irreducible_loss,
     adjusted_joint_irreducible_loss,
     point_cross_entropy,
     selection_dtype,
 )
+from reducr.functional.quotas import holdout_error, quota_scores
 from reducr.functional.samplers import (
     exponential_rank_log_probabilities,
     gumbel_top_k,
@@ -14,6 +16,7 @@ from reducr.functional.samplers import (
     top_k,
 )
 from reducr.functional.scores import (
+    bayesian_score,
     conditional_entropy,
     excess_loss,
     gradient_norm,
@@ -28,6 +31,7 @@ from reducr.functional.weights import group_weights
 __all__ = [
     "adjusted_irreducible_loss",
     "adjusted_joint_irreducible_loss",
+    "bayesian_score",
     "conditional_entropy",
     "excess_loss",
     "exponential_rank_log_probabilities",
@@ -35,11 +39,15 @@ __all__ = [
     "group_payoff",
     "group_weights",
     "gumbel_top_k",
+    "holdout_error",
+    "last_layer_gram",
     "max_min_payoff",
     "mutual_information",
+    "orthogonal_order",
     "point_cross_entropy",
     "power_log_probabilities",
     "predictive_entropy",
+    "quota_scores",
     "rank_log_probabilities",
     "reducr_score",
     "selection_dtype",

@@ -188,6 +188,34 @@ def mutual_information(logits: Tensor) -> Tensor:
     return predictive_entropy(logits) - conditional_entropy(logits)
 
 
+def bayesian_score(logits: Tensor, targets: Tensor, irreducible_loss: Tensor, *, alpha: float) -> Tensor:
+    """Loss of the averaged prediction, less ``alpha`` of the average loss and ``1 - alpha`` of the irreducible loss.
+
+    Formula: ``score_i = -log mean_s p_s(y_i | x_i) + alpha mean_s log p_s(y_i | x_i) - (1 - alpha) r_i``.
+
+    Args:
+        logits: (S, B, C) for S samples of the posterior; (B, C) counts as one.
+        targets: (B,) integers in [0, C).
+        irreducible_loss: (B,) nats.
+        alpha: in [0, 1].
+
+    Returns:
+        (B,) nats, float32 or better.
+
+    Example:
+        >>> bayesian_score(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([0.1]), alpha=0.2)
+        tensor([0.4745])
+
+    Source: Deng, Cui & Zhu, NeurIPS 2023 (arXiv 2308.10544).
+    """
+    samples = _sampled_log_probabilities(logits)
+    log_likelihood = samples.gather(2, targets.long().expand(len(samples), -1).unsqueeze(2)).squeeze(2)
+    expected = _ordered_sum(log_likelihood, dim=0) / len(samples)
+    largest = log_likelihood.amax(dim=0)
+    of_mean = largest + (_ordered_sum((log_likelihood - largest).exp(), dim=0) / len(samples)).log()
+    return alpha * expected - of_mean - (1 - alpha) * irreducible_loss.to(selection_dtype(irreducible_loss))
+
+
 def _sampled_log_probabilities(logits: Tensor) -> Tensor:
     """(S, B, C) log-probabilities, a (B, C) input being one sample."""
     logits = logits.to(selection_dtype(logits))

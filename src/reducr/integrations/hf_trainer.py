@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
@@ -21,13 +21,13 @@ from reducr.batch import BatchSpec
 from reducr.checkpoints import Checkpoints
 from reducr.distributed import check_mode, gathered, num_ranks, rank, share
 from reducr.downsampler import Downsampler, SelectionReport
-from reducr.forward import PointLoss
+from reducr.forward import PointLoss, logits_of
 from reducr.loader import check_has_end
 from reducr.randomness import random_state, set_random_state
 from reducr.scoring import ScoringBudget
 from reducr.seeds import mixed_seed
 from reducr.selectors import Selector
-from reducr.step import IrreducibleLookup
+from reducr.step import IrreducibleLookup, point_losses
 
 _FOLDER = "reducr"
 _STATE_NAME = "trainer_state.json"
@@ -63,7 +63,7 @@ class SelectiveTrainerMixin(_Base):
             first step and every ``refresh_steps`` after.
         refresh_steps: steps of the optimiser between two passes over it; None for the end of every epoch.
         loss: of (logits, labels), one value for each point (B,); None for the cross-entropy. A Trainer with a loss of
-            its own needs it.
+            its own needs it. Rules that weight points train on it.
         spec: where the parts of a batch are; None for ``labels``, ``idx`` or ``index``, ``group`` or ``groups``.
         scoring_mode: ``train``, ``eval`` or ``train_frozen_statistics``; see ``step.pick``.
         scoring_compile, scoring_resolution, scoring_budget: make scoring cheaper; see ``Downsampler``.
@@ -100,6 +100,7 @@ class SelectiveTrainerMixin(_Base):
         self._order = torch.Generator()
         self._beside = _names_beside(spec)
         self._loss_weight = 1.0
+        self._point_weights: Tensor | None = None
         self._start: Any = None
         super().__init__(*arguments, **options)
         self.downsampler = Downsampler(
@@ -116,8 +117,10 @@ class SelectiveTrainerMixin(_Base):
             scoring_resolution=scoring_resolution,
             scoring_budget=scoring_budget,
             distributed=distributed,
+            weights_points=getattr(selector, "weights_points", False),
             seed=self.args.seed,
         )
+        self._check_point_weights()
         if holdout_dataset is not None and refresh_steps is None and self.train_dataset is not None:
             check_has_end(self.train_dataset)  # type: ignore[arg-type]  # one that can be indexed has a length
         self._check_processes()
@@ -149,18 +152,29 @@ class SelectiveTrainerMixin(_Base):
         with self.compute_loss_context_manager():
             selected = self.downsampler.select(inputs)
         self._loss_weight = self.downsampler.loss_weight
+        self._point_weights = self.downsampler.point_weights if self.downsampler.selector.weights_points else None
         try:
             # without the number of items, which is that of the candidates
             loss: torch.Tensor = super().training_step(model, self._without_columns(selected))
         finally:
-            self._loss_weight = 1.0
+            self._loss_weight, self._point_weights = 1.0, None
         return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *arguments: Any, **options: Any
     ) -> Any:
-        """The Trainer's loss, in training multiplied with the ``loss_weight`` of the selected points."""
-        result: Any = super().compute_loss(model, inputs, return_outputs, *arguments, **options)
+        """The Trainer's loss, in training multiplied with the ``loss_weight`` of the selected points.
+
+        For rules that weight points it is the mean of ``loss`` over them, weighted.
+        """
+        result: Any
+        if self._point_weights is not None:
+            result = super().compute_loss(model, inputs, True, *arguments, **options)
+            selected: Any = self.downsampler.selected
+            losses = point_losses(logits_of(result[1]), selected.target, self.downsampler.loss)
+            weighted = (losses * self._point_weights).mean() * self._loss_weight
+            return (weighted, *result[1:]) if return_outputs else weighted
+        result = super().compute_loss(model, inputs, return_outputs, *arguments, **options)
         if self._loss_weight == 1:
             return result
         return (result[0] * self._loss_weight, *result[1:]) if return_outputs else result * self._loss_weight
@@ -198,6 +212,29 @@ class SelectiveTrainerMixin(_Base):
                 f"distributed={mode!r} multiplies the loss, which {type(self).__name__}.compute_loss would undo. "
                 "Let the class with compute_loss be a Trainer, and mix it in: class MyTrainer(SelectiveTrainerMixin, "
                 "TrainerWithLoss)."
+            )
+
+    def _check_point_weights(self) -> None:
+        selector = self.downsampler.selector
+        if not selector.weights_points:
+            return
+        if type(self).compute_loss is not SelectiveTrainerMixin.compute_loss:
+            raise ValueError(
+                f"{selector.name!r} weights the loss of each point, which {type(self).__name__}.compute_loss would "
+                "undo. Let the class with compute_loss be a Trainer, mix it in, class MyTrainer(SelectiveTrainerMixin, "
+                "TrainerWithLoss), and give loss=, of (logits, labels), with one value for each point."
+            )
+        inherited: Any = super().compute_loss
+        has_own = (
+            inherited.__func__ is not Trainer.compute_loss
+            or self.compute_loss_func is not None
+            or self.args.label_smoothing_factor > 0
+        )
+        if has_own and self.downsampler.loss is None:
+            raise ValueError(
+                f"{selector.name!r} weights the loss of each point, and this Trainer has a loss of its own "
+                "(compute_loss, compute_loss_func or label_smoothing_factor), which gives one value for all. Give "
+                "loss=, of (logits, labels), with one value for each point, or choose another rule."
             )
 
     def _holdout_batches(self, dataset: Any) -> Iterable[Any]:

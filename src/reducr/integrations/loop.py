@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from reducr.batch import Batch, Selection
 from reducr.companions import Companion, OtherPoints, selected_loss, total_loss
 from reducr.holdout import GroupHoldoutLoss
-from reducr.scoring import ScoringBudget, ScoringForward, check_budget
+from reducr.scoring import ScoringBudget, ScoringForward, check_budget, check_compiled
 from reducr.selectors import Selector
 from reducr.step import IrreducibleLookup, num_selected_of, pick, update_holdout_loss
 
@@ -68,6 +68,7 @@ def train(
     Source: REDUCR (arXiv 2312.00486), Algorithm 1.
     """
     check_budget(scoring_budget, selector, fraction=fraction, distributed=None)
+    check_compiled(selector, scoring_compile)
     scorer = model if proxy is None else proxy
     forward = ScoringForward(
         scorer,
@@ -100,7 +101,7 @@ def train(
                 generator=generator,
             )
             trained_on = selected if others is None else others.joined_to(selected)
-            loss = selected_loss(model, trained_on)
+            loss = selected_loss(model, trained_on, selection.point_weights)
             optimizer.zero_grad()
             total_loss(loss, companions, trained_on).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()

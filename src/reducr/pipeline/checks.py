@@ -14,8 +14,15 @@ from reducr.distributed import check_mode, num_ranks
 from reducr.irreducible import WEIGHT_NORMALISATIONS
 from reducr.names import unknown_name
 from reducr.pipeline.setup import Method, SeedData, make_scoring_budget, scoped_seed, scoring_options
-from reducr.scoring import ScoringForward, check_budget
-from reducr.step import SCORING_MODES, check_model_output, dropout_samples, num_selected_of, scoring_pass
+from reducr.scoring import ScoringForward, check_budget, check_compiled
+from reducr.step import (
+    SCORING_MODES,
+    check_model_output,
+    dropout_samples,
+    num_selected_of,
+    score_candidates,
+    scoring_pass,
+)
 
 _OWN_TRAINER_OPTIONS = {
     "max_steps": "use num_steps",
@@ -178,6 +185,11 @@ def _check_method(config: DictConfig, method: Method, data: SeedData, *, trains_
             raise ValueError(
                 f"{given}: a table has rows for the training part only. Set irreducible.lookup=live, or train_on=train."
             )
+    if "features" in selector.needs:
+        check_compiled(selector, config.scoring.compile)
+        scorer = config.model if config.proxy.model is None else config.proxy.model
+        model = data.make_model(scorer, num_outputs=train.num_classes, seed=0)
+        score_candidates(model, _probe(data), selector, None, scoring_mode="eval")
     if selector.num_dropout_samples:
         scorer = config.model if config.proxy.model is None else config.proxy.model
         model = data.make_model(scorer, num_outputs=train.num_classes, seed=0)

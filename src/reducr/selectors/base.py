@@ -51,7 +51,11 @@ class Selector(ExactState):
     """How many MC-dropout samples of the logits to score with; 0 for one ordinary forward pass."""
     is_pointwise: ClassVar[bool] = True
     """Whether a score depends on its point and the state alone. A rule that draws, or looks at other candidates, says
-    False: on several ranks it then scores the candidates of all, so that what it needs of them crosses the network."""
+    False: broken candidates are then none of those it looks at, and on several ranks it scores the candidates of all,
+    so that what it needs of them crosses the network."""
+    weights_points: ClassVar[bool] = False
+    """Whether the losses of the selected points must be multiplied with ``Selection.point_weights``; such a rule is not
+    pointwise."""
     default_sampler: ClassVar[str] = "top_k"
     nan_before_use = frozenset({"group_holdout_loss"})
 
@@ -93,8 +97,30 @@ class Selector(ExactState):
         """(G,) float64, what the selected candidates add to the cumulative payoff."""
         return torch.zeros(self.num_groups, dtype=torch.float64, device=selected.device)
 
+    def point_weights(
+        self, candidates: Candidates, valid_scores: Tensor, positions: Tensor, payoff: Tensor
+    ) -> Tensor | None:
+        """(b,) what the losses of the selected points are to be multiplied with, in the order of the positions.
+
+        Args:
+            candidates: all that there are.
+            valid_scores: (B,), minus infinity where a point is broken.
+            positions: (b,) of the selected points.
+            payoff: (G,) of them.
+
+        Returns:
+            None where all weights are 1, as always for rules that do not say ``weights_points``.
+        """
+        return None
+
+    def selected_index(self, candidates: Candidates, positions: Tensor) -> Tensor | None:
+        """(b,) int64, the ids of the selected points, for rules that need them; None for others."""
+        if "index" not in self.needs:
+            return None
+        return candidates.index.long().index_select(0, positions)  # type: ignore[union-attr]  # in self.needs
+
     def losses(self, candidates: Candidates) -> list[Tensor]:
-        """The losses (B,) or (B, G) that must be finite for a point to be selected."""
+        """The losses, (B,) or with B rows, that must be finite for a point to be selected."""
         losses = [candidates.model_loss]
         if "irreducible_loss" in self.needs:
             losses.append(candidates.irreducible_loss)
@@ -163,14 +189,35 @@ class Selector(ExactState):
         num_non_finite = num_broken(scores)
         positions = self.best(scores, num_selected=num_selected, num_non_finite=num_non_finite, generator=generator)
         payoff = self.total_payoff(candidates, positions)
-        return Selection(positions=positions, scores=scores, payoff=payoff, num_non_finite=num_non_finite)
+        return Selection(
+            positions=positions,
+            scores=scores,
+            payoff=payoff,
+            num_non_finite=num_non_finite,
+            point_weights=self.point_weights(candidates, scores, positions, payoff),
+            index=self.selected_index(candidates, positions),
+        )
 
     def valid_scores(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
         """(B,) scores, minus infinity where a point is broken; some candidates at a time where a rule is pointwise."""
         if not self.is_pointwise:
-            return self._valid_scores(candidates, generator)
+            return self._scores_among_whole(candidates, generator)
         parts = (self._valid_scores(chunk, generator) for chunk in candidates.chunks())
         return _concatenated(parts, num_rows=candidates.num_candidates)
+
+    def _scores_among_whole(self, candidates: Candidates, generator: torch.Generator | None) -> Tensor:
+        losses = self.losses(candidates)
+        if all(_are_finite(values) for values in losses):
+            return self._valid_scores(candidates, generator)
+        is_whole = torch.ones(candidates.num_candidates, dtype=torch.bool, device=candidates.device)
+        for loss in losses:
+            is_whole &= _is_finite(loss).reshape(len(loss), -1).all(dim=1)
+        rows = torch.nonzero(is_whole).flatten()
+        scores = torch.full((candidates.num_candidates,), -torch.inf, device=candidates.device)
+        if not len(rows):
+            return scores
+        of_whole = self._valid_scores(candidates.take(rows), generator)
+        return scores.to(of_whole.dtype).index_copy_(0, rows, of_whole)
 
     def _valid_scores(self, candidates: Candidates, generator: torch.Generator | None) -> Tensor:
         scores = self.score(candidates, generator=generator).detach()
@@ -233,7 +280,8 @@ class Selector(ExactState):
 
         Returns:
             Positions in the candidates of all, one selection's after another's; all scores; the payoff of all;
-            broken candidates of all. ``loss_weight`` is the mean: every micro-batch's loss has its own.
+            broken candidates of all. ``loss_weight`` is the mean: every micro-batch's loss has its own, and its own
+            ``point_weights``.
 
         Raises:
             ValueError: if there is none.
@@ -242,6 +290,7 @@ class Selector(ExactState):
             raise ValueError("merged() needs at least one selection; got none.")
         if len(selections) == 1:
             return selections[0]
+        has_index = selections[0].index is not None
         starts = [0]
         for selection in selections[:-1]:
             starts.append(starts[-1] + len(selection.scores))
@@ -251,6 +300,7 @@ class Selector(ExactState):
             payoff=self.merged_payoff(torch.stack([part.payoff for part in selections])),
             num_non_finite=sum(part.num_non_finite for part in selections),
             loss_weight=sum(part.loss_weight for part in selections) / len(selections),
+            index=torch.cat([part.index for part in selections if part.index is not None]) if has_index else None,
         )
 
     def merged_payoff(self, payoffs: Tensor) -> Tensor:
@@ -308,6 +358,8 @@ class Selector(ExactState):
             check_range("targets", given["targets"], given["logits"].shape[-1])
         if "groups" in self.needs:
             check_range("groups", given["groups"], self.num_groups)
+        if "index" in self.needs:
+            check_range("index", given["index"], MOST_POINTS)
 
 
 def num_broken(valid_scores: Tensor) -> int:
@@ -344,6 +396,8 @@ def _are_finite(values: Tensor) -> bool:
 
 
 _LARGEST = torch.finfo(torch.float32).max
+MOST_POINTS = 2**31
+"""What is remembered of each point has room for so many; larger indices are no numbers of points."""
 
 
 def check_num_selected(num_selected: int, num_candidates: int, *, where: str = "") -> None:

@@ -42,8 +42,9 @@ def select_over_ranks(
         mode: one of ``distributed.MODES``; in one process also None.
 
     Returns:
-        Positions in this rank's candidates, in the order of the selection; the scores of this rank's candidates; payoff
-        and num_non_finite of all ranks; ``loss_weight = b_r R / b`` (see ``reducr.distributed``).
+        Positions in this rank's candidates, in the order of the selection; the scores of this rank's candidates;
+        payoff, num_non_finite and index of all ranks; ``loss_weight = b_r R / b`` (see ``reducr.distributed``). With
+        ``local`` every rank has ``point_weights`` of its own selection.
 
     Raises:
         ValueError: on all ranks together, for whatever ``selector.select`` refuses on one; for candidates, selectors,
@@ -75,6 +76,8 @@ def _with_payoff_of_all(selector: Selector, own: Selection) -> Selection:
         payoff=selector.merged_payoff(payoffs),
         num_non_finite=sum(num_non_finite),
         loss_weight=len(own.positions) * num_ranks() / sum(num_selected),
+        point_weights=own.point_weights,
+        index=None if own.index is None else torch.cat(gathered(own.index, sizes=num_selected)),
     )
 
 
@@ -102,9 +105,8 @@ def _global_selection(
     check_num_selected(number, sum(sizes), where=f" of all {num_ranks()} ranks")
 
     union = _of_all_ranks(shared, sizes)
-    scores = (
-        union["scores"] if selector.is_pointwise else selector.valid_scores(Candidates(**union), generator=generator)
-    )
+    everyone = None if selector.is_pointwise else Candidates(**union)
+    scores = union["scores"] if everyone is None else selector.valid_scores(everyone, generator=generator)
     num_non_finite = num_broken(scores)
     positions = selector.best(scores, num_selected=number, num_non_finite=num_non_finite, generator=generator)
     if len(set(random_states)) > 1 and _random_state(generator, candidates.device) != random_state:
@@ -117,12 +119,17 @@ def _global_selection(
     first = sum(sizes[: rank()])
     own_scores = scores[first : first + candidates.num_candidates]
     own_positions = positions[owners == rank()] - first
+    payoff = _payoff_of_all(selector, candidates.take(own_positions), owners)
+    weights = None if everyone is None else selector.point_weights(everyone, scores, positions, payoff)
+    has_selected = len(own_positions) > 0  # if not, there is a stand-in
     return Selection(
-        positions=own_positions if len(own_positions) else top_k(own_scores, 1),
+        positions=own_positions if has_selected else top_k(own_scores, 1),
         scores=own_scores,
-        payoff=_payoff_of_all(selector, candidates.take(own_positions), owners),
+        payoff=payoff,
         num_non_finite=num_non_finite,
         loss_weight=len(own_positions) * num_ranks() / len(positions),
+        point_weights=weights[owners == rank()] if weights is not None and has_selected else None,
+        index=None if everyone is None else selector.selected_index(everyone, positions),
     )
 
 
@@ -168,7 +175,9 @@ def _number(num_selected: int | Callable[[int], int], num_candidates: int) -> in
 
 
 def _state_checksum(selector: Selector) -> int:
-    state = torch.cat([buffer.reshape(-1).view(torch.uint8) for buffer in selector.buffers()])
+    # not of what grows with the data, which would take long
+    buffers = [buffer for name, buffer in selector.named_buffers() if name not in selector.growing]
+    state = torch.cat([buffer.reshape(-1).view(torch.uint8) for buffer in buffers])
     return zlib.crc32(state.cpu().numpy().tobytes())
 
 

@@ -7,17 +7,22 @@ from typing import Any
 
 from reducr.names import check_options, unknown_name
 from reducr.selectors.base import Selector
+from reducr.selectors.diversified import DivBS
+from reducr.selectors.drop import Drop
+from reducr.selectors.random_subsets import Rs2
 from reducr.selectors.reducr import FixedWeights, Payoff, Reducr
 from reducr.selectors.samplers import PHASE_OPTIONS, SAMPLERS
 from reducr.selectors.simple import ClassBalanced, IrreducibleLoss, RhoLoss, TrainLoss, Uniform
 from reducr.selectors.uncertainty import (
     Bald,
+    BayesianSelection,
     ConditionalEntropy,
     Entropy,
     GradientNorm,
     LossMinusConditionalEntropy,
     LossPlusConditionalEntropy,
 )
+from reducr.selectors.weighted import GroupDro, InfoBatch
 
 SELECTORS: dict[str, type[Selector]] = {
     selector.name: selector
@@ -36,6 +41,12 @@ SELECTORS: dict[str, type[Selector]] = {
         LossMinusConditionalEntropy,
         LossPlusConditionalEntropy,
         ClassBalanced,
+        Drop,
+        DivBS,
+        Rs2,
+        GroupDro,
+        InfoBatch,
+        BayesianSelection,
     )
 }
 
@@ -59,7 +70,7 @@ def make_selector(name: str, *, num_groups: int, **options: Any) -> Selector:
         tensor(0.1000, dtype=torch.float64)
         >>> make_selector("rho_los", num_groups=10)
         Traceback (most recent call last):
-        ValueError: unknown selector 'rho_los'. Did you mean 'rho_loss'...There are: bald, class_balanced, ...
+        ValueError: unknown selector 'rho_los'. Did you mean 'rho_loss'...There are: bald, ...
     """
     if not isinstance(name, str) or name not in SELECTORS:
         raise unknown_name("selector", name, SELECTORS)

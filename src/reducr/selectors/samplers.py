@@ -180,9 +180,13 @@ class UniformAtEnds:
         self.first = uniform_first_epochs
         self.last_from = math.inf if num_epochs is None else num_epochs - uniform_last_epochs
 
+    def is_at_an_end(self, epoch: int) -> bool:
+        """Whether the draws of ``epoch`` are uniform."""
+        return epoch < self.first or epoch >= self.last_from
+
     def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
         """Draw uniformly at the ends, by the sampler in between."""
-        if epoch < self.first or epoch >= self.last_from:
+        if self.is_at_an_end(epoch):
             return functional.gumbel_top_k(torch.zeros_like(scores), num_selected, generator=generator)
         return self.sampler(scores, num_selected, epoch=epoch, generator=generator)
 

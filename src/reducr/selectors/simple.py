@@ -18,8 +18,13 @@ class Uniform(Selector):
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
         """(B,) independent uniform numbers in [0, 1)."""
-        device = candidates.device if generator is None else generator.device
-        return torch.rand(candidates.num_candidates, device=device, generator=generator).to(candidates.device)
+        return uniform_numbers(candidates, generator)
+
+
+def uniform_numbers(candidates: Candidates, generator: torch.Generator | None) -> Tensor:
+    """(B,) independent uniform numbers in [0, 1), on the device of the candidates."""
+    device = candidates.device if generator is None else generator.device
+    return torch.rand(candidates.num_candidates, device=device, generator=generator).to(candidates.device)
 
 
 class TrainLoss(Selector):

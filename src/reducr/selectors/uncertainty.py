@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reducr import functional
 from reducr.batch import Candidates
-from reducr.checks import check_count
+from reducr.checks import check_count, is_finite_number
 from reducr.selectors.base import Selector
 
 
@@ -123,3 +123,56 @@ class LossPlusConditionalEntropy(DropoutSampled):
         """(B,) nats."""
         loss = functional.excess_loss(candidates.model_loss, None)
         return loss + functional.conditional_entropy(candidates.logits)  # type: ignore[arg-type]  # in needs
+
+
+class BayesianSelection(DropoutSampled):
+    """Bayesian data selection, with the irreducible model in the place of a zero-shot predictor.
+
+    With ``l_is`` the loss of point i under dropout sample s and ``r_i`` its irreducible loss::
+
+        score_i = -log mean_s exp(-l_is)  -  alpha mean_s l_is  -  (1 - alpha) r_i
+
+    The first term is the loss of the averaged prediction. With samples that agree, the score is ``1 - alpha`` times
+    that of ``rho_loss``; where they do not, it is lower by how far the loss of the average is below the average loss.
+    The paper draws samples from a Laplace approximation of the last layer's posterior; here they are of MC-dropout.
+
+    Args:
+        num_groups: G >= 1.
+        alpha: in [0, 1], how far the model at hand is believed rather than the irreducible one; the paper tunes it.
+        num_dropout_samples: S >= 2; the scoring pass costs S forward passes.
+        sampler: a key of ``SAMPLERS``.
+        sampler_options: see ``Selector``.
+
+    Raises:
+        ValueError: for a value outside its range.
+
+    Source: Deng, Cui & Zhu, NeurIPS 2023 (arXiv 2308.10544).
+    """
+
+    name = "bayesian_selection"
+    needs = frozenset({"logits", "targets", "irreducible_loss"})
+
+    def __init__(
+        self,
+        *,
+        num_groups: int,
+        alpha: float = 0.2,
+        num_dropout_samples: int = 10,
+        sampler: str | None = None,
+        **sampler_options: float | str | None,
+    ) -> None:
+        super().__init__(
+            num_groups=num_groups, num_dropout_samples=num_dropout_samples, sampler=sampler, **sampler_options
+        )
+        if not (is_finite_number(alpha) and 0 <= alpha <= 1):
+            raise ValueError(f"alpha must be in [0, 1], the share of the model at hand in the posterior; got {alpha}.")
+        self.alpha = float(alpha)
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
+        """(B,) nats."""
+        return functional.bayesian_score(
+            candidates.logits,  # type: ignore[arg-type]  # in needs
+            candidates.targets,  # type: ignore[arg-type]  # in needs
+            candidates.irreducible_loss,  # type: ignore[arg-type]  # in needs
+            alpha=self.alpha,
+        )

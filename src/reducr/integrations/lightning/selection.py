@@ -62,6 +62,8 @@ class SelectiveTraining(pl.Callback):
         scoring_compile, scoring_resolution, scoring_budget: make scoring cheaper; see ``Downsampler``.
         distributed: on several ranks, ``global`` or ``local``; see ``reducr.distributed``. The loss that
             ``training_step`` returns is then multiplied with the ``loss_weight`` of the selected points.
+        weights_points: the module multiplies the loss of each point with this callback's ``point_weights``; rules that
+            weight points are refused without it.
         seed: of the draws of rules and samplers that draw.
 
     Raises:
@@ -88,6 +90,7 @@ class SelectiveTraining(pl.Callback):
         scoring_resolution: float | None = None,
         scoring_budget: ScoringBudget | None = None,
         distributed: str | None = None,
+        weights_points: bool = False,
         seed: int = 0,
     ) -> None:
         if not (model is None or isinstance(model, str) or callable(model)) or isinstance(model, nn.Module):
@@ -110,6 +113,7 @@ class SelectiveTraining(pl.Callback):
             scoring_resolution=scoring_resolution,
             scoring_budget=scoring_budget,
             distributed=distributed,
+            weights_points=weights_points,
             seed=seed,
         )
         self.random_state: dict[str, Any] | None = None
@@ -124,6 +128,11 @@ class SelectiveTraining(pl.Callback):
     def report(self) -> SelectionReport:
         """What has been selected so far, and what it cost; prints well."""
         return self.downsampler.report()
+
+    @property
+    def point_weights(self) -> torch.Tensor:
+        """(b,) what ``training_step`` must multiply the loss of each point with; ones for most rules."""
+        return self.downsampler.point_weights
 
     @property
     def trainer(self) -> pl.Trainer:

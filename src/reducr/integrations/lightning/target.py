@@ -20,7 +20,7 @@ from reducr.functional import point_cross_entropy
 from reducr.holdout import GroupHoldoutLoss
 from reducr.metrics import ClassificationReport, summary
 from reducr.randomness import random_state, set_random_state
-from reducr.scoring import ScoringBudget, ScoringForward, check_budget
+from reducr.scoring import ScoringBudget, ScoringForward, check_budget, check_compiled
 from reducr.selectors import Selector
 from reducr.step import IrreducibleLookup, num_selected_of, pick, update_holdout_loss
 
@@ -95,6 +95,7 @@ class TargetModule(pl.LightningModule):
         num_selected_of(fraction, 1)
         check_mode_name(distributed)
         check_budget(scoring_budget, selector, fraction=fraction, distributed=distributed)
+        check_compiled(selector, scoring_compile)
         if also_train_on is not None and distributed is not None:
             raise ValueError(
                 "points beside the selected ones (holdout_fraction) are for one process in this version: leave "
@@ -198,7 +199,7 @@ class TargetModule(pl.LightningModule):
         self._training_from = time.perf_counter()
         self.selection_seconds += self._training_from - started
         trained_on = self.selected if self._others is None else self._others.joined_to(self.selected)
-        loss = selected_loss(self.model, trained_on)
+        loss = selected_loss(self.model, trained_on, self.selection.point_weights)
         self.loss = loss.detach()
         return total_loss(loss, self.companions, trained_on) * self.selection.loss_weight
 

@@ -1,0 +1,63 @@
+"""Quotas: how many points of each group are selected, and which of them at random."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def quota_scores(groups: Tensor, quotas: Tensor, *, generator: torch.Generator | None) -> Tensor:
+    """Random scores of which the b largest share b out among the groups by their ``quotas``, for every b.
+
+    Point i, which is the j-th of its group g in a random order (j = 0, 1, ...), has the score::
+
+        score_i = -(j + u_g) / quotas_g          u_g uniform in [0, 1)
+
+    So the next place goes to the group that is farthest behind its quota, as in a highest-averages apportionment. A
+    group gets its quota of b, rounded up or down at random without a bias towards either; one that has no more points
+    leaves the rest to the others, in proportion to their quotas.
+
+    Args:
+        groups: (B,) integers in [0, G).
+        quotas: (G,) > 0, up to a common factor.
+        generator: source of randomness; None uses the global one.
+
+    Returns:
+        (B,) float64.
+
+    Source: Sainte-Lague's method, with random starts in place of 1/2.
+    """
+    size, device = len(groups), groups.device
+    drawn_on = device if generator is None else generator.device
+    drawn = torch.rand(size + len(quotas), dtype=torch.float64, generator=generator, device=drawn_on).to(device)
+    places = _places_in_groups(groups, drawn[:size], num_groups=len(quotas))
+    return -(places + drawn[size:][groups]) / quotas.double()[groups]
+
+
+def _places_in_groups(groups: Tensor, keys: Tensor, *, num_groups: int) -> Tensor:
+    """(B,) how many points of the same group have a smaller key."""
+    order = keys.argsort()
+    order = order[groups[order].argsort(stable=True)]  # by group, then by key
+    counts = torch.bincount(groups, minlength=num_groups)
+    starts = counts.cumsum(0) - counts
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(groups), device=groups.device) - starts[groups[order]]
+    return places
+
+
+def holdout_error(holdout_loss: Tensor) -> Tensor:
+    """The error that a mean cross-entropy stands for: ``1 - exp(-h)``, zero for a negative h.
+
+    ``exp(-h)`` is the geometric mean of the probabilities of the right targets, and so at most their mean.
+
+    Args:
+        holdout_loss: (G,) nats.
+
+    Returns:
+        (G,) in [0, 1].
+
+    Example:
+        >>> holdout_error(torch.tensor([0.0, 0.6931, 5.0]))
+        tensor([0.0000, 0.5000, 0.9933])
+    """
+    return -torch.expm1(-holdout_loss.clamp(min=0))

@@ -1,0 +1,118 @@
+"""The rules of other papers in plain loops over Python floats."""
+
+import math
+
+from reference.scores import cross_entropy, softmax
+
+
+def drop_densities(num_points: list[int], error: list[float], density: float) -> list[float]:
+    """Share of each class that is kept: DRoP (arXiv 2404.05579), Algorithm 1; ``error`` is one less the recall."""
+    densities = [0.0] * len(num_points)
+    unsaturated = {k for k, number in enumerate(num_points) if number}
+    excess = density * sum(num_points)
+    while excess > 1e-9:
+        total = sum(num_points[k] * error[k] for k in unsaturated)
+        given = excess
+        for k in sorted(unsaturated):
+            more = given * error[k] / total
+            densities[k] += more
+            excess -= num_points[k] * more
+            if densities[k] > 1:
+                unsaturated = unsaturated - {k}
+                excess += num_points[k] * (densities[k] - 1)
+                densities[k] = 1.0
+    return densities
+
+
+def apportioned(num_points: list[int], quotas: list[float], starts: list[float], num_selected: int) -> list[int]:
+    """How many of each group, when every place goes to the group that is farthest behind its quota."""
+    taken = [0] * len(num_points)
+    for _ in range(num_selected):
+        open_groups = [g for g in range(len(num_points)) if taken[g] < num_points[g]]
+        taken[min(open_groups, key=lambda g: (taken[g] + starts[g]) / quotas[g])] += 1
+    return taken
+
+
+def dot(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def last_layer_gradient(logits: list[float], target: int, features: list[float]) -> list[float]:
+    """Of the cross-entropy by the weights of the last layer, flat."""
+    residual = [p - (c == target) for c, p in enumerate(softmax(logits))]
+    return [r * f for r in residual for f in features]
+
+
+def divbs_order(gradients: list[list[float]]) -> list[int]:
+    """Greedy: the gradient whose part that is new has the largest product with the sum of all, by Gram-Schmidt."""
+    total = [sum(column) for column in zip(*gradients, strict=True)]
+    left, order, basis = list(range(len(gradients))), [], []
+    while left:
+        gains, directions = {}, {}
+        for i in left:
+            new = gradients[i]
+            for direction in [*basis, *basis]:  # twice, which keeps it orthogonal in floating point
+                share = dot(new, direction)
+                new = [n - share * d for n, d in zip(new, direction, strict=True)]
+            norm = math.sqrt(dot(new, new))
+            if norm < 1e-6 * math.sqrt(dot(gradients[i], gradients[i])):
+                continue
+            gains[i], directions[i] = abs(dot(new, total)) / norm, [n / norm for n in new]
+        largest = max(gains.values(), default=0.0)
+        if largest < 1e-9 and not basis:
+            return order + left
+        if largest < 1e-9:
+            basis = []
+            continue
+        best = min(i for i in left if gains.get(i, 0.0) >= largest * (1 - 1e-7))
+        basis.append(directions[best])
+        order.append(best)
+        left.remove(best)
+    return order
+
+
+def group_dro_step(
+    losses: list[float], groups: list[int], cumulative_loss: list[float], *, step_size: float
+) -> tuple[list[float], list[float], float]:
+    """Group DRO (arXiv 1911.08731), Algorithm 1, on a mini-batch: cumulative losses, weights, the weighted loss."""
+    means = []
+    for g in range(len(cumulative_loss)):
+        own = [loss for loss, group in zip(losses, groups, strict=True) if group == g]
+        means.append(sum(own) / len(own) if own else 0.0)
+    cumulative_loss = [c + m for c, m in zip(cumulative_loss, means, strict=True)]
+    powers = [math.exp(step_size * c) for c in cumulative_loss]
+    weights = [power / sum(powers) for power in powers]
+    return cumulative_loss, weights, dot(weights, means)
+
+
+def infobatch_weights(losses: list[float], positions: list[int], *, prune_probability: float) -> list[float]:
+    """InfoBatch (arXiv 2303.04947): what is below the mean stands for what was pruned, too."""
+    mean = sum(losses) / len(losses)
+    return [1 / (1 - prune_probability) if losses[i] < mean else 1.0 for i in positions]
+
+
+def bayesian_score(samples: list[list[float]], target: int, irreducible_loss: float, *, alpha: float) -> float:
+    """Deng et al. (arXiv 2308.10544): alpha E log p + (1 - alpha) log p_irreducible - log E p."""
+    losses = [cross_entropy(logits, target) for logits in samples]
+    expected = -sum(losses) / len(losses)
+    of_mean = math.log(sum(math.exp(-loss) for loss in losses) / len(losses))
+    return alpha * expected - (1 - alpha) * irreducible_loss - of_mean
+
+
+def class_balanced_probabilities(groups: list[int], num_selected: int) -> list[float]:
+    """Probability that each point is selected, by all orders of draws, each in proportion to one over its group."""
+    counts = [groups.count(group) for group in groups]
+    chance = [0.0] * len(groups)
+
+    def draw(taken: tuple[int, ...], probability: float) -> None:
+        if len(taken) == num_selected:
+            for i in taken:
+                chance[i] += probability
+            return
+        left = [i for i in range(len(groups)) if i not in taken]
+        total = sum(1 / counts[i] for i in left)
+        for i in left:
+            draw((*taken, i), probability / counts[i] / total)
+
+    draw((), 1.0)
+    return chance
