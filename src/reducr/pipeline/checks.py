@@ -65,6 +65,9 @@ def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData, *
         _check_model("irreducible.model", config.irreducible.model, data, data.outcomes.num_outcomes)
     if config.proxy.model is not None:
         _check_model("proxy.model", config.proxy.model, data, train.num_classes)
+    for method in methods:
+        if method.selector is not None:
+            check_compiled(method.make_selector(train.num_groups), config.scoring.compile)
     _check_scoring(config, data)
     for method in methods:
         if method.selector is None:
@@ -186,7 +189,6 @@ def _check_method(config: DictConfig, method: Method, data: SeedData, *, trains_
                 f"{given}: a table has rows for the training part only. Set irreducible.lookup=live, or train_on=train."
             )
     if "features" in selector.needs:
-        check_compiled(selector, config.scoring.compile)
         scorer = config.model if config.proxy.model is None else config.proxy.model
         model = data.make_model(scorer, num_outputs=train.num_classes, seed=0)
         score_candidates(model, _probe(data), selector, None, scoring_mode="eval")
