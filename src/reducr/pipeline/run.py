@@ -189,7 +189,12 @@ def _train(config: DictConfig, *, trains_irreducible: bool, folder: Path | None)
     finally:
         if rows and is_main():
             write_report(
-                [folder], out=folder, console=make_console(), open_data=lambda _: datamodule.raw, with_files=False
+                [folder],
+                out=folder,
+                console=make_console(),
+                open_data=lambda _: datamodule.raw,
+                with_page=config.record.page,
+                with_files=False,
             )
     return folder
 

@@ -382,7 +382,8 @@ def names_of(data: Mapping[str, NDArray[Any]]) -> tuple[list[str], list[str]]:
 @lru_cache(maxsize=64)
 def _read_arrays(path: Path, changed: int) -> Mapping[str, NDArray[Any]]:
     try:
-        with np.load(path) as file:
+        # numpy leaves a file that it cannot read open
+        with path.open("rb") as opened, np.load(opened) as file:
             return dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): make the run again, or leave it out of the report.") from error

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ class Plot:
         text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
         head, rest = text.split(">", 1)
         head = re.sub(r' (?:width|height)="[^"]*"', "", head)
-        return f'{head} role="img" aria-label="{_escaped(self.alternative)}">{rest}'
+        return f'{head} role="img" aria-label="{escape(self.alternative)}">{rest}'
 
     def save(self, folder: Path) -> None:
         """Write ``NAME.svg`` and ``NAME.png``."""
@@ -529,10 +530,6 @@ def as_text(name: str) -> str:
     half = _LONGEST_NAME // 2
     short = name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
     return short.replace("$", r"\$")
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
 
 
 @contextmanager
