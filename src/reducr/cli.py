@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hydra.errors import HydraException
     from omegaconf import DictConfig
 
+    from reducr.data.module import RawData
+
 _USAGE = """\
 usage: reducr COMMAND [OPTION=VALUE ...]
 
@@ -23,7 +25,7 @@ usage: reducr COMMAND [OPTION=VALUE ...]
   reducr irreducible experiment=NAME  irreducible models and their table alone (gradient_weighted_class=null|NUMBER|all)
   reducr train experiment=NAME        target training alone (irreducible.dir=RUN, selection_method=NAME, seed=NUMBER)
   reducr resume RUN                   go on with an interrupted run, of any of these, as if nothing had happened
-  reducr report RUN...                tables and plots from finished runs
+  reducr report RUN... --out DIR      one HTML page, tables and plots from runs, finished or still going on
 
 your own data, without writing code:
 
@@ -165,13 +167,29 @@ def _renamed(argument: str) -> str:
 def _report(rest: Sequence[str]) -> None:
     from reducr.reports import make_console, write_report
 
-    parser = argparse.ArgumentParser(prog="reducr report", description="Tables and plots from finished runs.")
+    parser = argparse.ArgumentParser(
+        prog="reducr report",
+        description="One HTML page, tables and plots from runs, finished or not. Runs on the same data are compared; "
+        "those of the same settings are put together.",
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--out", type=Path, default=None, help="where to write; by default into the only RUN")
+    parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="where to write; by default the only RUN")
+    parser.add_argument("--no-points", action="store_true", help="do not read the data again to show points")
     options = parser.parse_args(rest)
     if options.out is None and len(options.runs) > 1:
         parser.error("give --out DIR for a report of several runs")
-    write_report(options.runs, out=options.out or options.runs[0], console=make_console())
+    write_report(
+        options.runs,
+        out=options.out or options.runs[0],
+        console=make_console(),
+        open_data=None if options.no_points else _open_data,
+    )
+
+
+def _open_data(run: Path) -> RawData:
+    from reducr.pipeline import open_data
+
+    return open_data(run)
 
 
 def _resume(rest: Sequence[str]) -> None:

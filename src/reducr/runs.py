@@ -124,6 +124,19 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_at_work(folder: Path) -> bool:
+    """Whether a process is at work in the folder of a run (see ``claimed``); False where that cannot be found out."""
+    path = folder / _START
+    if fcntl is None or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def has_results(folder: Path) -> bool:
     """Whether any method of the run has finished."""
     return (folder / _RESULTS).is_file()

@@ -29,4 +29,5 @@ class Digits(DataModule):
             input=torch.tensor(bunch.data / 16.0, dtype=torch.float32),
             target=torch.tensor(bunch.target, dtype=torch.int64),
             class_names=tuple(str(digit) for digit in range(10)),
+            image_shape=(8, 8),
         )

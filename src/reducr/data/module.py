@@ -76,6 +76,7 @@ class RawData:
         content: (N,) integers, the same for points with the same input, which are then drawn into one part; None where
             that is not known, or where different points may well have the same input.
         facts: what a model must know of the inputs beside their shape, such as ``num_tokens``.
+        image_shape: height and width of the pictures that flat inputs are, for people who look at them; else None.
         notes: what a user should be told of the data, such as how many images were skipped.
     """
 
@@ -91,6 +92,7 @@ class RawData:
     group_names: tuple[str, ...] | None = None
     content: Tensor | None = None
     facts: Mapping[str, int] = field(default_factory=dict)
+    image_shape: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
 
     def points(self, positions: Tensor, *, target: Tensor | None = None, **options: Any) -> PointDataset:
@@ -162,8 +164,8 @@ class DataModule(ABC):
         self.augment = augment or None
 
     @cached_property
-    def _raw(self) -> RawData:
-        """What ``read`` gave, read once for all seeds."""
+    def raw(self) -> RawData:
+        """What ``read`` gives, read once for all seeds."""
         raw = self.read()
         _check_parts(raw)
         return raw
@@ -187,7 +189,7 @@ class DataModule(ABC):
             ValueError: for sizes or options out of range, a label outside 0..C-1, parts that overlap, or a class or
                 group without a holdout point, or a class without a training point before noise (named).
         """
-        raw, generators = self._raw, _generators(seed)
+        raw, generators = self.raw, _generators(seed)
         shown = self._all_shown(raw, generators)
         raw = self.encoded(raw, shown["train"].source)
         for part, noise in self.input_noise.items():
@@ -216,7 +218,7 @@ class DataModule(ABC):
         Raises:
             ValueError: as ``splits``.
         """
-        return {part: len(points.source) for part, points in self._all_shown(self._raw, _generators(seed)).items()}
+        return {part: len(points.source) for part, points in self._all_shown(self.raw, _generators(seed)).items()}
 
     def _all_shown(self, raw: RawData, generators: Mapping[str, torch.Generator]) -> dict[str, _Shown]:
         """What every part shows; each class and group has the points it needs."""

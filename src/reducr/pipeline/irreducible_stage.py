@@ -50,11 +50,14 @@ Groups = tuple[int, ...]
 class Display(Protocol):
     """Where progress is shown."""
 
-    def begin(self, description: str, num_steps: int) -> None:
-        """A training of ``num_steps`` begins."""
+    def begin(self, description: str, num_steps: int, *, group_names: Sequence[str] | None = None) -> None:
+        """A training of ``num_steps`` begins; with ``group_names`` that of a method."""
 
     def advance(self, step: int, worst_group_accuracy: float | None) -> None:
         """It has come to ``step``."""
+
+    def show_weights(self, weights: Sequence[float]) -> None:
+        """The weights of all groups are now ``weights``."""
 
 
 @dataclass(frozen=True)

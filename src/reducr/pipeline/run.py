@@ -15,6 +15,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from reducr.data import DataModule
+from reducr.data.module import RawData
 from reducr.distributed import is_main, of_main, raising_together, ranks_met, wait_for_all
 from reducr.files import remove_partial_files, replaced_atomically, write_text_atomically
 from reducr.pipeline.checks import check_seeds, check_setup
@@ -66,6 +67,19 @@ def run_irreducible(config: DictConfig) -> Path:
         ValueError: as ``run_experiment``; and if ``gradient_weighted_class`` is not null, ``all`` or a group.
     """
     return _run_irreducible(config)
+
+
+def open_data(folder: Path) -> RawData:
+    """The data of a run, read again by its stored configuration from where it was started.
+
+    Raises:
+        OSError: if a file is not there, or the folder that the run was started in.
+        ValueError: if the data or the configuration is not what it should be.
+    """
+    _, started_in = read_start(folder)
+    config = OmegaConf.load((folder / "config.yaml").resolve())
+    with contextlib.chdir(started_in):
+        return _datamodule(config).raw  # type: ignore[arg-type]
 
 
 def resume_run(folder: Path) -> Path:
@@ -176,7 +190,14 @@ def _train(config: DictConfig, *, trains_irreducible: bool, folder: Path | None)
                         write_results(folder, rows)
     finally:
         if rows and is_main():
-            write_report([folder], out=folder, console=make_console())
+            write_report(
+                [folder],
+                out=folder,
+                console=make_console(),
+                open_data=lambda _: datamodule.raw,
+                with_page=config.record.page,
+                with_files=False,
+            )
     return folder
 
 

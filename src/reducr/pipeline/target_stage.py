@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from reducr.batch import Batch
 from reducr.checkpoints import Checkpoints
 from reducr.companions import Companion
-from reducr.data import PointLoader
-from reducr.distributed import is_main, wait_for_all
-from reducr.files import write_text_atomically
+from reducr.data import PointDataset, PointLoader
+from reducr.distributed import gathered, is_main, wait_for_all
+from reducr.files import replaced_atomically, write_text_atomically
+from reducr.functional import point_cross_entropy
 from reducr.integrations.lightning import SelectionRecorder, TargetModule, fit_target, model_state
 from reducr.metrics import ClassificationReport, summary
 from reducr.pipeline.irreducible_stage import IrreducibleStage
@@ -50,8 +52,9 @@ def train_method(
         method: what to train.
         data: of the seed.
         stage: gives the irreducible losses, and shows progress.
-        folder: gets ``csv/metrics.csv``, ``checkpoints/`` with one file for each rule, ``selected.npz`` and
-            ``test_accuracy.csv``; what an interrupted run has left in it is gone on with.
+        folder: gets ``csv/metrics.csv``, ``checkpoints/`` with one file for each rule, ``selected.npz``,
+            ``test_accuracy.csv``, ``test_predictions.npz`` and ``point_loss.npy``; what an interrupted run has left in
+            it is gone on with.
 
     Returns:
         One row for each checkpoint rule.
@@ -76,7 +79,8 @@ def train_method(
     )
     recorder = SelectionRecorder(folder / "selected.npz", num_points=len(points), is_corrupted=points.is_corrupted)
     loggers = [_logger(node, method, data.seed, folder) for node in config.logger.values()]
-    stage.display.begin(f"seed {data.seed}: {method.name}", config.num_steps)
+    names = data.splits.group_names or data.splits.class_names
+    stage.display.begin(f"seed {data.seed}: {method.name}", config.num_steps, group_names=names)
     started = time.perf_counter()
     with scoped_seed(stream_seed(data.seed, "target")):
         steps = fit_target(
@@ -88,11 +92,12 @@ def train_method(
             recorder=recorder,
             loggers=loggers,
             advance=stage.display.advance,
+            show_weights=stage.display.show_weights,
             trainer_options=config.trainer,
             resume_seconds=config.model_io.resume_seconds,
         )
-    fit_seconds = module.earlier_seconds + time.perf_counter() - started
-    return _tested(
+    fit_seconds = module.earlier_seconds + time.perf_counter() - started - module.test_seconds
+    rows = _tested(
         method,
         data,
         module.model,
@@ -106,6 +111,10 @@ def train_method(
         selected_fraction=module.num_selected_seen / module.num_candidates_seen,
         corrupted_fraction=recorder.corrupted_fraction,
     )
+    if config.record.point_losses:
+        module.model.load_state_dict(model_state(checkpoints / "last.ckpt"))
+        _write_point_losses(module.model, points, folder / "point_loss.npy")
+    return rows
 
 
 def resume_folder(folder: Path) -> Path:
@@ -155,6 +164,9 @@ def _target_module(
         distributed=config.distributed,
         scoring_budget=make_scoring_budget(config, selector, num_points=num_points),
         **scoring_options(config),
+        test=PointLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE, over_ranks=True)
+        if config.record.test_accuracy
+        else None,
         companions=irreducible.companions if proxy is None else [Companion(proxy), *irreducible.companions],
         also_train_on=others,
         seed=stream_seed(data.seed, "selection"),
@@ -195,8 +207,9 @@ def _tested(
     num_joint_groups: int | None = None,
     **costs: Any,
 ) -> list[ResultRow]:
-    """Test the state of every checkpoint rule; writes ``test_accuracy.csv``."""
+    """Test the state of every checkpoint rule; writes ``test_accuracy.csv`` and ``test_predictions.npz``."""
     rows, lines = [], []
+    predictions: dict[str, Any] = {}
     for rule, state in state_by_rule.items():
         model.load_state_dict(state)
         batches = PointLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE, over_ranks=True)
@@ -208,6 +221,7 @@ def _tested(
             num_joint_groups=num_joint_groups,
         )
         rows.append(ResultRow(method=method.name, seed=data.seed, checkpoint_rule=rule, **(costs | summary(report))))
+        predictions[rule] = report["prediction"].numpy().astype(np.min_scalar_type(data.splits.test.num_classes - 1))
         for part in ("class", "group"):
             values, counts = report[f"{part}_accuracy"].tolist(), report[f"{part}_count"].tolist()
             lines += [[rule, part, place, counts[place], f"{values[place]:.6g}"] for place in range(len(values))]
@@ -217,7 +231,23 @@ def _tested(
     )
     if is_main():
         write_text_atomically(folder / "test_accuracy.csv", text.getvalue())
+        with replaced_atomically(folder / "test_predictions.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **predictions)
     return rows
+
+
+@torch.no_grad()
+def _write_point_losses(model: nn.Module, points: PointDataset, path: Path) -> None:
+    """Write the loss of every training point (N,) float32, in eval mode."""
+    device = next(model.parameters()).device
+    losses = []
+    with scoring_pass(model, "eval"):
+        for batch in PointLoader(points, batch_size=_TEST_BATCH_SIZE, over_ranks=True):
+            own = point_cross_entropy(model(batch.input.to(device)).cpu(), batch.target)
+            losses.append(torch.cat(gathered(own)))
+    if is_main():
+        with replaced_atomically(path) as temporary, temporary.open("wb") as file:
+            np.save(file, torch.cat(losses).numpy().astype(np.float32))
 
 
 @torch.no_grad()
@@ -229,14 +259,18 @@ def evaluate(
     num_groups: int,
     num_joint_groups: int | None = None,
 ) -> dict[str, Tensor]:
-    """Accuracies of ``model`` in eval mode (see ``metrics.ClassificationReport``), on the model's device."""
+    """Accuracies of ``model`` in eval mode (see ``metrics.ClassificationReport``), on the model's device.
+
+    ``prediction`` (N,) int64 is the class predicted for every point, in order, of all ranks.
+    """
     report = ClassificationReport(num_classes=num_classes, num_groups=num_groups)
     device = next(model.parameters()).device
+    predictions = []
     with scoring_pass(model, "eval"):
         for batch in batches:
             logits = model(batch.input.to(device)).cpu()
             if num_joint_groups is not None:
                 logits = logits.reshape(len(logits), -1, num_joint_groups).logsumexp(dim=2)
             report.update(logits, batch.target, batch.group)
-    result: dict[str, Tensor] = report.compute()
-    return result
+            predictions.append(torch.cat(gathered(logits.argmax(dim=1))))
+    return report.compute() | {"prediction": torch.cat(predictions)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,16 +201,24 @@ class RunProgress(pl.Callback):
     Args:
         advance: called after every step with the number of steps done and the worst-group holdout accuracy so far
             (None before the first validation).
+        show_weights: called after every validation with the weight of each group; None for nothing.
     """
 
-    def __init__(self, advance: Callable[[int, float | None], None]) -> None:
+    def __init__(
+        self,
+        advance: Callable[[int, float | None], None],
+        show_weights: Callable[[Sequence[float]], None] | None = None,
+    ) -> None:
         self.advance = advance
+        self.show_weights = show_weights
         self._worst: float | None = None
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the accuracy."""
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Note the accuracy, and tell the weights."""
         worst = trainer.callback_metrics.get("holdout/worst_group_accuracy")
         self._worst = None if worst is None else float(worst)
+        if self.show_weights is not None:
+            self.show_weights(pl_module.selector.group_weights.tolist())
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Report the step."""

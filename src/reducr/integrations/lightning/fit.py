@@ -32,6 +32,7 @@ from reducr.integrations.lightning.irreducible import IrreducibleModule
 from reducr.integrations.lightning.target import TargetModule
 
 Advance = Callable[[int, float | None], None]
+ShowWeights = Callable[[Sequence[float]], None]
 
 
 class Batches(Protocol):
@@ -64,6 +65,7 @@ def fit_target(
     loggers: Sequence[Logger],
     advance: Advance,
     trainer_options: Mapping[str, Any],
+    show_weights: ShowWeights | None = None,
     resume_seconds: float = 30.0,
 ) -> int:
     """Train a target model; validation over ``module.holdout`` every ``refresh_steps`` is its refresh.
@@ -79,6 +81,7 @@ def fit_target(
         loggers: get every metric of every step.
         advance: called after every step with its number and the worst-group holdout accuracy so far.
         trainer_options: of the Trainer.
+        show_weights: called after every validation with the weight of each group; None for nothing.
         resume_seconds: least wall-clock between two states to go on from; they are written at validations.
 
     Returns:
@@ -98,7 +101,7 @@ def fit_target(
         val_check_interval=min(refresh_steps, num_steps),
         check_val_every_n_epoch=None,
         logger=list(loggers),
-        callbacks=[recorder, best, LastCheckpoint(folder / "last.ckpt"), RunProgress(advance), resume],
+        callbacks=[recorder, best, LastCheckpoint(folder / "last.ckpt"), RunProgress(advance, show_weights), resume],
         default_root_dir=folder,
     )
     _fit(trainer, module, Resumable(candidates, skips_finished=True), module.holdout, go_on_from=go_on_from)

@@ -60,7 +60,9 @@ class TargetModule(pl.LightningModule):
         also_train_on: batches of other points, such as holdout points, one of which joins the selected points in every
             gradient step; iterated again at its end.
         distributed: on several ranks ``global`` or ``local``; see ``reducr.distributed``. ``holdout`` is then this
-            rank's part of the holdout set.
+            rank's part of the holdout set, and ``test`` of the test part.
+        test: batches of the test part, on which accuracies are logged at every validation; None for not at all. What it
+            takes is not counted in any seconds.
         seed: of the selector's draws; the same on all ranks.
 
     Raises:
@@ -89,6 +91,7 @@ class TargetModule(pl.LightningModule):
         companions: Sequence[Companion] = (),
         also_train_on: Iterable[Batch] | None = None,
         distributed: str | None = None,
+        test: Iterable[Batch] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -131,6 +134,8 @@ class TargetModule(pl.LightningModule):
             None if holdout_decay is None else GroupHoldoutLoss(selector.num_groups, decay=holdout_decay)
         )
         self.holdout_report = ClassificationReport(num_classes=num_classes, num_groups=selector.num_groups)
+        self.test = test
+        self._test_report = ClassificationReport(num_classes=num_classes, num_groups=selector.num_groups)
         self.selection: Selection | None = None
         self.selected: Batch | None = None
         self.loss = torch.tensor(torch.nan)
@@ -140,6 +145,8 @@ class TargetModule(pl.LightningModule):
         self.training_seconds = 0.0
         self.earlier_seconds = 0.0
         """Wall-clock of the parts of this training before interruptions."""
+        self.test_seconds = 0.0
+        """Wall-clock of tests since the last interruption, which no other seconds have in them."""
         self._num_mini_batches = 0
         # DistributedDataParallel would put those of rank 0 into all others, whose sums are their own
         own_state = ("selector", "holdout_loss", "moving_holdout_loss")
@@ -252,6 +259,8 @@ class TargetModule(pl.LightningModule):
             {f"holdout/{name}": value for name, value in summary(report).items()}
             | _by_group("holdout/group_loss", group_holdout_loss)
             | _by_group("holdout/group_accuracy", report["group_accuracy"])
+            | self._tested()
+            | {"time/target_seconds": self._seconds}
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -259,7 +268,7 @@ class TargetModule(pl.LightningModule):
         checkpoint["reducr"] = {
             "generator": self.generator.get_state(),
             "random": random_state(),
-            "seconds": self.earlier_seconds + time.perf_counter() - self._started,
+            "seconds": self._seconds,
         } | {name: getattr(self, name) for name in _COUNTERS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -274,6 +283,23 @@ class TargetModule(pl.LightningModule):
     @property
     def _is_over_ranks(self) -> bool:
         return self.distributed is not None
+
+    @property
+    def _seconds(self) -> float:
+        """Wall-clock of this training so far."""
+        return self.earlier_seconds + time.perf_counter() - self._started - self.test_seconds
+
+    def _tested(self) -> dict[str, float]:
+        """Accuracies on the test part, if they are wanted; the model is in eval mode, as in all of a validation."""
+        if self.test is None:
+            return {}
+        started = time.perf_counter()
+        self._test_report.reset()
+        for batch in self._on_device(self.test):
+            self._test_report.update(self.model(batch.input), batch.target, batch.group)
+        tested = {f"test/{name}": value for name, value in summary(self._test_report.compute()).items()}
+        self.test_seconds += time.perf_counter() - started
+        return tested
 
     def _update_holdout_loss(self, batches: Iterable[Batch], holdout_loss: GroupHoldoutLoss) -> None:
         on_device = self._on_device(batches)
