@@ -196,8 +196,12 @@ def _export(rest: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="a new folder; default: RUN/export")
     parser.add_argument("--method", help="default: reducr, or the only one")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: all that have the training part of the first")
-    parser.add_argument("--order", choices=ORDERS, default="both", help="what is best: times selected, mean score; default: both")
-    parser.add_argument("--quotas", choices=QUOTAS, default="selected", help="shares of the classes; default: as they were selected")
+    parser.add_argument(
+        "--order", choices=ORDERS, default="both", help="what is best: times selected, mean score; default: both"
+    )
+    parser.add_argument(
+        "--quotas", choices=QUOTAS, default="selected", help="shares of the classes; default: as they were selected"
+    )
     parser.add_argument("--quota", action="append", default=[], metavar="CLASS=N", help="so many of this class")
     parser.add_argument("--at-least", type=int, default=1, metavar="N", help="of each class, or all it has; default: 1")
     parser.add_argument("--drop-label-errors", action="store_true", help="leave out what two models find unlikely")

@@ -78,15 +78,12 @@ class ImageFolder(ImageDataModule):
 
     def write_parts(self, places: Mapping[str, Tensor], folder: Path, *, is_linked: bool) -> dict[str, Any]:
         """Write ``folder/PART/CLASS/*``, copies of the images or symbolic links to them; see ``WritesParts``."""
-        folders = _part_folders(self.data_dir) or {"train": self.data_dir}
-        files = self._files()
-        names = [
-            path.relative_to(folders[part]) for part, of in files.items() for paths in of.values() for path in paths
-        ]
-        paths = in_order(files)[0]
+        folders, files = _part_folders(self.data_dir) or {"train": self.data_dir}, self._files()
+        paths, _, parts = in_order(files)
+        read_from = {place: folders[part] for part, of_part in parts.items() for place in of_part.tolist()}
         for part, of_part in places.items():
             for place in of_part.tolist():
-                copy = folder / part / names[place]
+                copy = folder / part / paths[place].relative_to(read_from[place])
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 if is_linked:
                     copy.symlink_to(paths[place].resolve())

@@ -27,6 +27,7 @@ from reducr.runs import read_start
 from reducr.step import num_selected_of
 
 _DEFAULT_METHOD = "reducr"
+_OF_POINTS = ("num_times_selected", "num_times_scored", "score_sum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,9 @@ class Export:
 
 
 def export_run(run: Path, out: Path, options: ExportOptions) -> Export:
-    """Write the best points of a run into a new folder: ``points.parquet``, ``export.json`` and, for data of one's own,
-    the reduced data set in ``data``.
+    """Write the best points of a run into a new folder.
+
+    It holds ``points.parquet``, ``export.json`` and, for data of one's own, the reduced data set in ``data``.
 
     Args:
         run: folder of a finished or interrupted run.
@@ -97,7 +99,7 @@ def export_run(run: Path, out: Path, options: ExportOptions) -> Export:
         FileNotFoundError: if ``run`` is the folder of no run, or data that must be read is gone.
         ValueError: for methods, seeds, classes and numbers that the run does not have, or data that has changed.
         ModuleNotFoundError: without pyarrow.
-    """  # fmt: skip
+    """
     import pyarrow  # noqa: F401  (missing, it is to be named before any work)
 
     _check_out(out)
@@ -158,14 +160,14 @@ class _Recorded:
             raise ValueError(
                 f"{_selected_file(run, seeds[0], method)} has no scores: an earlier version wrote it. Run it again."
             )
-        sums = [sum(one[name] for one in selected) for name in ("num_times_selected", "num_times_scored", "score_sum")]
-        return cls(run, method, seeds, first, *sums, notes=tuple(notes))
+        sums = {name: np.sum([one[name] for one in selected], axis=0) for name in _OF_POINTS}
+        return cls(run=run, method=method, seeds=seeds, data=first, notes=tuple(notes), **sums)
 
     @property
     def mean_score(self) -> NDArray[np.float64]:
         """(N,), NaN where a point was never scored."""
         is_scored = self.num_times_scored > 0
-        return np.divide(self.score_sum, self.num_times_scored, out=np.full(len(is_scored), np.nan), where=is_scored)
+        return np.where(is_scored, self.score_sum / np.maximum(self.num_times_scored, 1), np.nan)
 
 
 def _exported(recorded: _Recorded, config: DictConfig, out: Path, options: ExportOptions) -> Export:
@@ -182,7 +184,7 @@ def _exported(recorded: _Recorded, config: DictConfig, out: Path, options: Expor
     if num_chosen > len(ranked):
         raise ValueError(
             f"--fraction {options.fraction:g} is {num_chosen} of {len(target)} points, and {int(is_suspected.sum())} "
-            f"are suspected label errors: {len(ranked)} are left. Give at most --fraction {len(ranked) / len(target):.3f}."
+            f"are suspected label errors: {len(ranked)} are left. Give a smaller fraction, or keep the suspected ones."
         )
     chosen = chosen_points(
         ranked,

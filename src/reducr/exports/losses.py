@@ -70,8 +70,7 @@ def losses_at_the_end(config: DictConfig, data: SeedData, *, seed_folder: Path, 
         logits = logits.logsumexp(dim=2)
     model = data.make_model(config.model, num_outputs=train.num_classes, seed=0)
     model.load_state_dict(model_state(checkpoint))
-    losses = []
     with torch.no_grad(), scoring_pass(model, "eval"):
-        for batch in PointLoader(train, batch_size=_BATCH_SIZE):
-            losses.append(point_cross_entropy(model(batch.input), batch.target))
+        batches = PointLoader(train, batch_size=_BATCH_SIZE)
+        losses = [point_cross_entropy(model(batch.input), batch.target) for batch in batches]
     return torch.cat(losses).double(), point_cross_entropy(logits, train.target).double()

@@ -23,11 +23,11 @@ _OF_POINTS = ("num_times_selected", "num_times_scored", "score_sum")
 class SelectionRecorder(pl.Callback):
     """Writes which points were selected at every step, how often each was, and how each was scored.
 
-    ``selected.npz`` holds ``index`` (steps, b) int64, rows of a shorter selection filled up with -1, and for each point
-    ``num_times_selected`` (N,) int64, ``num_times_scored`` (N,) int64, how often it was a candidate with a finite score,
-    and ``score_sum`` (N,) float64, the sum of these scores. It is written with every whole checkpoint, which one at the
-    end is, and when training stops on an error. Of several ranks that stop on an error, the scores are those up to the
-    last validation or checkpoint.
+    ``selected.npz`` holds ``index`` (steps, b) int64, rows of a shorter selection filled up with -1, and of each point
+    ``num_times_selected`` (N,) int64, ``num_times_scored`` (N,) int64 (how often it was a candidate with a finite
+    score) and ``score_sum`` (N,) float64, the sum of these scores. It is written with every whole checkpoint, which one
+    at the end is, and when training stops on an error. Of several ranks that stop on an error, the scores are those up
+    to the last validation or checkpoint.
 
     A step costs the same however many points and steps there are, and waits for no accelerator: indices and scores stay
     on the device until the next validation.
