@@ -1,4 +1,4 @@
-"""The command line: ``reducr run | irreducible | train | resume | report``."""
+"""The command line: ``reducr run | irreducible | train | resume | report | export``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from reducr.data.module import RawData
+    from reducr.exports import Export
 
 _USAGE = """\
 usage: reducr COMMAND [OPTION=VALUE ...]
@@ -26,6 +27,7 @@ usage: reducr COMMAND [OPTION=VALUE ...]
   reducr train experiment=NAME        target training alone (irreducible.dir=RUN, selection_method=NAME, seed=NUMBER)
   reducr resume RUN                   go on with an interrupted run, of any of these, as if nothing had happened
   reducr report RUN... --out DIR      one HTML page, tables and plots from runs, finished or still going on
+  reducr export RUN --fraction 0.1    the downsampled data set of a run (docs/export.md; --help for all options)
 
 your own data, without writing code:
 
@@ -75,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _stopping_cleanly(lambda: _report(rest))
     elif command == "resume":
         _stopping_cleanly(lambda: _resume(rest))
+    elif command == "export":
+        _stopping_cleanly(lambda: _export(rest))
     elif command in ("run", "irreducible", "train"):
         _stopping_cleanly(lambda: _hydra_command(command, rest))
     else:
@@ -203,6 +207,66 @@ def _resume(rest: Sequence[str]) -> None:
     run = parser.parse_args(rest).run
     keep_freed_memory()
     _say_folder(resume_run(run))
+
+
+def _export(rest: Sequence[str]) -> None:
+    from reducr.exports import ORDERS, QUOTAS, ExportOptions, export_run
+
+    parser = argparse.ArgumentParser(prog="reducr export", description="The downsampled data set of a run.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished or interrupted run")
+    parser.add_argument("--fraction", type=float, required=True, help="share of the training part to keep, in (0, 1]")
+    parser.add_argument("--out", type=Path, help="a new folder; default: RUN/export")
+    parser.add_argument("--method", help="default: reducr, or the only one")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: all that have the training part of the first")
+    parser.add_argument(
+        "--order", choices=ORDERS, default="both", help="what is best: times selected, mean score; default: both"
+    )
+    parser.add_argument(
+        "--quotas", choices=QUOTAS, default="selected", help="shares of the classes; default: as they were selected"
+    )
+    parser.add_argument("--quota", action="append", default=[], metavar="CLASS=N", help="so many of this class")
+    parser.add_argument("--at-least", type=int, default=1, metavar="N", help="of each class, or all it has; default: 1")
+    parser.add_argument("--drop-label-errors", action="store_true", help="leave out what two models find unlikely")
+    parser.add_argument("--link", action="store_true", help="links to the images of a folder, not copies")
+    given = parser.parse_args(rest)
+    options = ExportOptions(
+        fraction=given.fraction,
+        method=given.method,
+        seeds=given.seeds,
+        order=given.order,
+        quotas=given.quotas,
+        quota_of_class=dict(_quota(one) for one in given.quota),
+        at_least=given.at_least,
+        drops_label_errors=given.drop_label_errors,
+        is_linked=given.link,
+    )
+    _say_export(export_run(given.run, given.out or given.run / "export", options))
+
+
+def _quota(given: str) -> tuple[str, int]:
+    name, _, number = given.rpartition("=")
+    if not name or not number.isdecimal():
+        raise ValueError(f"--quota must be CLASS=N, a class and a whole number of points; got {given!r}.")
+    return name, int(number)
+
+
+def _say_export(export: Export) -> None:
+    lines = [f"{export.num_chosen} of {export.num_points} points, those of {export.method}"]
+    lines += [f"  {name}: {chosen} of {there}" for name, (there, chosen) in export.counts.items()]
+    if export.num_suspected is not None:
+        lines.append(f"{export.num_suspected} suspected label errors left out")
+    lines += export.notes
+    if export.data_options:
+        shown = (f"datamodule.{name}={_override(value)}" for name, value in export.data_options.items())
+        lines.append(f"read it with {' '.join(shown)}")
+    sys.stdout.write("\n".join([*lines, f"export folder: {export.folder}", ""]))
+
+
+def _override(value: Any) -> str:
+    """A value as Hydra reads it on the command line."""
+    if value is None:
+        return "null"
+    return f"[{','.join(map(_override, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
 def _say_folder(folder: Path | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,28 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
 
 def remove_partial_files(folder: Path) -> None:
     """Remove what processes that were killed while writing have left anywhere in ``folder``; none may be writing."""
-    for path in folder.rglob(".*.partial"):
-        path.unlink(missing_ok=True)
+    for path in list(folder.rglob(".*.partial")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder_atomically(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that becomes it when the block ends without an exception, and else goes.
+
+    Raises:
+        OSError: if ``folder`` is by then there and not empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -116,6 +116,27 @@ def test_selected_points_of_a_training_that_stops_on_an_error(points, tmp_path):
         assert np.array_equal(selected["num_times_selected"], np.bincount(selected["index"].flatten(), minlength=60))
 
 
+def test_scores_are_summed_by_point(points, tmp_path, monkeypatch):
+    """Whatever the steps are after which they are taken off the device, and whatever is not finite."""
+    times, sums, note = np.zeros(60, dtype=int), np.zeros(60), SelectionRecorder.on_train_batch_end
+
+    def noting(self, trainer, pl_module, *rest):
+        batch = rest[1]
+        pl_module.selection.scores[3] = torch.nan if trainer.global_step % 2 else -torch.inf
+        for index, score in zip(batch[0].tolist(), pl_module.selection.scores.tolist(), strict=True):
+            if np.isfinite(score):
+                times[index] += 1
+                sums[index] += score
+        note(self, trainer, pl_module, *rest)
+
+    monkeypatch.setattr(SelectionRecorder, "on_train_batch_end", noting)
+    fitted(points, tmp_path)
+    with np.load(tmp_path / "selected.npz") as selected:
+        assert np.array_equal(selected["num_times_scored"], times)
+        assert np.array_equal(selected["score_sum"], sums)
+        assert times.sum() == NUM_STEPS * 19
+
+
 @pytest.mark.parametrize("every", [3, 7, 0])
 def test_only_the_steps_that_are_asked_for_are_logged(points, tmp_path, every):
     """Lines are those of a run that logs every step, also where there are fewer steps in an epoch (3) than between."""

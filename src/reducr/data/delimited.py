@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -43,6 +44,17 @@ def delimited_rows(path: Path, *, delimiter: str, quoting: bool) -> Iterator[lis
             f'{path} cannot be read with quoting ({error}). Is there a single " in it? Where quotes are characters '
             "like any other, give datamodule.quoting=false."
         ) from error
+
+
+def write_delimited(path: Path, rows: Iterable[Sequence[str]], *, delimiter: str, quoting: bool) -> None:
+    """Write rows, header first, so that ``delimited_rows`` reads these cells; arguments as there."""
+    text = io.StringIO()
+    if quoting:
+        csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    else:
+        text.writelines(f"{delimiter.join(row)}\n" for row in rows)
+    content = text.getvalue().encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 def _opened(path: Path) -> IO[str]:

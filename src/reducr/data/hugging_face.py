@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,21 @@ class HuggingFace(ColumnDataModule):
                     "datamodule.unreadable=skip."
                 )
         return images[is_readable], is_readable
+
+    def write_parts(self, places: Mapping[str, Tensor], folder: Path, *, is_linked: bool) -> dict[str, Any]:
+        """Write a data set of these parts by ``save_to_disk``, with all columns and features; see ``WritesParts``."""
+        from datasets import DatasetDict, concatenate_datasets
+
+        splits = self._loaded()
+        sources = [splits[split] for split in self.splits_of_parts.values()]
+        stops = np.cumsum([0, *map(len, sources)]).tolist()
+        written = {}
+        for part, of_part in places.items():
+            rows = [of_part[(start <= of_part) & (of_part < stop)] - start for start, stop in pairwise(stops)]
+            parts = [data.select(own.tolist()) for data, own in zip(sources, rows, strict=True) if len(own)]
+            written[part] = concatenate_datasets(parts)
+        DatasetDict(written).save_to_disk(str(folder))
+        return {"path": ".", "name": None} | {f"{part}_split": part for part in places}
 
     def _loaded(self) -> Mapping[str, Dataset]:
         """The splits by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,9 +63,8 @@ class ImageFolder(ImageDataModule):
 
     def read(self) -> RawData:
         """All images, in the order of parts, classes and paths."""
-        folder_of_part = _part_folders(self.data_dir)
-        is_split = bool(folder_of_part)
-        files = {part: class_files(folder) for part, folder in (folder_of_part or {"train": self.data_dir}).items()}
+        is_split = bool(_part_folders(self.data_dir))
+        files = self._files()
         paths, target, parts = in_order(files)
         return self.image_data(
             paths,
@@ -75,6 +75,26 @@ class ImageFolder(ImageDataModule):
             class_names=tuple(files["train"]),
             has_clean_targets=False,
         )
+
+    def write_parts(self, places: Mapping[str, Tensor], folder: Path, *, is_linked: bool) -> dict[str, Any]:
+        """Write ``folder/PART/CLASS/*``, copies of the images or symbolic links to them; see ``WritesParts``."""
+        folders, files = _part_folders(self.data_dir) or {"train": self.data_dir}, self._files()
+        paths, _, parts = in_order(files)
+        read_from = {place: folders[part] for part, of_part in parts.items() for place in of_part.tolist()}
+        for part, of_part in places.items():
+            for place in of_part.tolist():
+                copy = folder / part / paths[place].relative_to(read_from[place])
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                if is_linked:
+                    copy.symlink_to(paths[place].resolve())
+                else:
+                    shutil.copy2(paths[place], copy)
+        return {"data_dir": "."}
+
+    def _files(self) -> dict[str, dict[str, list[Path]]]:
+        """By part and class, all images; one part where none are given."""
+        folder_of_part = _part_folders(self.data_dir) or {"train": self.data_dir}
+        return {part: class_files(folder) for part, folder in folder_of_part.items()}
 
 
 def class_files(folder: Path) -> dict[str, list[Path]]:

@@ -178,6 +178,7 @@ class ImageDataModule(DataModule):
             parts={part: position[places[is_kept[places]]] for part, places in parts.items()},
             group=None if group is None else group[is_kept],
             content=None if content is None else content[is_kept],
+            place=torch.nonzero(is_kept).flatten(),
             notes=notes,
             **published,
         )

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,7 @@ class RawData:
         group_names: (G,); None where groups have none of their own.
         content: (N,) integers, the same for points with the same input, which are then drawn into one part; None where
             that is not known, or where different points may well have the same input.
+        place: (N,) int64, of each point among all rows or files as they were read; None where none was left out.
         facts: what a model must know of the inputs beside their shape, such as ``num_tokens``.
         image_shape: height and width of the pictures that flat inputs are, for people who look at them; else None.
         notes: what a user should be told of the data, such as how many images were skipped.
@@ -91,6 +93,7 @@ class RawData:
     group_of_target: Tensor | None = None
     group_names: tuple[str, ...] | None = None
     content: Tensor | None = None
+    place: Tensor | None = None
     facts: Mapping[str, int] = field(default_factory=dict)
     image_shape: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
@@ -220,6 +223,10 @@ class DataModule(ABC):
         """
         return {part: len(points.source) for part, points in self._all_shown(self.raw, _generators(seed)).items()}
 
+    def places(self, source: Tensor) -> Tensor:
+        """(N,) int64, of points with these ``source`` (N,) among all rows or files as they were read."""
+        return source if self.raw.place is None else self.raw.place[source]
+
     def _all_shown(self, raw: RawData, generators: Mapping[str, torch.Generator]) -> dict[str, _Shown]:
         """What every part shows; each class and group has the points it needs."""
         drawn = self._drawn(raw, generators["train"])
@@ -288,6 +295,23 @@ class DataModule(ABC):
             target, is_changed = noise.noisy(target, num_classes=num_classes, generator=generator)
             is_corrupted = target != clean if raw.has_clean_targets else is_changed
         return _Shown(source, target, is_corrupted)
+
+
+@runtime_checkable
+class WritesParts(Protocol):
+    """A data module that can write some of its points as a data set of the same kind."""
+
+    def write_parts(self, places: Mapping[str, Tensor], folder: Path, *, is_linked: bool) -> dict[str, Any]:
+        """Write the points at these ``places`` of each part into ``folder``, which is new.
+
+        Args:
+            places: by part, int64 ascending, among all rows or files as they were read; see ``DataModule.places``.
+            folder: is made.
+            is_linked: whether files of inputs are linked to, not copied.
+
+        Returns:
+            The options of the data module that read what was written; names of files begin in ``folder``.
+        """
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reducr.data.columns import ColumnDataModule, Rows, Source, check_columns
-from reducr.data.delimited import delimited_rows
+from reducr.data.delimited import delimited_rows, write_delimited
 from reducr.data.features import Features
 from reducr.data.images import read_images, same_files
 from reducr.data.module import RawData
@@ -156,6 +156,46 @@ class Table(ColumnDataModule):
             return Features.of(rows.frame, rows.input_columns), is_readable
         return read_images(_image_paths(rows), **self.input_options)
 
+    def write_parts(self, places: Mapping[str, Tensor], folder: Path, *, is_linked: bool) -> dict[str, Any]:
+        """Write rows into files of the format and columns of those that they were read from; see ``WritesParts``.
+
+        Paths of images are written as absolute ones, so that they are found from the new place. Rows of several files
+        are written into as many: ``train.csv``, ``train_2.csv``.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        written: dict[str, list[str]] = {part: [] for part in places}
+        start = 0
+        for path in (path for paths in self.files.values() for path in paths):
+            size = len(read_table(path, delimiter=self.delimiter, quoting=self.quoting))
+            for part, of_part in places.items():
+                rows = of_part[(start <= of_part) & (of_part < start + size)] - start
+                if len(rows):
+                    number = f"_{len(written[part]) + 1}" if written[part] else ""
+                    written[part].append(f"{part}{number}{_suffix(path)}")
+                    self._write_rows(path, rows.tolist(), folder / written[part][-1])
+            start += size
+        return {"data_dir": "."} | {f"{part}_file": names for part, names in written.items()}
+
+    def _write_rows(self, path: Path, rows: list[int], out: Path) -> None:
+        """Some rows of a file, with all its columns, into a new one of the same format."""
+        column = self.input_columns[0] if self.kind == "image" else None
+        folder = (path.parent if self.image_dir is None else self.image_dir).resolve()
+        if path.suffix == _PARQUET:
+            import pyarrow as pa
+            from pyarrow import parquet
+
+            table = parquet.read_table(path).take(rows)
+            if column is not None:
+                paths = pa.array([str(folder / str(cell)) for cell in table[column].to_pylist()])
+                table = table.set_column(table.column_names.index(column), column, paths)
+            parquet.write_table(table, out)
+            return
+        frame = read_table(path, delimiter=self.delimiter, quoting=self.quoting).iloc[rows]
+        if column is not None:
+            frame = frame.assign(**{column: [str(folder / cell) for cell in frame[column]]})
+        cells = [list(frame.columns), *frame.to_numpy().tolist()]
+        write_delimited(out, cells, delimiter=self.delimiter or delimiter_of(path), quoting=self.quoting)
+
     def encoded(self, raw: RawData, train_source: Tensor) -> RawData:
         """``raw`` with tokens in place of texts, or standardised features."""
         if isinstance(raw.input, Features):
@@ -174,8 +214,7 @@ def read_table(path: Path, *, delimiter: str | None, quoting: bool) -> pd.DataFr
 
     if path.suffix == _PARQUET:
         return pd.read_parquet(path)
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    rows = delimited_rows(path, delimiter=delimiter or _DELIMITER_OF_SUFFIX[suffix], quoting=quoting)
+    rows = delimited_rows(path, delimiter=delimiter or delimiter_of(path), quoting=quoting)
     header = next(rows, [])
     double = next((column for column in header if header.count(column) > 1), None)
     if double is not None:
@@ -190,11 +229,20 @@ def read_table(path: Path, *, delimiter: str | None, quoting: bool) -> pd.DataFr
     return pd.DataFrame(cells, columns=header, dtype="str")
 
 
+def delimiter_of(path: Path) -> str:
+    """Between the cells of a text file of this name."""
+    return _DELIMITER_OF_SUFFIX[Path(path.stem).suffix if path.suffix == ".gz" else path.suffix]
+
+
 def names(given: str | Path | Iterable[str | Path] | None) -> tuple[str, ...]:
     """One name or several, or none, as a tuple."""
     if given is None:
         return ()
     return (str(given),) if isinstance(given, str | Path) else tuple(map(str, given))
+
+
+def _suffix(path: Path) -> str:
+    return next(suffix for suffix in SUFFIXES if path.name.endswith(suffix))
 
 
 def _image_paths(rows: Rows) -> list[Path]:

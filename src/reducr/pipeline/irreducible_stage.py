@@ -181,6 +181,10 @@ class IrreducibleStage:
                 self._tables[groups], self.seconds_by_part[name] = finished.table(name, groups, settings)
         return self._tables[groups]
 
+    def has_table(self, groups: Groups | None) -> bool:
+        """Whether an earlier run, or this one, has built the table."""
+        return groups in self._tables or self._finished(self.table_name(groups)) is not None
+
     def table_name(self, groups: Groups | None) -> str:
         """``plain``, ``all``, or ``class_2_5`` for some groups."""
         if groups is None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from reducr.data import DataModule
+from reducr.data import DataModule, Splits
 from reducr.data.module import RawData
 from reducr.distributed import is_main, of_main, raising_together, ranks_met, wait_for_all
 from reducr.files import remove_partial_files, replaced_atomically, write_text_atomically
@@ -79,7 +79,7 @@ def open_data(folder: Path) -> RawData:
     _, started_in = read_start(folder)
     config = OmegaConf.load((folder / "config.yaml").resolve())
     with contextlib.chdir(started_in):
-        return _datamodule(config).raw  # type: ignore[arg-type]
+        return make_datamodule(config).raw  # type: ignore[arg-type]
 
 
 def resume_run(folder: Path) -> Path:
@@ -114,7 +114,7 @@ def _run_irreducible(config: DictConfig, *, folder: Path | None = None) -> Path:
 
 def _train_irreducible(config: DictConfig, folder: Path | None) -> Path:
     seeds = seeds_of(config)
-    datamodule = _datamodule(config)
+    datamodule = make_datamodule(config)
     first = SeedData.of(datamodule, seeds[0])
     check_setup(config, [], first, trains_irreducible=True)
     check_seeds(config, [], datamodule, seeds[1:])
@@ -165,7 +165,7 @@ def _run(config: DictConfig, *, trains_irreducible: bool, folder: Path | None = 
 
 def _train(config: DictConfig, *, trains_irreducible: bool, folder: Path | None) -> Path:
     methods, seeds = methods_of(config), seeds_of(config)
-    datamodule = _datamodule(config)
+    datamodule = make_datamodule(config)
     first = SeedData.of(datamodule, seeds[0])
     check_setup(config, methods, first, trains_irreducible=trains_irreducible)
     check_seeds(config, methods, datamodule, seeds[1:])
@@ -248,7 +248,8 @@ def _run_seed(
         )
 
 
-def _datamodule(config: DictConfig) -> DataModule:
+def make_datamodule(config: DictConfig) -> DataModule:
+    """The data module of a configuration."""
     datamodule = build(config.datamodule)
     if not isinstance(datamodule, DataModule):
         raise TypeError(f"datamodule._target_ must make a reducr.data.DataModule; got {type(datamodule).__name__}.")
@@ -288,19 +289,12 @@ def _made_folder(config: DictConfig, command: str) -> Path:
 
 def _record_data(data: SeedData, folder: Path, display: RunDisplay) -> None:
     """Print the notes of the data; write which original points are where, and which labels were corrupted."""
-    splits = data.splits
-    for note in splits.notes:
+    for note in data.splits.notes:
         display.console.print(note, highlight=False)
-    arrays: dict[str, Any] = {"class_names": np.array(splits.class_names), "notes": np.array(splits.notes, dtype=str)}
-    if splits.group_names is not None:
-        arrays["group_names"] = np.array(splits.group_names)
-    for part, points in splits.by_name().items():
-        arrays |= {f"{part}_{name}": getattr(points, name).numpy() for name in ("source", "target", "group")}
-        if points.is_corrupted is not None:
-            arrays[f"{part}_is_corrupted"] = points.is_corrupted.numpy()
+    arrays = recorded_arrays(data.splits)
     path = folder / "data.npz"
     if path.is_file():
-        _check_same_data(path, arrays)
+        check_same_data(path, arrays)
         return
     if not is_main():
         return
@@ -308,8 +302,24 @@ def _record_data(data: SeedData, folder: Path, display: RunDisplay) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def _check_same_data(path: Path, arrays: Mapping[str, Any]) -> None:
-    """See that an interrupted run goes on with the data it began with."""
+def recorded_arrays(splits: Splits) -> dict[str, Any]:
+    """What ``data.npz`` says of the parts; see docs/metrics.md."""
+    arrays: dict[str, Any] = {"class_names": np.array(splits.class_names), "notes": np.array(splits.notes, dtype=str)}
+    if splits.group_names is not None:
+        arrays["group_names"] = np.array(splits.group_names)
+    for part, points in splits.by_name().items():
+        arrays |= {f"{part}_{name}": getattr(points, name).numpy() for name in ("source", "target", "group")}
+        if points.is_corrupted is not None:
+            arrays[f"{part}_is_corrupted"] = points.is_corrupted.numpy()
+    return arrays
+
+
+def check_same_data(path: Path, arrays: Mapping[str, Any]) -> None:
+    """See that the data is that which a run began with.
+
+    Raises:
+        ValueError: if it is not; names the first array that differs.
+    """
     with np.load(path) as before:
         for name in before.keys() | arrays.keys():
             is_same = name in before and name in arrays and np.array_equal(before[name], arrays[name])

@@ -12,20 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reducr.batch import Batch
 from reducr.checkpoints import Checkpoints
-from reducr.distributed import gathered, is_main
+from reducr.distributed import gathered, is_main, num_ranks
 from reducr.files import replaced_atomically
+
+_OF_POINTS = ("num_times_selected", "num_times_scored", "score_sum")
 
 
 class SelectionRecorder(pl.Callback):
-    """Writes which points were selected at every step, and how often each was.
+    """Writes which points were selected at every step, how often each was, and how each was scored.
 
-    ``selected.npz`` holds ``index`` (steps, b) int64, rows of a shorter selection filled up with -1, and
-    ``num_times_selected`` (N,) int64. It is written with every whole checkpoint, which one at the end is, and when
-    training stops on an error.
+    ``selected.npz`` holds ``index`` (steps, b) int64, rows of a shorter selection filled up with -1, and of each point
+    ``num_times_selected`` (N,) int64, ``num_times_scored`` (N,) int64 (how often it was a candidate with a finite
+    score) and ``score_sum`` (N,) float64, the sum of these scores. It is written with every whole checkpoint, which one
+    at the end is, and when training stops on an error. Of several ranks that stop on an error, the scores are those up
+    to the last validation or checkpoint.
 
-    A step costs the same however many points and steps there are, and waits for no accelerator: indices stay on the
-    device until the next validation.
+    A step costs the same however many points and steps there are, and waits for no accelerator: indices and scores stay
+    on the device until the next validation.
 
     Args:
         path: of the file.
@@ -39,6 +44,11 @@ class SelectionRecorder(pl.Callback):
         self.is_corrupted = is_corrupted
         self._index_by_step: list[Tensor] = []
         self._on_device: list[Tensor] = []
+        self._scored_on_device: list[tuple[Tensor, Tensor]] = []
+        self.num_times_scored = torch.zeros(num_points, dtype=torch.int64)
+        """(N,), how often each point was scored, up to the last validation."""
+        self.score_sum = torch.zeros(num_points, dtype=torch.float64)
+        """(N,), the sum of these scores."""
 
     @property
     def index_by_step(self) -> list[Tensor]:
@@ -61,38 +71,59 @@ class SelectionRecorder(pl.Callback):
             return None
         return float(self.is_corrupted[self._index()].double().mean())
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        """Note the selected indices, of all ranks one after another."""
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Sequence[Any], batch_idx: int
+    ) -> None:
+        """Note the selected indices, of all ranks one after another, and the scores of this rank's candidates."""
         own = pl_module.selected.index
         self._on_device.append(torch.cat(gathered(own[:0] if pl_module.selection.is_stand_in else own)))
+        self._scored_on_device.append((Batch(*batch).index, pl_module.selection.scores))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Take what was selected since the last one off the device."""
+        """Take what was selected and scored since the last one off the device."""
         _ = self.index_by_step
+        self._add_scores()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Write what the checkpoint goes on from."""
         self.write()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Write what there is."""
-        self.write()
+        """Write what there is; ranks that may have parted do not ask each other for scores."""
+        self.write(over_ranks=False)
 
     def state_dict(self) -> dict[str, Any]:
         """All steps so far, for the checkpoint that a run goes on from."""
-        return {"index": self._index(), "sizes": [len(index) for index in self.index_by_step]}
+        self._add_scores()
+        scores = {"num_times_scored": self.num_times_scored, "score_sum": self.score_sum}
+        return {"index": self._index(), "sizes": [len(index) for index in self.index_by_step], **scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put back what ``state_dict`` gave."""
         self._index_by_step, self._on_device = list(state_dict["index"].split(state_dict["sizes"])), []
+        self.num_times_scored, self.score_sum = state_dict["num_times_scored"], state_dict["score_sum"]
+        self._scored_on_device = []
 
-    def write(self) -> None:
-        """Write the file, whole or not at all."""
+    def write(self, *, over_ranks: bool = True) -> None:
+        """Write the file, whole or not at all; with ``over_ranks`` all ranks call it."""
+        if over_ranks or num_ranks() == 1:
+            self._add_scores()
         if not self.index_by_step or not is_main():
             return
         index = torch.nn.utils.rnn.pad_sequence(self.index_by_step, batch_first=True, padding_value=-1)
+        of_points = {name: getattr(self, name).numpy() for name in _OF_POINTS}
         with replaced_atomically(self.path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, index=index.numpy(), num_times_selected=self.num_times_selected.numpy())
+            np.savez_compressed(file, index=index.numpy(), **of_points)
+
+    def _add_scores(self) -> None:
+        """Add the scores that are on the device, of all ranks, to the sums."""
+        noted, self._scored_on_device = self._scored_on_device, []
+        index = torch.cat([torch.zeros(0, dtype=torch.int64), *(index.cpu() for index, _ in noted)])
+        scores = torch.cat([torch.zeros(0, dtype=torch.float64), *(scores.double().cpu() for _, scores in noted)])
+        is_scored = scores.isfinite()
+        index, scores = (torch.cat(gathered(values[is_scored])) for values in (index, scores))
+        self.num_times_scored += torch.bincount(index, minlength=self.num_points)
+        self.score_sum.index_add_(0, index, scores)  # one after another, whenever that is done
 
     def _index(self) -> Tensor:
         """Those of all steps, one after another."""
