@@ -21,6 +21,8 @@ OPTIONS = [
     "methods.reducr.options.step_size=0.01",
     "model_io.resume_seconds=0",
     "trainer.accelerator=cpu",
+    "record.test_accuracy=true",
+    "record.page=false",
     "model_io.run_dir=run",
 ]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -58,6 +60,13 @@ def group_weights(folder):
     return np.array([[float(row[f"group_weight/{group}"]) for group in range(10)] for row in rows])
 
 
+def accuracies_over_time(folder, method):
+    with (folder / "seed_0" / method / "csv" / "metrics.csv").open(newline="") as file:
+        found = [(row["step"], row["test/mean_accuracy"]) for row in csv.DictReader(file) if row["test/mean_accuracy"]]
+    assert len(found) == 20
+    return found
+
+
 def assert_same_run(one, other):
     """The same points in every step, and parameters and weights up to rounding."""
     assert results(one) == results(other)
@@ -65,6 +74,13 @@ def assert_same_run(one, other):
         index, others = (np.load(run / "seed_0" / method / "selected.npz")["index"] for run in (one, other))
         # several ranks note theirs one after another
         np.testing.assert_array_equal(np.sort(index, axis=1), np.sort(others, axis=1))
+        losses, other_losses = (np.load(run / "seed_0" / method / "point_loss.npy") for run in (one, other))
+        np.testing.assert_allclose(losses, other_losses, atol=1e-4)
+        predictions, others = (
+            np.load(run / "seed_0" / method / "test_predictions.npz")["last"] for run in (one, other)
+        )
+        np.testing.assert_array_equal(predictions, others)
+        assert accuracies_over_time(one, method) == accuracies_over_time(other, method)
         states = [
             torch.load(run / "seed_0" / method / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
             for run in (one, other)

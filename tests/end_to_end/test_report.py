@@ -305,6 +305,28 @@ def test_runs_are_put_together_and_set_beside_one_another(run, tmp_path):
     assert together[together.index("## ") :] == one[one.index("## ") :]
 
 
+def test_testing_along_changes_nothing_but_seconds(run, tmp_path):
+    options = [
+        f"num_steps={NUM_STEPS}", "holdout.refresh_steps=5", "irreducible.num_epochs=3", "seeds=[0]",
+        "compare=[reducr]", f"model_io.run_dir={tmp_path / 'run'}", "trainer.accelerator=cpu", "record.page=false",
+        "record.point_losses=false",
+    ]  # fmt: skip
+    with initialize_config_module("reducr.configs", version_base="1.3"):
+        folder = run_experiment(compose("main", options))
+    untested, tested = (
+        {name: np.load(one / "seed_0" / "reducr" / name) for name in ("selected.npz", "test_predictions.npz")}
+        for one in (folder, run)
+    )
+    for name, arrays in untested.items():
+        for array in arrays:
+            np.testing.assert_array_equal(arrays[array], tested[name][array])
+    assert not (folder / "seed_0" / "reducr" / "point_loss.npy").exists()
+    write_report([folder], out=tmp_path / "out", console=Console(quiet=True), with_page=False)
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "Holdout accuracy at equal steps, when the first method is done" in text
+    assert "It was not logged of test points, which record.test_accuracy=true does." in text
+
+
 # ---- in a browser
 
 _MEASURE = """<!DOCTYPE html><body><iframe src="{page}" style="width:{width}px;height:2000px;border:0"></iframe><script>

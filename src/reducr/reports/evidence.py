@@ -89,12 +89,14 @@ class Training:
         method: as the run calls it.
         seed: of the data and the training.
         rows: its lines of ``results.csv`` by checkpoint rule; none while it goes on.
+        train_on: the points it could select: ``train``, ``holdout`` or ``train_and_holdout``.
     """
 
     run: Path
     method: str
     seed: int
     rows: Mapping[str, ResultRow]
+    train_on: str = "train"
 
     @property
     def folder(self) -> Path:
@@ -138,14 +140,20 @@ class Training:
     def point_arrays(self, name: str) -> NDArray[Any] | None:
         """(N,) ``target``, ``group`` or ``is_corrupted`` of every point it could select; None where not known.
 
-        The points of ``train_and_holdout`` are those of both parts, one after the other.
+        The points of ``train_and_holdout`` are those of both parts, one after the other; where corruption is known of
+        one part alone, the other's points count as left alone.
         """
-        known, times = self.data.get(f"train_{name}"), self.times_selected
-        if times is None or known is None or len(known) == len(times):
-            return known
-        holdout = self.data.get(f"holdout_{name}", np.zeros(len(times) - len(known), dtype=known.dtype))
-        both = np.concatenate([known, holdout])
-        return both if len(both) == len(times) else None
+        parts = self.train_on.split("_and_")
+        known = [self.data.get(f"{part}_{name}") for part in parts]
+        if all(values is None for values in known):
+            return None
+        sizes = [len(self.data[f"{part}_target"]) for part in parts]
+        return np.concatenate(
+            [
+                np.zeros(size, dtype=bool) if values is None else values
+                for values, size in zip(known, sizes, strict=True)
+            ]
+        )
 
     def class_accuracy(self, rule: str = "last") -> Floats | None:
         """(C,) test accuracy of every class, NaN for one without test points; None while the method goes on."""
@@ -180,6 +188,11 @@ class Series:
         """A column of ``results.csv`` by seed, of the seeds that have finished and where it applies."""
         found = {seed: getattr(one.rows[rule], name) for seed, one in self.trainings.items() if one.rows}
         return {seed: value for seed, value in found.items() if value is not None}
+
+    @property
+    def is_trained_on_holdout(self) -> bool:
+        """Whether it selected from holdout points."""
+        return any(one.train_on != "train" and one.index is not None for one in self.trainings.values())
 
     @property
     def is_reducr(self) -> bool:
@@ -222,7 +235,7 @@ class Run:
                 f"{'config.yaml' if not config_path.is_file() else 'run.json'}. Give folders that `reducr run` or "
                 "`reducr train` made, such as runs/NAME/DATE_TIME."
             )
-        if json.loads((folder / "run.json").read_text(encoding="utf-8"))["command"] == "irreducible":
+        if json.loads((folder / "run.json").read_text(encoding="utf-8")).get("command") == "irreducible":
             raise ValueError(
                 f"{folder} holds irreducible models alone, which there is no report of. Give the folder of a run that "
                 "used them (irreducible.dir)."
@@ -285,7 +298,11 @@ class Run:
             rows.setdefault((row.method, row.seed), {})[row.checkpoint_rule] = row
         for path in sorted(self.folder.glob("seed_*/*/csv/metrics.csv")):
             rows.setdefault((path.parts[-3], int(path.parts[-4].removeprefix("seed_"))), {})
-        return [Training(self.folder, method, seed, own) for (method, seed), own in rows.items()]
+        methods = self.config.get("methods") or {}
+        return [
+            Training(self.folder, method, seed, own, methods.get(method, {}).get("train_on", "train"))
+            for (method, seed), own in rows.items()
+        ]
 
 
 @dataclass(frozen=True)

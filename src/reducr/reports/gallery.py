@@ -108,7 +108,7 @@ def _shown_training(comparison: Comparison) -> tuple[Series | None, Training | N
     ordered = sorted(comparison.series, key=lambda series: not series.is_reducr)
     for series in ordered:
         for training in series.trainings.values():
-            if training.times_selected is not None:
+            if training.times_selected is not None and training.train_on != "holdout":
                 return series, training
     return None, None
 

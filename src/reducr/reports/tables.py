@@ -116,7 +116,12 @@ def accuracy_tables(comparison: Comparison) -> list[Table]:
     source = accuracy_source(comparison)
     if source is None:
         return tables
-    told = "" if source == "test" else "It was not logged of test points, which record.test_accuracy=true does. "
+    told = ""
+    if source == "holdout":
+        told = "It was not logged of test points, which record.test_accuracy=true does. "
+        seen = [series.label for series in comparison.series if series.is_trained_on_holdout]
+        if seen:
+            told += f"Trained on these very points: {', '.join(seen)}. "
     budgets = [("step", "when the first method is done", first_ends(comparison, "step"))]
     budgets.append(("seconds", "when the first method is done", first_ends(comparison, "seconds")))
     if comparison.reducr is not None:
@@ -267,13 +272,14 @@ def selected_groups_table(comparison: Comparison) -> Table:
             if times is None or groups is None or not times.any():
                 continue
             shares.append(np.bincount(groups, weights=times, minlength=len(names)) / times.sum())
-            if not columns:
+            if not columns and one.train_on == "train":
                 all_points.append(np.bincount(groups, minlength=len(names)) / len(groups))
         if shares:
             shown.append(series.label)
             columns.append(np.array(shares))
+    all_values = np.array(all_points).reshape(-1, len(names))
     lines = [
-        (name, *(_estimate_of_known(values[:, place]) for values in [np.array(all_points), *columns]))
+        (name, *(_estimate_of_known(values[:, place]) for values in [all_values, *columns]))
         for place, name in enumerate(names if columns else [])
     ]
     return Table(
