@@ -266,7 +266,7 @@ class ColumnDataModule(DataModule):
             group_names=None if group is None else group.names,
             # different points often have the same few numbers and categories
             content=None if rows.kind == "features" else content[is_readable],
-            place=torch.from_numpy(rows.frame.index.to_numpy(dtype=np.int64))[is_readable],
+            place=torch.from_numpy(rows.frame.index.to_numpy(dtype=np.int64, copy=True))[is_readable],
             notes=notes,
         )
 
