@@ -155,7 +155,7 @@ def _point(point: Shown) -> str:
     facts = [f"label {point.label}"]
     if point.predicted is not None:
         facts.append(f"irreducible model: {point.predicted}")
-    facts.append(f"selected {point.times} times")
+    facts.append("selected once" if point.times == 1 else f"selected {point.times} times")
     if point.model_loss is not None:
         facts.append(f"loss {point.model_loss:.2f}")
     if point.irreducible_loss is not None:

@@ -368,8 +368,8 @@ def _losses(comparison: Comparison) -> Iterator[Plot]:
         losses, times = (np.concatenate(parts) for parts in zip(*found, strict=True))
         is_finite = np.isfinite(losses)
         losses, times = losses[is_finite], times[is_finite]
-        lowest, highest = float(losses.min(initial=1.0)), float(losses.max(initial=1.0))
-        edges = np.geomspace(max(_LEAST_LOSS, lowest), max(highest, 2 * _LEAST_LOSS), 41)
+        lowest, highest = (float(end) for end in (losses.min(), losses.max())) if len(losses) else (1.0, 1.0)
+        edges = np.geomspace(max(_LEAST_LOSS, lowest), max(highest, 2 * max(_LEAST_LOSS, lowest)), 41)
         losses = np.clip(losses, edges[0], edges[-1])
         figure, axes = _figure()
         kinds = (
@@ -414,7 +414,7 @@ def _confusions(comparison: Comparison) -> Iterator[Plot]:
             if share >= 0.005:
                 axes.text(
                     column, row, f"{share * 100:.0f}", ha="center", va="center", fontsize=7,
-                    color="white" if share > 0.45 else _INK,
+                    color="white" if share > 0.78 else _INK,
                 )  # fmt: skip
         axes.add_patch(
             matplotlib.patches.Rectangle(
