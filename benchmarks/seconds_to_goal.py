@@ -358,10 +358,13 @@ def draw_goal(axes: Axes, curves: Curves, budget_seconds: float) -> None:
     _, goal = goal_of(curves)
     axes.axhline(goal, color="#444444", linewidth=1.2, linestyle=":", label=GOAL)
     axes.axvline(budget_seconds / 3, color="#444444", linewidth=1.2, linestyle=":")
-    for name, curve in curves.items():
-        if TRAININGS[name].is_reducr and (seconds := curve.seconds_to(goal)) is not None:
+    reached = {name: curve.seconds_to(goal) for name, curve in curves.items() if TRAININGS[name].is_reducr}
+    for name, seconds in reached.items():
+        if seconds is not None:
             axes.plot(seconds, goal, "o", color=TRAININGS[name].colour, markeredgecolor="white", markersize=9, zorder=5)
-            offset, align = ((-6, 6), "right") if name == "reducr" else ((6, -14), "left")
+            # the labels of the two keep out of each other's way
+            is_last = seconds == max(other for other in reached.values() if other is not None)
+            offset, align = ((7, 6), "left") if is_last else ((-7, -15), "right")
             axes.annotate(f"{seconds:.0f} s", (seconds, goal), xytext=offset, textcoords="offset points", ha=align)
 
 
