@@ -1,4 +1,4 @@
-"""The documentation site builds without a warning and without anything from outside, and its own pages say what is so."""
+"""The documentation site builds without a warning and without anything from outside; its figures are the tables'."""
 
 import importlib.util
 import os
