@@ -2,11 +2,12 @@
 # make test   install what the tests need and run them
 # make check  linters, types and import rules
 # make bench  measure what selection costs: benchmarks/results.json and docs/performance.md; leave the machine alone
+# make docs   build the pages of docs/ into site/; open site/index.html
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench docs clean
 
 run: .venv/.train
 	$(BIN)/reducr run
@@ -24,6 +25,9 @@ check: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks
 
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "reducr needs Python 3.11 or newer; give one with: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -40,4 +44,4 @@ bench: .venv/.dev
 	@touch $@ .venv/.train
 
 clean:
-	rm -rf .venv build dist src/*.egg-info
+	rm -rf .venv build dist site src/*.egg-info

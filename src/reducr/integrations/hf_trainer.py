@@ -66,7 +66,9 @@ class SelectiveTrainerMixin(_Base):
             its own needs it. Rules that weight points train on it.
         spec: where the parts of a batch are; None for ``labels``, ``idx`` or ``index``, ``group`` or ``groups``.
         scoring_mode: ``train``, ``eval`` or ``train_frozen_statistics``; see ``step.pick``.
-        scoring_compile, scoring_resolution, scoring_budget: make scoring cheaper; see ``Downsampler``.
+        scoring_compile: makes scoring cheaper, as the next two; see ``Downsampler``.
+        scoring_resolution: see ``Downsampler``.
+        scoring_budget: see ``Downsampler``.
         distributed: on several ranks, ``global`` or ``local``; see ``reducr.distributed``.
         options: of the Trainer. ``args.seed`` is also that of rules and samplers that draw.
 

@@ -59,7 +59,9 @@ class SelectiveTraining(pl.Callback):
         loss: of (output, target), one value for each point (B,); None for the cross-entropy.
         spec: where the parts of a batch are; None for the usual places (see ``BatchSpec.of``).
         scoring_mode: ``train``, ``eval`` or ``train_frozen_statistics``; see ``step.pick``.
-        scoring_compile, scoring_resolution, scoring_budget: make scoring cheaper; see ``Downsampler``.
+        scoring_compile: makes scoring cheaper, as the next two; see ``Downsampler``.
+        scoring_resolution: see ``Downsampler``.
+        scoring_budget: see ``Downsampler``.
         distributed: on several ranks, ``global`` or ``local``; see ``reducr.distributed``. The loss that
             ``training_step`` returns is then multiplied with the ``loss_weight`` of the selected points.
         weights_points: the module multiplies the loss of each point with this callback's ``point_weights``; rules that
