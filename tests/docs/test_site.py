@@ -89,7 +89,7 @@ def test_the_rows_quoted_are_rows_of_results():
         (ROOT / "docs/when_not_to_use_it.md").read_text(),
         flags=re.MULTILINE,
     )
-    assert len(rows) == 12
+    assert len(rows) == 13
     for method, worst, mean, seconds in rows:
         assert re.search(
             rf"^\| {method} \| {re.escape(worst)} \| {re.escape(mean)} \| \d+ \| {seconds} \|", MEASURED, re.MULTILINE
