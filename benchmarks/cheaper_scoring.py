@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -34,14 +33,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks import results
+from benchmarks.kept_runs import KeptRuns, parsed, run_where_asked
 from reducr.batch import Batch
 from reducr.companions import Companion, joint_optimizer, selected_loss, total_loss
 from reducr.data import PointLoader
-from reducr.files import write_text_atomically
 from reducr.holdout import GroupHoldoutLoss
 from reducr.metrics import summary
 from reducr.pipeline.irreducible_stage import IrreducibleStage
-from reducr.pipeline.memory import keep_freed_memory
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import SeedData, build, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
@@ -233,44 +231,15 @@ def run(config: DictConfig, data: SeedData) -> dict[str, dict[str, float]]:
     return {name: training.outcome() for name, training in trainings.items()}
 
 
-Runs = dict[tuple[str, int], dict[str, Any]]
-"""By setting and seed."""
-
-
-def read_runs(path: Path) -> tuple[dict[str, Any], Runs]:
-    """What all runs have in common, and the runs."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content["conditions"], {(one["setting"], one["seed"]): one for one in content["runs"]}
-
-
-def write_runs(path: Path, conditions: dict[str, Any], runs: Runs) -> None:
-    """One run to a line."""
-    lines = ",\n".join(f"  {json.dumps(runs[key])}" for key in sorted(runs))
-    write_text_atomically(path, f'{{"conditions": {json.dumps(conditions)},\n "runs": [\n{lines}\n]}}\n')
+KEY = ("setting", "seed")
 
 
 def run_missing(given: argparse.Namespace, out: Path) -> None:
-    """Run what is asked for and not in ``out``, which is written after each run.
-
-    Raises:
-        ValueError: if there are runs of other options or of another machine in ``out``.
-    """
-    torch.set_num_threads(1)
-    keep_freed_memory()  # as the training commands do
-    made_in = results.environment()
-    commit = made_in.pop("commit")
+    """Run what is asked for and not in ``out``, which is written after each run; raises as ``KeptRuns``."""
     options = [*(TINY if given.tiny else ()), *given.options]
-    conditions = {"options": options, "variants": list(VARIANTS), **made_in}
-    runs: Runs = {}
-    if out.is_file():
-        earlier, runs = read_runs(out)
-        if earlier != conditions:
-            names = ", ".join(name for name in conditions if earlier.get(name) != conditions[name])
-            raise ValueError(
-                f"the runs in {out} differ in {names} from those to be made: give another --out, or remove it"
-            )
+    kept = KeptRuns.with_more(out, KEY, {"options": options, "variants": list(VARIANTS)})
     for seed, setting in itertools.product(given.seeds, given.settings):
-        if (setting, seed) in runs and not given.again:
+        if (setting, seed) in kept.runs and not given.again:
             continue
         with initialize_config_module("reducr.configs", version_base="1.3"):
             overrides = [f"experiment={setting}", "compare=[reducr]", f"datamodule.data_dir={given.data_dir}", *options]
@@ -279,8 +248,7 @@ def run_missing(given: argparse.Namespace, out: Path) -> None:
         torch.compiler.reset()
         with scoped_seed(stream_seed(seed, "target")):
             outcomes = run(config, data)
-        runs[setting, seed] = {"setting": setting, "seed": seed, "commit": commit, "variants": outcomes}
-        write_runs(out, conditions, runs)
+        kept.add({"setting": setting, "seed": seed, "variants": outcomes})
         print(f"{setting}, seed {seed}: worst class {outcomes['full']['worst_class']:.3f} with all scored", flush=True)
 
 
@@ -321,25 +289,13 @@ def cell(values: Sequence[float], *, sign: str = "") -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is not there yet, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="default: nothing is run")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default: 0 to 4")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: both")
-    parser.add_argument("--options", nargs="+", default=[], help="of `reducr run`, such as num_steps=500")
-    parser.add_argument("--tiny", action="store_true", help="four steps of 40 candidates, to see that it works")
-    parser.add_argument("--again", action="store_true", help="run what is there already, too")
-    parser.add_argument("--out", type=Path, help="JSON; default: that of docs/performance.md")
-    given = parser.parse_args(arguments)
+    given = parsed(parser, arguments)
     out = given.out or results.ROOT / "benchmarks" / "cheaper_scoring.json"
-    if given.data_dir is not None:
-        try:
-            run_missing(given, out)
-        except ValueError as error:
-            parser.error(str(error))
-    elif not out.is_file():
-        parser.error(f"there are no runs in {out}: give --data-dir, the folder of the data")
-
-    runs = read_runs(out)[1]
+    run_where_asked(parser, given, out, run_missing)
+    runs = KeptRuns.read(out, KEY).runs
     by_setting = {setting: [runs[key] for key in sorted(runs) if key[0] == setting] for setting in SETTINGS}
     text = "\n\n".join(report_of(setting, own) for setting, own in by_setting.items() if own)
     print(text)

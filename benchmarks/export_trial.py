@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -33,9 +32,9 @@ from scipy.stats import t as student
 from torch import nn
 
 from benchmarks import results
+from benchmarks.kept_runs import KeptRuns, Key, parsed, run_where_asked
 from reducr.data import PointLoader
 from reducr.exports import ORDERS, ExportOptions, export_run
-from reducr.files import write_text_atomically
 from reducr.metrics import summary
 from reducr.pipeline import run_experiment
 from reducr.pipeline.setup import SeedData, build, make_optimizer, scoped_seed, stream_seed
@@ -119,42 +118,17 @@ def trained_on(index: np.ndarray, config: DictConfig, data: SeedData) -> dict[st
     return {name: round(value, 4) for name, value in outcome.items()}
 
 
-Outcomes = dict[tuple[int, str], dict[str, Any]]
-"""By seed and arm."""
-
-
-def read_outcomes(path: Path) -> tuple[dict[str, Any], Outcomes]:
-    """What all have in common, and the outcomes."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content["conditions"], {(one["seed"], one["arm"]): one for one in content["outcomes"]}
-
-
-def write_outcomes(path: Path, conditions: dict[str, Any], outcomes: Outcomes) -> None:
-    """One outcome to a line."""
-    lines = ",\n".join(f"  {json.dumps(outcomes[key])}" for key in sorted(outcomes))
-    write_text_atomically(path, f'{{"conditions": {json.dumps(conditions)},\n "outcomes": [\n{lines}\n]}}\n')
+KEY = ("seed", "arm")
 
 
 def run_missing(given: argparse.Namespace, out: Path) -> None:
-    """Run what is asked for and not in ``out``, which is written after each arm.
-
-    Raises:
-        ValueError: if there are outcomes of other options or of another machine in ``out``.
-    """
-    torch.set_num_threads(1)
-    made_in = results.environment()
-    commit = made_in.pop("commit")
-    conditions = {"options": [*(TINY if given.tiny else ()), *given.options], "default": DEFAULT, **made_in}
-    outcomes: Outcomes = {}
-    if out.is_file():
-        earlier, outcomes = read_outcomes(out)
-        if earlier != conditions:
-            names = ", ".join(name for name in conditions if earlier.get(name) != conditions[name])
-            raise ValueError(f"the outcomes in {out} differ in {names} from those to be made: give another --out")
+    """Run what is asked for and not in ``out``, which is written after each arm; raises as ``KeptRuns``."""
+    options = [*(TINY if given.tiny else ()), *given.options]
+    kept = KeptRuns.with_more(out, KEY, {"options": options, "default": DEFAULT})
     config = composed(given)
     datamodule = build(config.datamodule)
     for seed in given.seeds:
-        missing = [arm for arm in given.arms if (seed, arm) not in outcomes]
+        missing = [arm for arm in given.arms if given.again or (seed, arm) not in kept.runs]
         if not missing:
             continue
         data = SeedData.of(datamodule, seed)
@@ -163,12 +137,11 @@ def run_missing(given: argparse.Namespace, out: Path) -> None:
             run = run_experiment(config)
             for arm in missing:
                 outcome = trained_on(index_of(arm, run, data), config, data)
-                outcomes[seed, arm] = {"seed": seed, "arm": arm, **outcome, "commit": commit}
-                write_outcomes(out, conditions, outcomes)
+                kept.add({"seed": seed, "arm": arm, **outcome})
                 print(f"seed {seed}, {arm}: worst class {outcome['worst_class']:.3f}", flush=True)
 
 
-def report_of(outcomes: Outcomes, seeds: Sequence[int]) -> str:
+def report_of(outcomes: Mapping[Key, dict[str, Any]], seeds: Sequence[int]) -> str:
     """The table of these seeds in Markdown."""
     lines = [
         f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}",
@@ -214,24 +187,14 @@ def with_interval(differences: Sequence[float]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is not there yet, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="default: nothing is run")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default: 0 to 4")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
-    parser.add_argument("--options", nargs="+", default=[], help="of `reducr run`, such as num_steps=500")
-    parser.add_argument("--tiny", action="store_true", help="four steps of 40 candidates, to see that it works")
-    parser.add_argument("--out", type=Path, help="JSON; default: that of docs/export.md")
-    given = parser.parse_args(arguments)
+    given = parsed(parser, arguments)
     out = given.out or results.ROOT / "benchmarks" / "export_trial.json"
-    if given.data_dir is not None:
-        try:
-            run_missing(given, out)
-        except ValueError as error:
-            parser.error(str(error))
-    elif not out.is_file():
-        parser.error(f"there are no outcomes in {out}: give --data-dir, the folder of the data")
+    run_where_asked(parser, given, out, run_missing)
 
-    outcomes = read_outcomes(out)[1]
+    outcomes = KeptRuns.read(out, KEY).runs
     seeds = sorted({seed for seed, arm in outcomes if arm == "random"})
     parts = [
         ("Reported", [seed for seed in seeds if seed < TUNING_SEEDS_FROM]),

@@ -17,17 +17,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from hydra import compose, initialize_config_module
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -39,12 +37,12 @@ from torch import nn
 
 import reducr
 from benchmarks import results
+from benchmarks.kept_runs import KeptRuns, Key, parsed, run_where_asked
 from reducr.batch import Batch
 from reducr.data import PointLoader
-from reducr.files import replaced_atomically, write_text_atomically
+from reducr.files import replaced_atomically
 from reducr.metrics import summary
 from reducr.pipeline.irreducible_stage import IrreducibleStage
-from reducr.pipeline.memory import keep_freed_memory
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import SeedData, build, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
@@ -191,20 +189,7 @@ def run(
     return curve
 
 
-Runs = dict[tuple[str, str, int], dict[str, Any]]
-"""By setting, method and seed."""
-
-
-def read_runs(path: Path) -> tuple[dict[str, Any], Runs]:
-    """What all runs have in common, and the runs."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content["conditions"], {(one["setting"], one["method"], one["seed"]): one for one in content["runs"]}
-
-
-def write_runs(path: Path, conditions: dict[str, Any], runs: Runs) -> None:
-    """One run to a line."""
-    lines = ",\n".join(f"  {json.dumps(runs[key])}" for key in sorted(runs))
-    write_text_atomically(path, f'{{"conditions": {json.dumps(conditions)},\n "runs": [\n{lines}\n]}}\n')
+KEY = ("setting", "method", "seed")
 
 
 class Curve(NamedTuple):
@@ -246,7 +231,7 @@ Curves = dict[str, Curve]
 """Of one setting, by method."""
 
 
-def curves_of(runs: Runs, setting: str, budget_seconds: float) -> Curves:
+def curves_of(runs: Mapping[Key, dict[str, Any]], setting: str, budget_seconds: float) -> Curves:
     """Of the methods that have runs."""
     found = {name: [runs[key] for key in sorted(runs) if key[:2] == (setting, name)] for name in TRAININGS}
     return {name: Curve.of(own, budget_seconds) for name, own in found.items() if own}
@@ -378,68 +363,41 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def run_missing(given: argparse.Namespace, out: Path) -> None:
-    """Run what is asked for and not in ``out``, which is written after each run.
-
-    Raises:
-        ValueError: if there are runs of another budget, machine or options in ``out``.
-    """
-    torch.set_num_threads(1)
-    keep_freed_memory()  # as the training commands do
-    made_in = results.environment()
-    commit = made_in.pop("commit")
+    """Run what is asked for and not in ``out``, which is written after each run; raises as ``KeptRuns``."""
     options = [*(TINY if given.tiny else ()), *given.options]
-    conditions: dict[str, Any] = {"budget_seconds": given.seconds, "tests": given.tests, "options": options, **made_in}
-    runs: Runs = {}
-    if out.is_file():
-        earlier, runs = read_runs(out)
-        if earlier != conditions:
-            names = ", ".join(name for name in conditions if earlier.get(name) != conditions[name])
-            raise ValueError(
-                f"the runs in {out} differ in {names} from those to be made: give another --out, or remove it"
-            )
+    conditions = {"budget_seconds": given.seconds, "tests": given.tests, "options": options}
+    kept = KeptRuns.with_more(out, KEY, conditions)
     for seed, setting in itertools.product(given.seeds, given.settings):
-        missing = [name for name in given.methods if given.again or (setting, name, seed) not in runs]
+        missing = [name for name in given.methods if given.again or (setting, name, seed) not in kept.runs]
         if not missing:
             continue
         config = composed(setting, [f"datamodule.data_dir={given.data_dir}", *options])
         data = SeedData.of(build(config.datamodule), seed)
         for name in missing:
             curve = run(config, name, data, budget_seconds=given.seconds, num_tests=given.tests)
-            runs[setting, name, seed] = {"setting": setting, "method": name, "seed": seed, "commit": commit, **curve}
-            write_runs(out, conditions, runs)
+            kept.add({"setting": setting, "method": name, "seed": seed, **curve})
             numbers = f"{curve['step'][-1]} steps, worst class {max(curve['worst_class']):.3f} at best"
             print(f"{setting}, seed {seed}, {name}: {numbers}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is not there yet, draw the figure and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="default: nothing is run")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="the budget of a run; default: 60")
     parser.add_argument("--tests", type=int, default=30, help="of a run, at regular seconds; default: 30")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: both")
     parser.add_argument("--methods", nargs="+", choices=TRAININGS, default=list(TRAININGS), help="default: all")
-    parser.add_argument("--options", nargs="+", default=[], help="of `reducr run`, such as optimizer.lr=3e-3")
-    parser.add_argument("--tiny", action="store_true", help="batches of 40, and an irreducible stage of one epoch")
-    parser.add_argument("--again", action="store_true", help="run what is there already, too")
-    parser.add_argument("--out", type=Path, help="JSON, the figure beside it; default: those of docs/performance.md")
-    given = parser.parse_args(arguments)
+    given = parsed(parser, arguments)
     if given.seconds <= 0 or given.tests < 1:
         parser.error(f"--seconds must be above 0 and --tests at least 1; got {given.seconds} and {given.tests}")
     out = given.out or results.ROOT / "benchmarks" / "seconds_to_goal.json"
     picture = out.with_suffix(".png") if given.out else results.ROOT / "docs" / "figures" / "seconds_to_goal.png"
-    if given.data_dir is not None:
-        try:
-            run_missing(given, out)
-        except ValueError as error:
-            parser.error(str(error))
-    elif not out.is_file():
-        parser.error(f"there are no runs in {out}: give --data-dir, the folder of the data")
+    run_where_asked(parser, given, out, run_missing)
 
-    conditions, runs = read_runs(out)
-    budget_seconds = conditions["budget_seconds"]
-    by_setting = {setting: curves_of(runs, setting, budget_seconds) for setting in SETTINGS}
+    kept = KeptRuns.read(out, KEY)
+    budget_seconds = kept.conditions["budget_seconds"]
+    by_setting = {setting: curves_of(kept.runs, setting, budget_seconds) for setting in SETTINGS}
     by_setting = {setting: curves for setting, curves in by_setting.items() if is_comparison(curves)}
     if not by_setting:
         return

@@ -33,10 +33,10 @@ def test_tiny_trial(tmp_path, trial, capsys):
     options += ["--options", "datamodule.holdout_size=100", "record.page=false"]
     options = [str(option) for option in options]
     trial.main([*options, "--seeds", "0", "--arms", *arms[:2]])
-    first = json.loads(out.read_text())["outcomes"]
+    first = json.loads(out.read_text())["runs"]
     assert [(one["arm"], one["seed"]) for one in first] == [("all", 0), ("random", 0)]
     trial.main([*options, "--seeds", "0", "--arms", *arms])  # what is missing alone
-    runs = {one["arm"]: one for one in json.loads(out.read_text())["outcomes"]}
+    runs = {one["arm"]: one for one in json.loads(out.read_text())["runs"]}
     assert sorted(runs) == sorted(arms)
     assert [runs[one["arm"]] for one in first] == first
     for one in runs.values():
