@@ -11,6 +11,7 @@ from reducr import functional
 from reducr.batch import Candidates
 from reducr.companions import selected_loss
 from reference import baselines as slow
+from reference.reducr_step import weights_of
 
 
 def seeded(seed=0):
@@ -27,7 +28,8 @@ def test_class_balanced_draws_with_the_probabilities_of_all_orders(groups, num_s
     hits = torch.zeros(len(groups))
     for _ in range(num_draws):
         hits[selector.select(candidates, num_selected=num_selected, generator=generator).positions] += 1
-    expected = torch.tensor(slow.class_balanced_probabilities(groups, num_selected))
+    powers = [1 / groups.count(group) for group in groups]
+    expected = torch.tensor(slow.inclusion_probabilities(powers, num_selected))
     error = 4.5 * (num_draws * expected * (1 - expected)).sqrt()
     assert bool(((hits - num_draws * expected).abs() <= error).all())
 
@@ -78,6 +80,66 @@ def test_drop_is_a_uniform_draw_where_no_group_has_an_error():
     for seed in range(20):
         positions = selector.select(Candidates(groups=groups), num_selected=8, generator=seeded(seed)).positions
         assert torch.bincount(groups[positions]).tolist() in ([6, 2], [5, 3], [7, 1])
+
+
+# priority_sampling
+
+
+@pytest.mark.parametrize(("irreducible_temperature", "num_selected"), [(1.0, 1), (2.0, 2), (0.5, 3)])
+def test_points_of_a_group_are_drawn_with_the_probabilities_of_all_orders(irreducible_temperature, num_selected):
+    losses = [0.1, 0.7, 2.0, 3.0, 0.4]
+    selector = reducr.make_selector("priority_sampling", num_groups=1, irreducible_temperature=irreducible_temperature)
+    selector.set_group_holdout_loss(torch.ones(1))
+    candidates = Candidates(irreducible_loss=torch.tensor(losses), groups=torch.zeros(5, dtype=torch.int64))
+    hits, generator, num_draws = torch.zeros(5), seeded(1), 4000
+    for _ in range(num_draws):
+        hits[selector.select(candidates, num_selected=num_selected, generator=generator).positions] += 1
+    beliefs = [math.exp(-loss / irreducible_temperature) for loss in losses]
+    expected = torch.tensor(slow.inclusion_probabilities(beliefs, num_selected))
+    error = 4.5 * (num_draws * expected * (1 - expected)).sqrt()
+    assert bool(((hits - num_draws * expected).abs() <= error).all())
+
+
+def test_priority_sampling_fills_quotas_of_weights_that_follow_the_holdout_losses():
+    """Over a few steps, against the formulas on Python floats; a group that is used up leaves the rest to others."""
+    groups = torch.repeat_interleave(torch.arange(3), torch.tensor([40, 40, 4]))
+    candidates = Candidates(irreducible_loss=torch.rand(84, generator=seeded(1)), groups=groups)
+    selector = reducr.make_selector(
+        "priority_sampling", num_groups=3, step_size=0.01, uniform_share=0.4, payoff_decay=0.9
+    )
+    generator, cumulative = seeded(2), [0.0, 0.0, 0.0]
+    for step in range(6):
+        h = [0.2, 1.0 + 0.3 * step, 0.5]
+        selector.set_group_holdout_loss(torch.tensor(h, dtype=torch.float64))
+        weights = weights_of(cumulative, 0.01)
+        assert selector.group_weights.tolist() == pytest.approx(weights, abs=1e-12)
+        selection = selector.select(candidates, num_selected=20, generator=generator)
+        found = torch.bincount(groups[selection.positions], minlength=3).tolist()
+        shares = [0.6 * weight + 0.4 / 3 for weight in weights]
+        counts = [40, 40, 4]
+        densities = slow.drop_densities(counts, [share / n for share, n in zip(shares, counts, strict=True)], 20 / 84)
+        expected = [n * density for n, density in zip(counts, densities, strict=True)]
+        assert all(abs(one - other) < 1.75 for one, other in zip(found, expected, strict=True))
+        selector.update(selection)
+        cumulative = [0.9 * total - 20 * loss for total, loss in zip(cumulative, h, strict=True)]
+    assert selector.cumulative_payoff.tolist() == pytest.approx(cumulative, rel=1e-6)
+    assert max(range(3), key=selector.group_weights.tolist().__getitem__) == 1
+
+
+def test_priority_sampling_leaves_out_what_the_irreducible_model_does_not_believe():
+    """A third of the labels is wrong, and the irreducible model knows it: nearly none of these is drawn."""
+    is_wrong = torch.arange(90) % 3 == 0
+    candidates = Candidates(
+        irreducible_loss=torch.where(is_wrong, 9.0, 0.3), groups=torch.arange(90) % 10, model_loss=torch.zeros(90)
+    )
+    for temperature, least, most in ((1.0, 0.0, 0.02), (1e9, 0.28, 0.38)):
+        selector = reducr.make_selector("priority_sampling", num_groups=10, irreducible_temperature=temperature)
+        selector.set_group_holdout_loss(torch.ones(10))
+        draws = [
+            is_wrong[selector.select(candidates, num_selected=10, generator=seeded(seed)).positions]
+            for seed in range(80)
+        ]
+        assert least <= float(torch.stack(draws).double().mean()) <= most
 
 
 # divbs
@@ -301,6 +363,8 @@ def test_bayesian_selection_of_samples_that_agree_is_rho_loss():
             {"alpha": -0.1},
             r"alpha must be in \[0, 1\], the share of the model at hand .*got -0.1",
         ),
+        ("priority_sampling", {"uniform_share": 1.5}, r"uniform_share must be in \[0, 1\], the part .*; got 1.5"),
+        ("priority_sampling", {"irreducible_temperature": 0.0}, "irreducible_temperature must be .* above 0; got 0.0"),
         ("group_dro", {"step_size": -1.0}, "step_size must be a finite number of at least 0; got -1.0"),
     ],
 )

@@ -27,7 +27,7 @@ from reducr.models import MLP
 NUM_STEPS, REFRESH_STEPS, FRACTION, SEED = 30, 7, 0.2, 3
 RULES = [
     "reducr", "rho_loss", "train_loss", "uniform", "bald", "class_balanced", "drop", "divbs", "rs2", "group_dro",
-    "infobatch",
+    "infobatch", "priority_sampling",
 ]  # fmt: skip
 
 
@@ -44,7 +44,8 @@ def parts(digits, name):
     source = TableLogits(IrreducibleTable(logits.numpy(), kind="logits"))
     options = {"step_size": 0.05} if name == "reducr" else {}
     selector = reducr.make_selector(name, num_groups=10, **options)
-    irreducible = PlainIrreducibleLoss(source) if name == "rho_loss" else AdjustedIrreducibleLoss(source)
+    reads_plain_loss = "irreducible_loss" in selector.needs
+    irreducible = PlainIrreducibleLoss(source) if reads_plain_loss else AdjustedIrreducibleLoss(source)
     candidates = PointLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=SEED)
     holdout = PointLoader(digits.holdout, batch_size=40)
     return model, selector, irreducible, candidates, holdout, partial(torch.optim.AdamW, lr=1e-2)

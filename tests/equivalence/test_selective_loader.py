@@ -23,7 +23,7 @@ from reducr.step import num_selected_of, pick
 NUM_STEPS, REFRESH_STEPS, FRACTION, SEED = 30, 7, 0.2, 3
 RULES = [
     "reducr", "rho_loss", "train_loss", "uniform", "bald", "class_balanced", "drop", "divbs", "rs2", "group_dro",
-    "infobatch",
+    "infobatch", "priority_sampling",
 ]  # fmt: skip
 
 
@@ -38,7 +38,8 @@ def parts(digits, name, **options):
     model = MLP(num_features=64, num_classes=10, hidden_sizes=[32], dropout=0.3)
     logits = torch.randn(len(digits.train), 10, generator=torch.Generator().manual_seed(1))
     source = TableLogits(IrreducibleTable(logits.numpy(), kind="logits"))
-    irreducible = PlainIrreducibleLoss(source) if name == "rho_loss" else AdjustedIrreducibleLoss(source)
+    reads_plain_loss = "irreducible_loss" in selector.needs
+    irreducible = PlainIrreducibleLoss(source) if reads_plain_loss else AdjustedIrreducibleLoss(source)
     selector = reducr.make_selector(name, num_groups=10, **({"step_size": 0.05} if name == "reducr" else {}), **options)
     return model, selector, irreducible, torch.optim.AdamW(model.parameters(), lr=1e-2)
 

@@ -95,6 +95,18 @@ def any_options(draw):
     return draw(st.dictionaries(st.sampled_from(OPTION_NAMES), option, max_size=4))
 
 
+OWN_NUMBERS = {
+    "group_dro": {"step_size": [0.0, 0.01, 10.0, 1e300]},
+    "infobatch": {"prune_probability": [0.0, 0.5, 1 - 1e-12]},
+    "bayesian_selection": {"alpha": [0.0, 0.2, 1.0]},
+    "priority_sampling": {
+        "step_size": [0.0, 1e-4, 1e300],
+        "uniform_share": [0.0, 0.5, 1.0],
+        "irreducible_temperature": [1e-320, 2.0, 1e300],
+    },
+}
+
+
 @st.composite
 def right_options(draw, name):
     """Options of a selector that are in range, often at its ends."""
@@ -112,12 +124,8 @@ def right_options(draw, name):
             options[option] = draw(st.sampled_from(numbers))
     if draw(st.integers(0, 7)) == 0:
         options |= {"uniform_first_epochs": draw(st.integers(0, 2))}
-    if name == "group_dro":
-        options["step_size"] = draw(st.sampled_from([0.0, 0.01, 10.0, 1e300]))
-    if name == "infobatch":
-        options["prune_probability"] = draw(st.sampled_from([0.0, 0.5, 1 - 1e-12]))
-    if name == "bayesian_selection":
-        options["alpha"] = draw(st.sampled_from([0.0, 0.2, 1.0]))
+    for option, numbers in OWN_NUMBERS.get(name, {}).items():
+        options[option] = draw(st.sampled_from(numbers))
     if name == "reducr":
         options |= {
             "step_size": draw(st.sampled_from([0.0, 1e-4, 0.1, 10.0, 1e300])),
@@ -473,6 +481,9 @@ def check_payoff(selector, given, selection, positions):
     assert all(math.isfinite(value) for value in payoff)
     if selector.name == "group_dro":
         check_group_means(given, payoff, positions)
+        return
+    if selector.name == "priority_sampling":
+        assert payoff == [-len(positions) * loss for loss in selector.group_holdout_loss.tolist()]
         return
     if selector.name != "reducr":
         assert payoff == [0.0] * len(payoff)

@@ -99,20 +99,19 @@ def bayesian_score(samples: list[list[float]], target: int, irreducible_loss: fl
     return alpha * expected - (1 - alpha) * irreducible_loss - of_mean
 
 
-def class_balanced_probabilities(groups: list[int], num_selected: int) -> list[float]:
-    """Probability that each point is selected, by all orders of draws, each in proportion to one over its group."""
-    counts = [groups.count(group) for group in groups]
-    chance = [0.0] * len(groups)
+def inclusion_probabilities(powers: list[float], num_selected: int) -> list[float]:
+    """Probability that each point is selected, over all orders of draws in proportion to the powers of those left."""
+    chance = [0.0] * len(powers)
 
     def draw(taken: tuple[int, ...], probability: float) -> None:
         if len(taken) == num_selected:
             for i in taken:
                 chance[i] += probability
             return
-        left = [i for i in range(len(groups)) if i not in taken]
-        total = sum(1 / counts[i] for i in left)
+        left = [i for i in range(len(powers)) if i not in taken]
+        total = sum(powers[i] for i in left)
         for i in left:
-            draw((*taken, i), probability / counts[i] / total)
+            draw((*taken, i), probability * powers[i] / total)
 
     draw((), 1.0)
     return chance

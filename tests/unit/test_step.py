@@ -196,7 +196,7 @@ def test_rho_loss_is_given_the_plain_irreducible_loss(batch):
     assert selection.scores.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["uniform", "class_balanced", "irreducible_loss", "drop", "rs2"])
+@pytest.mark.parametrize("name", ["uniform", "class_balanced", "irreducible_loss", "drop", "rs2", "priority_sampling"])
 def test_a_rule_that_reads_no_output_does_not_run_the_model(name, batch):
     selector = reducr.make_selector(name, num_groups=3)
     selector.set_group_holdout_loss(torch.ones(3))

@@ -1,4 +1,4 @@
-"""Quotas: how many points of each group are selected, and which of them at random."""
+"""Quotas: how many points of each group are selected, and which of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def quota_scores(groups: Tensor, quotas: Tensor, *, generator: torch.Generator | None) -> Tensor:
+def quota_scores(
+    groups: Tensor, quotas: Tensor, *, log_probabilities: Tensor | None = None, generator: torch.Generator | None
+) -> Tensor:
     """Random scores of which the b largest share b out among the groups by their ``quotas``, for every b.
 
     Point i, which is the j-th of its group g in a random order (j = 0, 1, ...), has the score::
@@ -20,17 +22,24 @@ def quota_scores(groups: Tensor, quotas: Tensor, *, generator: torch.Generator |
     Args:
         groups: (B,) integers in [0, G).
         quotas: (G,) > 0, up to a common factor.
+        log_probabilities: (B,) finite, up to a constant in each group: the order of a group is that of a draw of its
+            points one after another, without replacement, in proportion to their exponentials; None for equal ones.
         generator: source of randomness; None uses the global one.
 
     Returns:
         (B,) float64.
 
-    Source: Sainte-Lague's method, with random starts in place of 1/2.
+    Source: Sainte-Lague's method, with random starts in place of 1/2; Kool, van Hoof & Welling 2019 (arXiv 1903.06059)
+        for the draw.
     """
     size, device = len(groups), groups.device
     drawn_on = device if generator is None else generator.device
     drawn = torch.rand(size + len(quotas), dtype=torch.float64, generator=generator, device=drawn_on).to(device)
-    places = _places_in_groups(groups, drawn[:size], num_groups=len(quotas))
+    keys = drawn[:size]
+    if log_probabilities is not None:
+        # -Gumbel noise: the smallest of the keys is a draw in proportion to the probabilities
+        keys = torch.log(-torch.log(keys.clamp(min=torch.finfo(keys.dtype).tiny))) - log_probabilities.double()
+    places = _places_in_groups(groups, keys, num_groups=len(quotas))
     return -(places + drawn[size:][groups]) / quotas.double()[groups]
 
 

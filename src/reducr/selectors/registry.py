@@ -9,6 +9,7 @@ from reducr.names import check_options, unknown_name
 from reducr.selectors.base import Selector
 from reducr.selectors.diversified import DivBS
 from reducr.selectors.drop import Drop
+from reducr.selectors.priority_sampling import PrioritySampling
 from reducr.selectors.random_subsets import Rs2
 from reducr.selectors.reducr import FixedWeights, Payoff, Reducr
 from reducr.selectors.samplers import PHASE_OPTIONS, SAMPLERS
@@ -34,6 +35,7 @@ SELECTORS: dict[str, type[Selector]] = {
         Reducr,
         FixedWeights,
         Payoff,
+        PrioritySampling,
         GradientNorm,
         Entropy,
         ConditionalEntropy,

@@ -1,0 +1,75 @@
+"""A table of the study in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.kept_runs import KeptRuns
+from benchmarks.study.runs import Row
+from benchmarks.study.tables import Table
+from benchmarks.study.tuning import chosen
+from reducr.reports.statistics import estimate, paired_difference
+from reducr.runs import CHECKPOINT_RULES
+
+Outcomes = Mapping[int, dict[str, Any]]
+
+
+def report_of(table: Table, kept: KeptRuns) -> str:
+    """What the runs say: at the last step with differences, then by the two rules that choose a checkpoint."""
+    rows: dict[Row, Outcomes] = {}
+    for contender in table.contenders:
+        row = chosen(contender, kept.runs)
+        if row is not None:
+            outcomes = {seed: kept.runs[row.key(seed)] for seed in range(1000) if row.key(seed) in kept.runs}
+            if len(outcomes) >= table.num_seeds:
+                rows[row] = outcomes
+    if not rows:
+        return "Nothing has been run to the end."
+    first = next(iter(rows.values()))
+    lines = [
+        f"**{table.title}**, {kept.conditions['seconds']:g} s, {table.num_seeds} seeds",
+        "",
+        "| at the last step | worst class | the first less it | mean | the first less it | steps | wrong labels |",
+        "| --- |" + " ---: |" * 6,
+    ]
+    for row, outcomes in rows.items():
+        cells = [row.label]
+        for name in ("worst", "mean"):
+            own, others = (_values(one, f"report/last/{name}") for one in (outcomes, first))
+            cells += [_with_deviation(own), "–" if outcomes is first else _with_interval(others, own)]
+        corrupted = [one["corrupted"] for one in outcomes.values() if one["corrupted"] is not None]
+        cells.append(f"{sum(one['steps'] for one in outcomes.values()) / len(outcomes):.0f}")
+        cells.append(f"{sum(corrupted) / len(corrupted):.3f}" if corrupted else "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    rules = [rule for rule in CHECKPOINT_RULES if rule != "last"]
+    lines += [
+        "",
+        "| checkpoint chosen on holdout data | "
+        + " | ".join(f"{rule}: worst class | mean" for rule in rules)
+        + " | tuned to |",
+        "| --- |" + " ---: |" * 2 * len(rules) + " --- |",
+    ]
+    for row, outcomes in rows.items():
+        cells = [
+            _with_deviation(_values(outcomes, f"report/{rule}/{name}")) for rule in rules for name in ("worst", "mean")
+        ]
+        tuned = ", ".join(f"`{one.split('.')[-1]}`" for one in row.options if "+" not in one)
+        lines.append(f"| {row.label} | {' | '.join(cells)} | {tuned} |")
+    return "\n".join(lines)
+
+
+def _values(outcomes: Outcomes, name: str) -> dict[int, float]:
+    return {seed: one[name] for seed, one in outcomes.items()}
+
+
+def _with_deviation(values: Mapping[int, float]) -> str:
+    found = estimate(list(values.values()))
+    return f"{found.mean:.3f} ± {found.deviation or 0:.3f}"  # type: ignore[union-attr]  # there are some
+
+
+def _with_interval(first: Mapping[int, float], other: Mapping[int, float]) -> str:
+    found = paired_difference(first, other)
+    if found is None:
+        return "–"
+    return f"{found.mean:+.3f}" + (f" [{found.low:+.3f}, {found.high:+.3f}]" if found.low is not None else "")

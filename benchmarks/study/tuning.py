@@ -1,0 +1,24 @@
+"""Which trial of a method is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.kept_runs import Key
+from benchmarks.study.runs import Row
+from benchmarks.study.tables import Contender
+
+TUNING_SEED = 100
+
+
+def chosen(contender: Contender, runs: Mapping[Key, dict[str, Any]]) -> Row | None:
+    """The row of the best trial; None where one has not been run."""
+    trials = [contender.row.with_options(*options) for options in contender.trials]
+    if len(trials) == 1:
+        return trials[0]
+    keys = [row.key(TUNING_SEED) for row in trials]
+    if any(key not in runs for key in keys):
+        return None
+    scores = [(runs[key]["tuning/last/worst"], runs[key]["tuning/last/mean"]) for key in keys]
+    return trials[scores.index(max(scores))]
