@@ -26,37 +26,54 @@ def report_of(table: Table, kept: KeptRuns) -> str:
                 rows[row] = outcomes
     if not rows:
         return "Nothing has been run to the end."
-    first = next(iter(rows.values()))
+    lines = [f"**{table.title}**, {kept.conditions['seconds']:g} s of one core, {table.num_seeds} seeds", ""]
+    lines += _last_step(rows)
+    if any(len(one.trials) > 1 for one in table.contenders):
+        lines += ["", *_checkpoint_rules(rows)]
+    return "\n".join(lines)
+
+
+def _last_step(rows: Mapping[Row, Outcomes]) -> list[str]:
+    """Accuracies, and what the first row of each block has more."""
+    has_blocks = any(row.block for row in rows)
     lines = [
-        f"**{table.title}**, {kept.conditions['seconds']:g} s, {table.num_seeds} seeds",
-        "",
-        "| at the last step | worst class | the first less it | mean | the first less it | steps | wrong labels |",
-        "| --- |" + " ---: |" * 6,
+        "| at the last step " + "| " * has_blocks + "| worst class | the first less it | mean | the first less it | "
+        "steps | wrong labels |",
+        "| --- " + "| --- " * has_blocks + "|" + " ---: |" * 6,
     ]
+    firsts: dict[str, Outcomes] = {}
     for row, outcomes in rows.items():
-        cells = [row.label]
+        is_first = row.block not in firsts
+        first = firsts.setdefault(row.block, outcomes)
+        cells = [row.block if is_first else ""] * has_blocks + [row.label]
         for name in ("worst", "mean"):
             own, others = (_values(one, f"report/last/{name}") for one in (outcomes, first))
-            cells += [_with_deviation(own), "–" if outcomes is first else _with_interval(others, own)]
+            cells += [_with_deviation(own), "–" if is_first else _with_interval(others, own)]
         corrupted = [one["corrupted"] for one in outcomes.values() if one["corrupted"] is not None]
         cells.append(f"{sum(one['steps'] for one in outcomes.values()) / len(outcomes):.0f}")
         cells.append(f"{sum(corrupted) / len(corrupted):.3f}" if corrupted else "–")
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _checkpoint_rules(rows: Mapping[Row, Outcomes]) -> list[str]:
+    """Accuracies of the checkpoints that are chosen on holdout data, and what a method was tuned to."""
     rules = [rule for rule in CHECKPOINT_RULES if rule != "last"]
-    lines += [
-        "",
-        "| checkpoint chosen on holdout data | "
-        + " | ".join(f"{rule}: worst class | mean" for rule in rules)
-        + " | tuned to |",
+    lines = [
+        f"| checkpoint by | {' | '.join(f'{rule}: worst class | mean' for rule in rules)} | options |",
         "| --- |" + " ---: |" * 2 * len(rules) + " --- |",
     ]
     for row, outcomes in rows.items():
         cells = [
             _with_deviation(_values(outcomes, f"report/{rule}/{name}")) for rule in rules for name in ("worst", "mean")
         ]
-        tuned = ", ".join(f"`{one.split('.')[-1]}`" for one in row.options if "+" not in one)
+        tuned = ", ".join(
+            f"`{one.split('.', 1)[-1] if 'lr=' in one else one.split('options.')[-1]}`"
+            for one in row.options
+            if one[0] != "+"
+        )
         lines.append(f"| {row.label} | {' | '.join(cells)} | {tuned} |")
-    return "\n".join(lines)
+    return lines
 
 
 def _values(outcomes: Outcomes, name: str) -> dict[int, float]:

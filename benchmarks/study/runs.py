@@ -26,12 +26,14 @@ class Row(NamedTuple):
         method: a key of the ``methods`` configuration.
         options: of `reducr run`, beside those of the setting.
         in_parts: train on every point, in steps as small as those of the methods that select, and score nothing.
+        block: of the table, whose first row the others of the block are compared with.
     """
 
     label: str
     method: str
     options: tuple[str, ...] = ()
     in_parts: bool = False
+    block: str = ""
 
     def with_options(self, *options: str) -> Row:
         """The same with more options."""

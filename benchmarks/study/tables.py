@@ -99,6 +99,73 @@ def _methods(num_selected: int) -> Iterable[Contender]:
     yield Contender(Row("Bayesian selection", "bayesian_selection", ("model.dropout=0.2",)), rates)
 
 
+_OURS = ("methods.priority_sampling.options.step_size=3e-4", "holdout_fraction=0.25")
+_RATE = "optimizer.lr=2e-3"
+
+
+def _holdout_sizes() -> Iterable[Contender]:
+    """What is trained on holdout sets of five sizes, or believes them; irreducible models of about as many steps."""
+    alone = _added("holdout_alone", "uniform", "holdout")
+    balanced = _added("class_balanced_with_holdout", "class_balanced", "train_and_holdout")
+    for size, num_epochs in ((500, 40), (1000, 20), (2000, 10), (5000, 5), (10_000, 3)):
+        options = (f"datamodule.holdout_size={size}", f"irreducible.num_epochs={num_epochs}", _RATE)
+        for row in (
+            Row("REDUCR, priority sampling", "priority_sampling", _OURS),
+            Row("irreducible model alone", "holdout_alone", (alone,), in_parts=True),
+            Row("all points, train + holdout", "uniform_with_holdout", in_parts=True),
+            Row("class-balanced, train + holdout", "class_balanced_with_holdout", (balanced,)),
+        ):
+            yield Contender(row._replace(options=(*row.options, *options), block=f"{size:,} holdout points"))
+
+
+def _options() -> Iterable[Contender]:
+    """What each option of priority sampling, and of this package beside the published rule, is worth."""
+    ours = "methods.priority_sampling.options"
+    base = Row("as in the table above", "priority_sampling", (*_OURS, _RATE), block="priority sampling")
+    yield Contender(base)
+    for label, *options in (
+        ("no share that all classes have", f"{ours}.uniform_share=0"),
+        ("equal quotas, no weights", f"{ours}.uniform_share=1"),
+        ("all points of a class alike", f"{ours}.irreducible_temperature=1e6"),
+        ("temperature 0.5", f"{ours}.irreducible_temperature=0.5"),
+        ("temperature 1", f"{ours}.irreducible_temperature=1"),
+        ("temperature 4", f"{ours}.irreducible_temperature=4"),
+        ("no holdout points in the steps", "holdout_fraction=0"),
+        ("half of each step from the holdout part", "holdout_fraction=0.5"),
+        ("warm start", "warm_start=true"),
+        ("weights that forget", f"{ours}.payoff_decay=0.99", f"{ours}.step_size=3e-3"),
+    ):
+        yield Contender(base.with_options(*options)._replace(label=label))
+    published = Row("as published", "reducr", ("methods.reducr.options.step_size=3e-4", _RATE), block="REDUCR")
+    yield Contender(published)
+    for label, option in (
+        ("warm start", "warm_start=true"),
+        ("a quarter of each step from the holdout part", "holdout_fraction=0.25"),
+        ("three tenths scored", "scoring.budget=0.3"),
+    ):
+        yield Contender(published.with_options(option)._replace(label=label))
+
+
+def _ablations() -> Iterable[Contender]:
+    """The ablations of the paper, one thing at a time."""
+    own = "methods.reducr.options"
+    base = Row("as published", "reducr", (_RATE, f"{own}.step_size=3e-4"))
+    yield Contender(base)
+    yield Contender(Row("max-min payoff", "payoff", (_RATE,)))
+    for label, option in (
+        ("without clipping", f"{own}.clip=false"),
+        ("without holdout term", f"{own}.use_holdout=false"),
+        ("without irreducible term", f"{own}.use_irreducible=false"),
+        ("without model loss, not clipped", f"{own}.use_model_loss=false"),
+        *((f"step size {value}", f"{own}.step_size={value}") for value in ("1e-4", "1e-3", "1e-2", "1e-1", "1", "10")),
+        *((f"gradient weight {value}", f"irreducible.gradient_weight={value}") for value in (1, 5, 20, 100)),
+        *((f"fraction {value}", f"fraction={value}") for value in (0.05, 0.25, 0.5, 1.0)),
+    ):
+        more = (f"{own}.clip=false",) if "model loss" in label else ()
+        yield Contender(base.with_options(option, *more)._replace(label=label))
+
+
+_FASHION_MNIST = {"experiment": "fashion_mnist", "seconds": 25.0}
 TABLES = {
     "digits": Table(
         "Handwritten digits: 490 points, 30 % wrong labels, imbalance 10:1, 100 clean holdout points",
@@ -108,10 +175,9 @@ TABLES = {
     ),
     "fashion_mnist": Table(
         "Fashion-MNIST: 22,477 points, 30 % wrong labels, imbalance 10:1, 5,000 clean holdout points",
-        "fashion_mnist",
-        25.0,
-        tuple(_methods(32)),
-        ("irreducible.num_epochs=5",),
+        contenders=tuple(_methods(32)),
+        options=("irreducible.num_epochs=5",),
+        **_FASHION_MNIST,
     ),
     "cifar10n_worse": Table(
         "CIFAR-10N: 40 % wrong labels of people, imbalance 10:1, 2,000 clean holdout points",
@@ -119,5 +185,22 @@ TABLES = {
         40.0,
         tuple(_methods(32)),
         ("irreducible.num_epochs=10",),
+    ),
+    "options": Table(
+        "Options, on Fashion-MNIST",
+        contenders=tuple(_options()),
+        options=("irreducible.num_epochs=5",),
+        num_seeds=3,
+        **_FASHION_MNIST,
+    ),
+    "holdout_size": Table(
+        "Size of the holdout set, on Fashion-MNIST", contenders=tuple(_holdout_sizes()), num_seeds=3, **_FASHION_MNIST
+    ),
+    "ablations": Table(
+        "The paper's ablations, on Fashion-MNIST",
+        contenders=tuple(_ablations()),
+        options=("irreducible.num_epochs=5",),
+        num_seeds=3,
+        **_FASHION_MNIST,
     ),
 }
