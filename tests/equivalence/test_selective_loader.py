@@ -38,9 +38,9 @@ def parts(digits, name, **options):
     model = MLP(num_features=64, num_classes=10, hidden_sizes=[32], dropout=0.3)
     logits = torch.randn(len(digits.train), 10, generator=torch.Generator().manual_seed(1))
     source = TableLogits(IrreducibleTable(logits.numpy(), kind="logits"))
+    selector = reducr.make_selector(name, num_groups=10, **({"step_size": 0.05} if name == "reducr" else {}), **options)
     reads_plain_loss = "irreducible_loss" in selector.needs
     irreducible = PlainIrreducibleLoss(source) if reads_plain_loss else AdjustedIrreducibleLoss(source)
-    selector = reducr.make_selector(name, num_groups=10, **({"step_size": 0.05} if name == "reducr" else {}), **options)
     return model, selector, irreducible, torch.optim.AdamW(model.parameters(), lr=1e-2)
 
 
