@@ -29,7 +29,7 @@ def report_of(table: Table, kept: KeptRuns) -> str:
     lines = [f"**{table.title}**, {kept.conditions['seconds']:g} s of one core, {table.num_seeds} seeds", ""]
     lines += _last_step(rows)
     if any(len(one.trials) > 1 for one in table.contenders):
-        lines += ["", *_checkpoint_rules(rows)]
+        lines += ["", *_goal(rows), "", *_checkpoint_rules(rows)]
     return "\n".join(lines)
 
 
@@ -53,6 +53,23 @@ def _last_step(rows: Mapping[Row, Outcomes]) -> list[str]:
         cells.append(f"{sum(one['steps'] for one in outcomes.values()) / len(outcomes):.0f}")
         cells.append(f"{sum(corrupted) / len(corrupted):.3f}" if corrupted else "–")
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _goal(rows: Mapping[Row, Outcomes]) -> list[str]:
+    """REDUCR's rows less the best of the others in the worst class."""
+    others = [row for row in rows if not row.label.startswith("REDUCR")]
+    if not others or len(others) == len(rows):
+        return []
+    best = max(others, key=lambda row: sum(_values(rows[row], "report/last/worst").values()))
+    lines = [f"Less {best.label}, the best of the others in the worst class:", ""]
+    for row, outcomes in rows.items():
+        if row not in others:
+            worst, mean = (
+                _with_interval(*(_values(one, f"report/last/{name}") for one in (outcomes, rows[best])))
+                for name in ("worst", "mean")
+            )
+            lines.append(f"- {row.label}: worst class {worst}, mean {mean}")
     return lines
 
 

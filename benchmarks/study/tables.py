@@ -9,6 +9,8 @@ from typing import NamedTuple
 from benchmarks.study.runs import Row
 
 Options = tuple[str, ...]
+_OURS = ("methods.priority_sampling.options.step_size=3e-4", "holdout_fraction=0.25")
+_RATE = "optimizer.lr=2e-3"
 
 
 class Contender(NamedTuple):
@@ -66,10 +68,11 @@ def _methods(num_selected: int) -> Iterable[Contender]:
     rates = _rates("1e-3", "2e-3", "4e-3")
     ours = "methods.priority_sampling.options"
     balanced = _added("class_balanced_with_holdout", "class_balanced", "train_and_holdout")
-    yield Contender(
-        Row("REDUCR, priority sampling", "priority_sampling", (f"{ours}.step_size=3e-4", "holdout_fraction=0.25")),
-        _own(f"{ours}.irreducible_temperature", "2", "1"),
-    )
+    for label, *more in (("",), (", warm start", "warm_start=true")):
+        yield Contender(
+            Row(f"REDUCR, priority sampling{label}", "priority_sampling", (*_OURS, *more)),
+            _own(f"{ours}.irreducible_temperature", "2", "1"),
+        )
     yield Contender(Row("REDUCR, as published", "reducr"), _own("methods.reducr.options.step_size", "3e-4", "1e-3"))
     yield Contender(Row("RHO-LOSS", "rho_loss"), rates)
     yield Contender(
@@ -97,10 +100,6 @@ def _methods(num_selected: int) -> Iterable[Contender]:
     )
     yield Contender(Row("InfoBatch", "infobatch"), _own("methods.infobatch.options.prune_probability", "0.5", "0.25"))
     yield Contender(Row("Bayesian selection", "bayesian_selection", ("model.dropout=0.2",)), rates)
-
-
-_OURS = ("methods.priority_sampling.options.step_size=3e-4", "holdout_fraction=0.25")
-_RATE = "optimizer.lr=2e-3"
 
 
 def _holdout_sizes() -> Iterable[Contender]:
