@@ -48,7 +48,7 @@ def test_another_encoding_is_an_error(tmp_path):
         rows_of(tmp_path / "rows", "a,b\né,1\n".encode("latin-1"))
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b"a,b\n1,2\n")[:-9], b"no gzip"])
+@pytest.mark.parametrize("content", [gzip.compress(b"a,b\n1,2\n")[:-9], b"no gzip"], ids=["cut off", "no gzip"])
 def test_a_damaged_file_is_an_error(tmp_path, content):
     path = tmp_path / "rows.gz"
     path.write_bytes(content)
