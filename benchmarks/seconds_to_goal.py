@@ -18,10 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,23 +27,19 @@ from hydra import compose, initialize_config_module
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from rich.console import Console
 from torch import nn
 
-import reducr
 from benchmarks import results
 from benchmarks.kept_runs import KeptRuns, Key, parsed, run_where_asked
+from benchmarks.timed import Stopwatch, candidates_of, shuffled
 from reducr.batch import Batch
 from reducr.data import PointLoader
 from reducr.files import replaced_atomically
 from reducr.metrics import summary
-from reducr.pipeline.irreducible_stage import IrreducibleStage
-from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import SeedData, build, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
-from reducr.scoring import ScoringBudget
 from reducr.step import num_selected_of
 
 SETTINGS = {
@@ -95,25 +88,6 @@ TRAININGS = {
 GOAL = "best of the others, a third of the time"
 
 
-class Stopwatch:
-    """Wall-clock seconds since it was made, without those while it was stopped."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        return time.perf_counter() - self._started
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """What is done inside takes no time."""
-        started = time.perf_counter()
-        yield
-        self._started += time.perf_counter() - started
-
-
 def composed(setting: str, options: Sequence[str]) -> DictConfig:
     """The configuration of an experiment, with all methods to compare."""
     compared = {training.method: None for training in TRAININGS.values() if training.method is not None}
@@ -124,37 +98,12 @@ def composed(setting: str, options: Sequence[str]) -> DictConfig:
 def epoch_of(config: DictConfig, name: str, data: SeedData, model: nn.Module) -> Iterable[Batch]:
     """The batches that ``model`` is trained on; the irreducible losses, if it needs them, are made first."""
     training = TRAININGS[name]
-    method = next((one for one in methods_of(config) if one.name == training.method), None)
-    points = data.training_points("train" if method is None else method.train_on)
-    num_selected = num_selected_of(config.fraction, config.num_candidates)
-    loader = PointLoader(
-        points,
-        batch_size=num_selected if training.is_in_parts else config.num_candidates,
-        shuffle=True,
-        drop_last=True,
-        seed=stream_seed(data.seed, "order"),
-    )
-    if method is None:
-        return loader
-    selector = method.make_selector(points.num_groups)
-    with tempfile.TemporaryDirectory() as folder, RunDisplay(1, console=Console(quiet=True)) as display:
-        irreducible = IrreducibleStage(config, data, Path(folder), display).losses_for(selector)
-    options: dict[str, Any] = {}
-    if selector.needs_group_holdout_loss:
-        options["holdout"] = PointLoader(data.splits.holdout, batch_size=config.holdout.batch_size)
-        options["refresh_steps"] = config.holdout.refresh_steps
-    if training.budget is not None:
-        options["scoring_budget"] = ScoringBudget(training.budget, num_points=len(points))
-    return reducr.SelectiveLoader(
-        loader,
-        model,
-        selector,
-        irreducible.lookup,
-        fraction=config.fraction,
-        scoring_mode=config.scoring_mode,
-        seed=stream_seed(data.seed, "selection"),
-        **options,
-    )
+    if training.method is None:
+        num_selected = num_selected_of(config.fraction, config.num_candidates)
+        return shuffled(data, "train", num_selected if training.is_in_parts else config.num_candidates)
+    method = next(one for one in methods_of(config) if one.name == training.method)
+    own = OmegaConf.merge(config, {"scoring": {"budget": training.budget}})
+    return candidates_of(own, method, data, model).batches  # type: ignore[arg-type]  # a merged DictConfig is one
 
 
 def run(

@@ -34,8 +34,7 @@ def run_table(table: Table, given: argparse.Namespace, out: Path) -> None:
     options = (*table.options, *(TINY if given.tiny else ()), *given.options)
     seconds = given.seconds or table.seconds
     kept = KeptRuns.with_more(out, KEY, {"experiment": table.experiment, "seconds": seconds, "options": list(options)})
-    by_label = {one.row.label: one for one in table.contenders}
-    contenders = [by_label[label] for label in given.rows] if given.rows else table.contenders
+    contenders = [one for one in table.contenders if not given.rows or one.row.label in given.rows]
 
     def run(rows_and_seeds: list[tuple[Row, int]]) -> None:
         data_dir = f"datamodule.data_dir={given.data_dir}"
@@ -76,12 +75,18 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = [name for name in given.tables if name not in TABLES]
     if unknown:
         parser.error(f"there is no table {unknown[0]!r}; there are {', '.join(TABLES)}")
+    if min(given.seconds or 1, given.num_seeds or 1, given.jobs) <= 0:
+        parser.error("--seconds, --num-seeds and --jobs must be above 0")
     for name in given.tables or TABLES:
         table = TABLES[name]
+        labels = [one.row.label for one in table.contenders]
+        strange = [label for label in given.rows or () if label not in labels]
+        if strange:
+            parser.error(f"table {name!r} has no row {strange[0]!r}; it has {', '.join(map(repr, labels))}")
         out = (given.out or FOLDER) / f"{name}.json"
+        if given.data_dir is None and not given.tables and not out.is_file():
+            continue  # all that there are
         run_where_asked(parser, given, out, lambda given, out, table=table: run_table(table, given, out))
-        if not out.is_file():
-            continue
         text = report_of(table, KeptRuns.read(out, KEY))
         print(text)
         if given.out is None:

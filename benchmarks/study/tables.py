@@ -11,6 +11,10 @@ from benchmarks.study.runs import Row
 Options = tuple[str, ...]
 _OURS = ("methods.priority_sampling.options.step_size=3e-4", "holdout_fraction=0.25")
 _RATE = "optimizer.lr=2e-3"
+_ALONE = "+methods.holdout_alone={selector:uniform,train_on:holdout,options:{}}"
+_BALANCED_ON_BOTH = (
+    "+methods.class_balanced_with_holdout={selector:class_balanced,train_on:train_and_holdout,options:{}}"
+)
 
 
 class Contender(NamedTuple):
@@ -59,15 +63,10 @@ def _own(option: str, first: str, second: str) -> tuple[Options, ...]:
     )
 
 
-def _added(name: str, selector: str, train_on: str) -> str:
-    return f"+methods.{name}={{selector:{selector},train_on:{train_on},options:{{}}}}"
-
-
 def _methods(num_selected: int) -> Iterable[Contender]:
     """Every method with three trials: of the learning rate alone, or of it and an option of the method's own."""
     rates = _rates("1e-3", "2e-3", "4e-3")
     ours = "methods.priority_sampling.options"
-    balanced = _added("class_balanced_with_holdout", "class_balanced", "train_and_holdout")
     for label, *more in (("",), (", warm start", "warm_start=true")):
         yield Contender(
             Row(f"REDUCR, priority sampling{label}", "priority_sampling", (*_OURS, *more)),
@@ -76,14 +75,12 @@ def _methods(num_selected: int) -> Iterable[Contender]:
     yield Contender(Row("REDUCR, as published", "reducr"), _own("methods.reducr.options.step_size", "3e-4", "1e-3"))
     yield Contender(Row("RHO-LOSS", "rho_loss"), rates)
     yield Contender(
-        Row(
-            "irreducible model alone", "holdout_alone", (_added("holdout_alone", "uniform", "holdout"),), in_parts=True
-        ),
+        Row("irreducible model alone", "holdout_alone", (_ALONE,), in_parts=True),
         rates,
     )
     yield Contender(Row("all points, train + holdout", "uniform_with_holdout", in_parts=True), rates)
     yield Contender(
-        Row("class-balanced, train + holdout", "class_balanced_with_holdout", (balanced,)),
+        Row("class-balanced, train + holdout", "class_balanced_with_holdout", (_BALANCED_ON_BOTH,)),
         rates,
     )
     yield Contender(Row("class-balanced", "class_balanced"), rates)
@@ -104,15 +101,13 @@ def _methods(num_selected: int) -> Iterable[Contender]:
 
 def _holdout_sizes() -> Iterable[Contender]:
     """What is trained on holdout sets of five sizes, or believes them; irreducible models of about as many steps."""
-    alone = _added("holdout_alone", "uniform", "holdout")
-    balanced = _added("class_balanced_with_holdout", "class_balanced", "train_and_holdout")
     for size, num_epochs in ((500, 40), (1000, 20), (2000, 10), (5000, 5), (10_000, 3)):
         options = (f"datamodule.holdout_size={size}", f"irreducible.num_epochs={num_epochs}", _RATE)
         for row in (
             Row("REDUCR, priority sampling", "priority_sampling", _OURS),
-            Row("irreducible model alone", "holdout_alone", (alone,), in_parts=True),
+            Row("irreducible model alone", "holdout_alone", (_ALONE,), in_parts=True),
             Row("all points, train + holdout", "uniform_with_holdout", in_parts=True),
-            Row("class-balanced, train + holdout", "class_balanced_with_holdout", (balanced,)),
+            Row("class-balanced, train + holdout", "class_balanced_with_holdout", (_BALANCED_ON_BOTH,)),
         ):
             yield Contender(row._replace(options=(*row.options, *options), block=f"{size:,} holdout points"))
 

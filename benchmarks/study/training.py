@@ -5,75 +5,25 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor, nn
 
-import reducr
-from reducr.batch import Batch
-from reducr.companions import OtherPoints, selected_loss
+from benchmarks.timed import Candidates, Stopwatch, candidates_of, shuffled
+from reducr.companions import selected_loss
 from reducr.data import PointDataset, PointLoader
 from reducr.metrics import worst
-from reducr.pipeline.irreducible_stage import IrreducibleStage
-from reducr.pipeline.progress import RunDisplay
-from reducr.pipeline.setup import (
-    SeedData,
-    make_optimizer,
-    make_scoring_budget,
-    methods_of,
-    scoped_seed,
-    stream_seed,
-)
+from reducr.pipeline.setup import SeedData, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
 from reducr.runs import CHECKPOINT_RULES
+from reducr.step import num_selected_of
 
 _NUM_CHECKPOINTS = 12
 _TEST_BATCH_SIZE = 1000
 HALVES = ("tuning", "report")
-
-
-class ProcessorClock:
-    """Seconds of a processor that this process has taken since the clock was made, without those while it stood.
-
-    On one thread these are the wall-clock seconds that a core of its own would have taken, whatever runs beside it.
-    """
-
-    def __init__(self) -> None:
-        self._started = time.process_time()
-
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        return time.process_time() - self._started
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """What is done inside takes no time."""
-        started = time.process_time()
-        yield
-        self._started += time.process_time() - started
-
-
-@dataclass
-class _Candidates:
-    """What a method trains on."""
-
-    batches: Iterable[Batch]
-    others: OtherPoints | None = None
-    irreducible_seconds: float = 0.0
-
-    def point_weights(self) -> Tensor | None:
-        """Of the points selected last."""
-        return self.batches.point_weights if isinstance(self.batches, reducr.SelectiveLoader) else None
 
 
 def train(config: DictConfig, data: SeedData, *, seconds: float, in_parts: bool) -> dict[str, Any]:
@@ -90,16 +40,25 @@ def train(config: DictConfig, data: SeedData, *, seconds: float, in_parts: bool)
         in_parts: train on every point, in steps as small as those of the methods that select, and score nothing.
 
     Returns:
-        ``steps``, ``irreducible_seconds``, ``corrupted`` (share of the points trained on; null where not known) and
-        for each half of the test part and each checkpoint rule ``HALF/RULE/worst`` and ``HALF/RULE/mean`` accuracy.
-        Points at even places are the half for tuning, the others that for the report.
+        ``steps``; ``irreducible_seconds``, all before the first step; ``corrupted``, the share among the points of the
+        batches, without holdout points drawn beside them, null where not known; and for each half of the test part and
+        each checkpoint rule ``HALF/RULE/worst`` and ``HALF/RULE/mean`` accuracy. Points at even places are the half for
+        tuning, the others that for the report.
+
+    Raises:
+        ValueError: if the seconds are spent before the first step.
     """
     method = methods_of(config)[0]
     seed = stream_seed(data.seed, "target")
-    with scoped_seed(seed), tempfile.TemporaryDirectory() as folder:
-        clock = ProcessorClock()
+    with scoped_seed(seed):
+        clock = Stopwatch(time.process_time)
         model = data.make_model(config.model, num_outputs=data.splits.test.num_classes, seed=seed)
-        candidates = _candidates(config, data, model, folder=Path(folder), clock=clock, in_parts=in_parts)
+        if in_parts:
+            size = num_selected_of(config.fraction, config.num_candidates)
+            candidates = Candidates(shuffled(data, method.train_on, size))
+        else:
+            candidates = candidates_of(config, method, data, model)
+        before_training = clock.seconds
         optimizer = make_optimizer(config.optimizer)(model.parameters())
         rates = [group["lr"] for group in optimizer.param_groups]
         checkpoints = _Checkpoints(model, data)
@@ -126,53 +85,10 @@ def train(config: DictConfig, data: SeedData, *, seconds: float, in_parts: bool)
             raise ValueError(f"{method.name}: the irreducible stage alone takes longer than {seconds} s: give it more.")
         return {
             "steps": steps,
-            "irreducible_seconds": round(candidates.irreducible_seconds, 2),
+            "irreducible_seconds": round(before_training, 2),
             "corrupted": None if is_corrupted is None else round(float(counts[0] / counts[1]), 4),
             **checkpoints.tested(),
         }
-
-
-def _candidates(
-    config: DictConfig, data: SeedData, model: nn.Module, *, folder: Path, clock: ProcessorClock, in_parts: bool
-) -> _Candidates:
-    """What a method trains on; the irreducible losses, if it needs them, are made."""
-    method = methods_of(config)[0]
-    points = data.training_points(method.train_on)
-    num_selected, num_drawn = method.num_points(config.fraction, config.num_candidates)
-    size = num_selected if in_parts else config.num_candidates
-    order = stream_seed(data.seed, "order")
-    loader = PointLoader(points, batch_size=min(size, len(points)), shuffle=True, drop_last=True, seed=order)
-    if in_parts:
-        return _Candidates(loader)
-    selector = method.make_selector(points.num_groups)
-    with RunDisplay(1, console=Console(quiet=True)) as display:
-        stage = IrreducibleStage(config, data, folder, display)
-        irreducible = stage.losses_for(selector)
-        if method.warm_start:
-            model.load_state_dict(stage.plain_model().model.state_dict())
-    irreducible_seconds = clock.seconds
-    holdout = data.splits.holdout
-    options: dict[str, Any] = {}
-    if selector.needs_group_holdout_loss:
-        options["holdout"] = PointLoader(holdout, batch_size=config.holdout.batch_size)
-        options["refresh_steps"] = config.holdout.refresh_steps
-    selected = reducr.SelectiveLoader(
-        loader,
-        model,
-        selector,
-        irreducible.lookup,
-        fraction=num_selected / config.num_candidates,
-        scoring_mode=config.scoring_mode,
-        scoring_budget=make_scoring_budget(config, selector, num_points=len(points)),
-        weights_points=True,
-        seed=stream_seed(data.seed, "selection"),
-        **options,
-    )
-    others = None
-    if num_drawn:
-        drawn = stream_seed(data.seed, "holdout")
-        others = OtherPoints(PointLoader(holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=drawn))
-    return _Candidates(selected, others, irreducible_seconds)
 
 
 class _Checkpoints:

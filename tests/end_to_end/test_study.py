@@ -66,10 +66,24 @@ def test_a_budget_that_the_irreducible_stage_uses_up_is_an_error(study, tmp_path
         list(runs.made([job], num_processes=1))
 
 
-def test_unknown_table(run, capsys):
+def test_unknown_names_and_numbers(run, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("digit")
     assert "there is no table 'digit'; there are digits, fashion_mnist" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run("digits", "--rows", "class balanced")
+    assert "table 'digits' has no row 'class balanced'; it has 'REDUCR, priority sampling', " in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run("digits", "--num-seeds", "-1")
+    assert "--seconds, --num-seeds and --jobs must be above 0" in capsys.readouterr().err
+
+
+def test_without_a_table_those_that_have_been_run_are_shown(run, tmp_path, capsys):
+    shutil.copy(ROOT / "benchmarks/study/digits.json", tmp_path)
+    assert run("--out", tmp_path).count("**") == 2
+    with pytest.raises(SystemExit, match="2"):
+        run("ablations", "--out", tmp_path)
+    assert "give --data-dir, the folder of the data" in capsys.readouterr().err
 
 
 def test_every_row_of_every_table_composes(study):
@@ -100,7 +114,8 @@ def made_run(row, seed, *, worst, mean=0.8, tuning=(0.0, 0.0)):
 def test_arithmetic(study, tmp_path):
     """The best trial on the tuning seed is the one reported; differences are paired by seed."""
     tables = importlib.import_module("benchmarks.study.tables")
-    row, other = (importlib.import_module("benchmarks.study.runs").Row(name, name) for name in ("first", "second"))
+    make_row = importlib.import_module("benchmarks.study.runs").Row
+    row, other = make_row("REDUCR", "first"), make_row("second", "second")
     trials = (("optimizer.lr=1",), ("optimizer.lr=2",), ("optimizer.lr=3",))
     table = tables.Table(
         "A table", "digits", 4.0, (tables.Contender(row, trials), tables.Contender(other)), num_seeds=2
@@ -117,12 +132,14 @@ def test_arithmetic(study, tmp_path):
     path.write_text(json.dumps({"conditions": {"seconds": 4.0}, "runs": runs}))
     lines = study.report_of(table, study.KeptRuns.read(path, study.KEY)).splitlines()
     assert lines[0] == "**A table**, 4 s of one core, 2 seeds"
-    assert "| first | 0.600 ± 0.141 | – | 0.800 ± 0.000 | – | 100 | 0.250 |" in lines
+    assert "| REDUCR | 0.600 ± 0.141 | – | 0.800 ± 0.000 | – | 100 | 0.250 |" in lines
     # differences 0.10 and 0.12: 0.11 ± 12.706 * 0.01414 / sqrt(2)
     assert (
         "| second | 0.490 ± 0.127 | +0.110 [-0.017, +0.237] | 0.750 ± 0.000 | +0.050 [+0.050, +0.050] | 100 | 0.250 |"
     ) in lines
-    assert "| first | 0.600 ± 0.141 | 0.800 ± 0.000 | 0.600 ± 0.141 | 0.800 ± 0.000 | `lr=3` |" in lines
+    assert "Less second, the best of the others in the worst class:" in lines
+    assert "- REDUCR: worst class +0.110 [-0.017, +0.237], mean +0.050 [+0.050, +0.050]" in lines
+    assert "| REDUCR | 0.600 ± 0.141 | 0.800 ± 0.000 | 0.600 ± 0.141 | 0.800 ± 0.000 | `lr=3` |" in lines
 
 
 def test_document_says_what_the_runs_say(study, tmp_path, run):

@@ -33,8 +33,8 @@ class PrioritySampling(Selector):
 
     Args:
         num_groups: G >= 1.
-        step_size: eta >= 0 per nat, as REDUCR's; 0 with ``uniform_share=1`` is class-balanced sampling with a filter.
-        uniform_share: m in [0, 1].
+        step_size: eta >= 0 per nat, as REDUCR's.
+        uniform_share: m in [0, 1]; 1 is class-balanced sampling with a filter.
         irreducible_temperature: T > 0; large values draw all points of a group alike.
         payoff_decay: in (0, 1]; below 1 the weights remember about 1 / (1 - payoff_decay) steps.
         sampler: a key of ``SAMPLERS``; any but ``top_k`` leaves the quotas.
