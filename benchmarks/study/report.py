@@ -21,7 +21,9 @@ def report_of(table: Table, kept: KeptRuns) -> str:
     for contender in table.contenders:
         row = chosen(table, contender, kept.runs)
         if row is not None:
-            outcomes = {seed: kept.runs[row.key(seed)] for seed in range(FIRST_TUNING_SEED) if row.key(seed) in kept.runs}
+            outcomes = {
+                seed: kept.runs[row.key(seed)] for seed in range(FIRST_TUNING_SEED) if row.key(seed) in kept.runs
+            }
             if len(outcomes) >= table.num_seeds:
                 rows[row] = outcomes
     if not rows:

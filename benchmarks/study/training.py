@@ -105,20 +105,24 @@ class _Checkpoints:
     def keep(self) -> None:
         """Evaluate the holdout part, or 5,000 of it, and keep the state for each rule that chooses it."""
         class_accuracy, mean = _accuracies(self._predicted(self._holdout), self._holdout)
+        state = copy.deepcopy(self.model.state_dict())
         scores = {"last": math.inf, "best_worst_group": class_accuracy, "best_mean": mean}
         for rule in CHECKPOINT_RULES:
             if scores[rule] >= self._best.get(rule, 0.0):
                 self._best[rule] = scores[rule]
-                self._states[rule] = copy.deepcopy(self.model.state_dict())
+                self._states[rule] = state
 
     def tested(self) -> dict[str, float]:
         """Worst-class and mean accuracy of each half of the test part and each rule."""
         self.keep()
         test = self.data.splits.test
-        outcome = {}
+        outcome, predictions = {}, {}
         for rule in CHECKPOINT_RULES:
-            self.model.load_state_dict(self._states[rule])
-            prediction = self._predicted(test)
+            state = self._states[rule]
+            if id(state) not in predictions:  # rules that chose the same
+                self.model.load_state_dict(state)
+                predictions[id(state)] = self._predicted(test)
+            prediction = predictions[id(state)]
             for first, half in enumerate(HALVES):
                 index = torch.arange(first, len(test), 2)
                 worst_class, mean = _accuracies(prediction[index], test.take(index))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reducr.batch import Batch, Candidates, Selection
 from reducr.checks import is_finite_number
 from reducr.forward import PointLoss, model_output
-from reducr.functional import point_cross_entropy, selection_dtype
+from reducr.functional import point_cross_entropy, selection_dtype, zero_one_loss
 from reducr.holdout import GroupHoldoutLoss
 from reducr.names import unknown_name
 from reducr.scoring import ScoringBudget, check_budget
@@ -308,6 +308,16 @@ def point_losses(output: Any, target: Tensor, loss: PointLoss | None = None) -> 
     return losses.to(selection_dtype(losses))
 
 
+def holdout_losses(selector: Selector, output: Any, target: Tensor, loss: PointLoss | None = None) -> Tensor:
+    """What the group-holdout loss of ``selector`` is the mean of (B,): its ``holdout_loss``.
+
+    Arguments and errors as for ``point_losses``; the zero-one loss takes (B, C) logits, whatever ``loss`` is.
+    """
+    if selector.holdout_loss == "zero_one":
+        return zero_one_loss(_checked_logits(output, len(target)), target)
+    return point_losses(output, target, loss)
+
+
 def scoring_pass(model: nn.Module, scoring_mode: str) -> AbstractContextManager[None]:
     """Run ``model`` in a scoring mode, then put the mode of every module, and frozen buffers, back as found.
 
@@ -465,6 +475,6 @@ def update_holdout_loss(
         holdout_loss.reset()
     with scoring_pass(model, "eval"):
         for batch in holdout:
-            losses = point_losses(model_output(model, batch.input), batch.target, loss)
+            losses = holdout_losses(selector, model_output(model, batch.input), batch.target, loss)
             holdout_loss.update(losses, batch.group)
     selector.set_group_holdout_loss(holdout_loss.mean(over_ranks=over_ranks))

@@ -6,6 +6,7 @@ from reducr.functional.losses import (
     adjusted_joint_irreducible_loss,
     point_cross_entropy,
     selection_dtype,
+    zero_one_loss,
 )
 from reducr.functional.quotas import holdout_error, quota_scores
 from reducr.functional.samplers import (
@@ -52,4 +53,5 @@ __all__ = [
     "reducr_score",
     "selection_dtype",
     "top_k",
+    "zero_one_loss",
 ]

@@ -19,6 +19,30 @@ def selection_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def zero_one_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 for each point whose most probable class is not its target, 0 for the others.
+
+    Formula: ``loss_i = [ argmax_k logits_ik != target_i ]``, the first of equal ones.
+
+    Args:
+        logits: (B, C) outputs of a model, any floating dtype.
+        targets: (B,) integers in [0, C).
+
+    Returns:
+        (B,) losses without a unit, in float32 or better; NaN where a logit is not finite.
+
+    Raises:
+        ValueError: for targets that are not one integer for each point.
+
+    Example:
+        >>> zero_one_loss(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([0, 0]))
+        tensor([1., 0.])
+    """
+    _check_targets(logits, targets)
+    is_wrong = (logits.argmax(dim=1) != targets).to(selection_dtype(logits))
+    return is_wrong.masked_fill_(~logits.isfinite().all(dim=1), torch.nan)
+
+
 def point_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each point, in float32 or better.
 

@@ -18,6 +18,8 @@ from reducr.group_weights import GroupWeights
 from reducr.selectors.samplers import make_sampler
 from reducr.state import ExactState
 
+HOLDOUT_LOSSES = ("cross_entropy", "zero_one")
+
 
 class Selector(ExactState):
     """A scoring rule with a sampler: ``select`` reads the state, ``update`` writes it, nothing else does either.
@@ -47,6 +49,8 @@ class Selector(ExactState):
     needs: frozenset[str] = frozenset()
     """The fields of Candidates without which this selector cannot score."""
     needs_group_holdout_loss: bool = False
+    holdout_loss: str = "cross_entropy"
+    """What the group-holdout loss is the mean of: one of ``HOLDOUT_LOSSES``."""
     num_dropout_samples: int = 0
     """How many MC-dropout samples of the logits to score with; 0 for one ordinary forward pass."""
     is_pointwise: ClassVar[bool] = True
@@ -129,9 +133,10 @@ class Selector(ExactState):
         return [loss for loss in losses if loss is not None]
 
     def set_group_holdout_loss(self, group_holdout_loss: Tensor) -> None:
-        """Put the mean holdout loss of every group (G,), in nats, in force from the next selection on.
+        """Put the mean holdout loss of every group (G,) in force from the next selection on.
 
-        Rules without a holdout term only keep it.
+        In nats, or for a rule whose ``holdout_loss`` is ``zero_one`` the share of wrong predictions. Rules without a
+        holdout term only keep it.
 
         Raises:
             ValueError: if there are not G values or one is not finite.

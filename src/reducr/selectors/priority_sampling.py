@@ -9,7 +9,8 @@ from reducr import functional
 from reducr.batch import Candidates
 from reducr.checks import is_finite_number
 from reducr.group_weights import GroupWeights
-from reducr.selectors.base import Selector
+from reducr.names import unknown_name
+from reducr.selectors.base import HOLDOUT_LOSSES, Selector
 
 _LEAST_SHARE = 1e-9
 
@@ -37,6 +38,9 @@ class PrioritySampling(Selector):
         uniform_share: m in [0, 1]; 1 is class-balanced sampling with a filter.
         irreducible_temperature: T > 0; large values draw all points of a group alike.
         payoff_decay: in (0, 1]; below 1 the weights remember about 1 / (1 - payoff_decay) steps.
+        holdout_loss: what h is the mean of: ``cross_entropy``, nats, or ``zero_one``, so that h is the share of wrong
+            predictions, and the weights of the groups with most of them grow. Losses of groups that look alike can be
+            level while no point of one of them is ever predicted right; their errors are not.
         sampler: a key of ``SAMPLERS``; any but ``top_k`` leaves the quotas.
         sampler_options: see ``Selector``.
 
@@ -72,6 +76,7 @@ class PrioritySampling(Selector):
         uniform_share: float = 0.5,
         irreducible_temperature: float = 2.0,
         payoff_decay: float = 1.0,
+        holdout_loss: str = "cross_entropy",
         sampler: str | None = None,
         **sampler_options: float | str | None,
     ) -> None:
@@ -83,6 +88,9 @@ class PrioritySampling(Selector):
             )
         if not (is_finite_number(irreducible_temperature) and irreducible_temperature > 0):
             raise ValueError(f"irreducible_temperature must be a finite number above 0; got {irreducible_temperature}.")
+        if holdout_loss not in HOLDOUT_LOSSES:
+            raise ValueError(unknown_name("holdout_loss", holdout_loss, HOLDOUT_LOSSES))
+        self.holdout_loss = holdout_loss
         self.weighting = GroupWeights(num_groups, step_size=step_size, payoff_decay=payoff_decay)
         self.uniform_share = float(uniform_share)
         self.irreducible_temperature = float(irreducible_temperature)

@@ -16,13 +16,12 @@ from torch.optim import Optimizer
 from reducr.batch import Batch, Selection
 from reducr.companions import Companion, MakeOptimizer, OtherPoints, joint_optimizer, selected_loss, total_loss
 from reducr.distributed import check_mode, check_mode_name, num_ranks, summed
-from reducr.functional import point_cross_entropy
 from reducr.holdout import GroupHoldoutLoss
 from reducr.metrics import ClassificationReport, summary
 from reducr.randomness import random_state, set_random_state
 from reducr.scoring import ScoringBudget, ScoringForward, check_budget, check_compiled
 from reducr.selectors import Selector
-from reducr.step import IrreducibleLookup, num_selected_of, pick, update_holdout_loss
+from reducr.step import IrreducibleLookup, holdout_losses, num_selected_of, pick, update_holdout_loss
 
 _COUNTERS = (
     "num_candidates_seen",
@@ -232,7 +231,7 @@ class TargetModule(pl.LightningModule):
         """Add a holdout batch to the group-holdout losses and accuracies."""
         batch = Batch(*batch)
         logits = self.model(batch.input)
-        self.holdout_loss.update(point_cross_entropy(logits, batch.target), batch.group)
+        self.holdout_loss.update(holdout_losses(self.selector, logits, batch.target), batch.group)
         self.holdout_report.update(logits, batch.target, batch.group)
 
     def on_validation_epoch_start(self) -> None:
