@@ -365,6 +365,11 @@ def test_bayesian_selection_of_samples_that_agree_is_rho_loss():
         ),
         ("priority_sampling", {"uniform_share": 1.5}, r"uniform_share must be in \[0, 1\], the part .*; got 1.5"),
         ("priority_sampling", {"irreducible_temperature": 0.0}, "irreducible_temperature must be .* above 0; got 0.0"),
+        (
+            "priority_sampling",
+            {"holdout_loss": "zero_on"},
+            "unknown holdout_loss 'zero_on'. Did you mean 'zero_one'.? There are: cross_entropy, zero_one",
+        ),
         ("group_dro", {"step_size": -1.0}, "step_size must be a finite number of at least 0; got -1.0"),
     ],
 )

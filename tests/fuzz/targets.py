@@ -84,7 +84,7 @@ OPTION_NAMES = (
     "step_size", "clip", "use_holdout", "use_irreducible", "use_model_loss", "initial_payoff", "payoff_decay",
     "holdout_weighting", "group_weights", "num_dropout_samples", "sampler", "temperature", "temperature_schedule",
     "final_temperature", "num_epochs", "beta", "pressure", "uniform_first_epochs", "uniform_last_epochs", "unknown",
-    "alpha", "prune_probability",
+    "alpha", "prune_probability", "holdout_loss",
 )  # fmt: skip
 WORDS = ("per_point", "per_step", "fixed", "linear", "geometric", *SAMPLERS, "topk")
 
@@ -95,7 +95,7 @@ def any_options(draw):
     return draw(st.dictionaries(st.sampled_from(OPTION_NAMES), option, max_size=4))
 
 
-OWN_NUMBERS = {
+OWN_VALUES = {
     "group_dro": {"step_size": [0.0, 0.01, 10.0, 1e300]},
     "infobatch": {"prune_probability": [0.0, 0.5, 1 - 1e-12]},
     "bayesian_selection": {"alpha": [0.0, 0.2, 1.0]},
@@ -103,6 +103,7 @@ OWN_NUMBERS = {
         "step_size": [0.0, 1e-4, 1e300],
         "uniform_share": [0.0, 0.5, 1.0],
         "irreducible_temperature": [1e-320, 2.0, 1e300],
+        "holdout_loss": ["cross_entropy", "zero_one"],
     },
 }
 
@@ -124,8 +125,8 @@ def right_options(draw, name):
             options[option] = draw(st.sampled_from(numbers))
     if draw(st.integers(0, 7)) == 0:
         options |= {"uniform_first_epochs": draw(st.integers(0, 2))}
-    for option, numbers in OWN_NUMBERS.get(name, {}).items():
-        options[option] = draw(st.sampled_from(numbers))
+    for option, own in OWN_VALUES.get(name, {}).items():
+        options[option] = draw(st.sampled_from(own))
     if name == "reducr":
         options |= {
             "step_size": draw(st.sampled_from([0.0, 1e-4, 0.1, 10.0, 1e300])),

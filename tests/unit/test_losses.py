@@ -8,6 +8,7 @@ from reducr.functional import (
     adjusted_irreducible_loss,
     adjusted_joint_irreducible_loss,
     point_cross_entropy,
+    zero_one_loss,
 )
 from reducr.functional.losses import selection_dtype
 
@@ -39,6 +40,18 @@ def test_point_cross_entropy_keeps_gradients():
 def test_point_cross_entropy_of_large_logits_is_exact():
     logits = torch.tensor([[1e4, 0.0], [0.0, 1e4]])
     assert point_cross_entropy(logits, torch.tensor([0, 0])).tolist() == [0.0, 1e4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_zero_one_loss_by_hand(dtype):
+    """The first of equal logits is the prediction; what is not finite predicts nothing."""
+    rows = [[0.1, 0.9, 0.0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0.0, math.inf, 0.0], [math.nan, 0.0, 1.0]]
+    losses = zero_one_loss(torch.tensor(rows, dtype=dtype), torch.tensor([1, 0, 2, 1, 2]))
+    assert losses.dtype == selection_dtype(torch.zeros(1, dtype=dtype))
+    assert losses[:3].tolist() == [0.0, 0.0, 1.0]
+    assert bool(losses[3:].isnan().all())
+    with pytest.raises(ValueError, match=r"one integer for each of the 2 points; got torch.int64 \(3,\)"):
+        zero_one_loss(torch.zeros(2, 2), torch.zeros(3, dtype=torch.int64))
 
 
 def test_adjusted_loss_by_hand():

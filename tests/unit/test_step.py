@@ -416,6 +416,33 @@ def test_a_loss_of_ones_own_scores_the_points(batch):
         )
 
 
+def by_errors():
+    return reducr.make_selector("priority_sampling", num_groups=3, holdout_loss="zero_one")
+
+
+def test_holdout_loss_of_a_rule_that_follows_errors_is_the_share_of_wrong_predictions(batch):
+    """In eval mode, whatever loss scores the points."""
+    model, selector = make_model(), by_errors()
+    wrong = (model.eval()(batch.input).argmax(dim=1) != batch.target).tolist()
+    model.train()
+    update_holdout_loss(model, [batch], selector, GroupHoldoutLoss(3), loss=lambda output, target: output[:, 0])
+    for group in range(3):
+        of_group = [one for one, place in zip(wrong, batch.group.tolist(), strict=True) if place == group]
+        assert float(selector.group_holdout_loss[group]) == sum(of_group) / len(of_group)
+    assert 0 < sum(wrong) < len(wrong)
+
+
+def test_errors_of_broken_logits_and_of_no_logits_are_refused(batch):
+    model = make_model()
+    with torch.no_grad():
+        model[3].bias[1] = torch.nan
+    with pytest.raises(ValueError, match="the holdout loss of group 0, 1, 2 is not finite: the model has diverged"):
+        update_holdout_loss(model, [batch], by_errors(), GroupHoldoutLoss(3))
+    model = nn.Sequential(make_model(), nn.Flatten(0))
+    with pytest.raises(ValueError, match=r"logits of shape \(B, C\) with B = 12; got torch.float32 \(36,\)"):
+        update_holdout_loss(model, [batch], by_errors(), GroupHoldoutLoss(3))
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
