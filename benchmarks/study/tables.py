@@ -219,11 +219,11 @@ TABLES = {
         ("irreducible.num_epochs=3", "holdout.refresh_steps=100"),
     ),
     "cifar10_clean": Table(
-        "CIFAR-10, clean and balanced: 25,000 points, 25,000 holdout points, a ResNet-18 of width 8",
+        "CIFAR-10, clean and balanced: 25,000 points, 25,000 holdout points, a ResNet-8",
         "cifar10_resnet18_uniform",
         40.0,
         tuple(_methods(32)),
-        ("selection_method=null", "model.width=8", "irreducible.num_epochs=1", "holdout.refresh_steps=200"),
+        ("selection_method=null", "model=cifar_resnet8", "irreducible.num_epochs=1", "holdout.refresh_steps=200"),
     ),
     "options": Table(
         "Options, on Fashion-MNIST",

@@ -2,13 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from reducr.models import resnet18, resnet50
+from reducr.models import resnet8, resnet18, resnet50
 from reducr.models.resnet import BasicBlock, Bottleneck
 
 
 @pytest.mark.parametrize(
     ("make", "options", "num_parameters"),
     [
+        # the first layer, a block of 16, one of 32 and one of 64 with their shortcuts, and the last layer
+        (resnet8, {}, 464 + 4_672 + 14_528 + 57_728 + 650),
         (resnet18, {}, 11_173_962),
         (resnet50, {}, 23_520_842),
         (resnet18, {"in_channels": 1}, 11_173_962 - 2 * 9 * 64),
@@ -20,12 +22,12 @@ def test_parameters_are_as_many_as_published_for_ten_classes(make, options, num_
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
 
 
-@pytest.mark.parametrize(("make", "channels"), [(resnet18, 32), (resnet50, 128)])
-def test_three_of_the_four_stages_halve_the_image(make, channels):
+@pytest.mark.parametrize(("make", "num_stages", "channels"), [(resnet8, 3, 16), (resnet18, 4, 32), (resnet50, 4, 128)])
+def test_every_stage_but_the_first_halves_the_image(make, num_stages, channels):
     model = make(7, in_channels=2, width=4)
     image = torch.zeros(2, 2, 16, 16)
     assert model(image).shape == (2, 7)
-    assert model.features(image).shape == (2, channels, 2, 2)
+    assert model.features(image).shape == (2, channels, *[16 // 2 ** (num_stages - 1)] * 2)
     assert model.features[0](image).shape == (2, 4, 16, 16)
 
 

@@ -3,7 +3,7 @@
 from reducr.models.by_input import small_model
 from reducr.models.ensemble import Ensemble, MultiHead
 from reducr.models.pretrained import TransformersImageClassifier, timm_model, transformers_image_model
-from reducr.models.resnet import ResNet, resnet18, resnet50
+from reducr.models.resnet import ResNet, resnet8, resnet18, resnet50
 from reducr.models.small import MLP, SmallCNN
 from reducr.models.text import SmallTextClassifier, TransformersTextClassifier
 
@@ -16,6 +16,7 @@ __all__ = [
     "SmallTextClassifier",
     "TransformersImageClassifier",
     "TransformersTextClassifier",
+    "resnet8",
     "resnet18",
     "resnet50",
     "small_model",
