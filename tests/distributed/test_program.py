@@ -71,9 +71,13 @@ def assert_same_run(one, other):
     """The same points in every step, and parameters and weights up to rounding."""
     assert results(one) == results(other)
     for method in ("rho_loss", "reducr", "uniform"):
-        index, others = (np.load(run / "seed_0" / method / "selected.npz")["index"] for run in (one, other))
+        selected, of_other = (np.load(run / "seed_0" / method / "selected.npz") for run in (one, other))
         # several ranks note theirs one after another
-        np.testing.assert_array_equal(np.sort(index, axis=1), np.sort(others, axis=1))
+        np.testing.assert_array_equal(*(np.sort(file["index"], axis=1) for file in (selected, of_other)))
+        for name in ("num_times_selected", "num_times_scored"):
+            np.testing.assert_array_equal(selected[name], of_other[name])
+        assert selected["num_times_scored"].sum() == 80 * 100
+        np.testing.assert_allclose(selected["score_sum"], of_other["score_sum"], rtol=0, atol=1e-3)
         losses, other_losses = (np.load(run / "seed_0" / method / "point_loss.npy") for run in (one, other))
         np.testing.assert_allclose(losses, other_losses, atol=1e-4)
         predictions, others = (

@@ -104,7 +104,8 @@ def test_target_training(digits, tmp_path, options, stops):
     module, recorder = train(digits, tmp_path / "parts", **options)
     assert same_state(whole.state_dict(), module.state_dict())
     assert torch.equal(torch.stack(whole_recorder.index_by_step), torch.stack(recorder.index_by_step))
-    assert torch.equal(whole_recorder.num_times_selected, recorder.num_times_selected)
+    for name in ("num_times_selected", "num_times_scored", "score_sum"):
+        assert torch.equal(getattr(whole_recorder, name), getattr(recorder, name)), name
     assert whole_recorder.corrupted_fraction == recorder.corrupted_fraction
     rows = metrics_of(tmp_path / "parts")
     assert rows == metrics_of(tmp_path / "whole")
