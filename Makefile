@@ -2,7 +2,7 @@
 # make test   install what the tests need and run them
 # make check  linters, types and import rules
 # make bench  measure what selection costs: benchmarks/results.json and docs/performance.md; leave the machine alone
-# make docs   build the pages of docs/ into site/; open site/index.html
+# make docs   build the pages of docs/ into site/; open site/index.html (its search needs python -m http.server -d site)
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
