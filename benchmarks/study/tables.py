@@ -9,7 +9,8 @@ from typing import NamedTuple
 from benchmarks.study.runs import Row
 
 Options = tuple[str, ...]
-_OURS = ("methods.priority_sampling.options.step_size=3e-4", "holdout_fraction=0.25")
+_DRAWN = "holdout_fraction=0.25"
+_OURS = ("methods.priority_sampling.options.step_size=3e-4", _DRAWN)
 _RATE = "optimizer.lr=2e-3"
 _ALONE = "+methods.holdout_alone={selector:uniform,train_on:holdout,options:{}}"
 _BALANCED_ON_BOTH = (
@@ -70,17 +71,18 @@ def _methods(num_selected: int, step_sizes: tuple[str, str] = ("3e-4", "1e-3")) 
 
     Args:
         num_selected: points of a step.
-        step_sizes: of the published rule's trials.
+        step_sizes: of the published rule's trials; priority sampling by losses has the first.
     """
     rates = _rates("1e-3", "2e-3", "4e-3")
     ours = "methods.priority_sampling.options"
-    for label, *more in (
-        ("",),
-        (", warm start", "warm_start=true"),
-        (" by errors", f"{ours}.holdout_loss=zero_one"),
+    by_losses = (f"{ours}.step_size={step_sizes[0]}", _DRAWN)
+    for label, *options in (
+        ("", *by_losses),
+        (", warm start", *by_losses, "warm_start=true"),
+        (" by errors", *_OURS, f"{ours}.holdout_loss=zero_one"),
     ):
         yield Contender(
-            Row(f"REDUCR, priority sampling{label}", "priority_sampling", (*_OURS, *more)),
+            Row(f"REDUCR, priority sampling{label}", "priority_sampling", tuple(options)),
             _own(f"{ours}.irreducible_temperature", "2", "1"),
         )
     yield Contender(Row("REDUCR, as published", "reducr"), _own("methods.reducr.options.step_size", *step_sizes))
@@ -216,7 +218,7 @@ TABLES = {
     "tweeteval_emoji": Table(
         "Tweets: 44,629 of 20 emojis, 10:1 as they are, 4,980 holdout tweets as noisy as the others",
         "tweeteval_emoji",
-        15.0,
+        25.0,
         tuple(_methods(32, step_sizes=("3e-5", "1e-4"))),
         ("irreducible.num_epochs=3", "holdout.refresh_steps=100"),
     ),
