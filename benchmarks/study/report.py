@@ -28,7 +28,8 @@ def report_of(table: Table, kept: KeptRuns) -> str:
                 rows[row] = outcomes
     if not rows:
         return "Nothing has been run to the end."
-    lines = [f"**{table.title}**, {kept.conditions['seconds']:g} s of one core, {table.num_seeds} seeds", ""]
+    seconds, machine = kept.conditions["seconds"], kept.conditions["machine"]
+    lines = [f"**{table.title}**, {seconds:g} s of one core ({machine['processor']}), {table.num_seeds} seeds", ""]
     lines += _last_step(rows)
     if any(len(one.trials) > 1 for one in table.contenders):
         lines += ["", *_goal(rows), "", *_checkpoint_rules(rows)]

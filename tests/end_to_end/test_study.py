@@ -129,9 +129,9 @@ def test_arithmetic(study, tmp_path):
     runs += [made_run(row.with_options(*trials[1]), seed, worst=0.9) for seed in range(2)]
     runs += [made_run(other, seed, worst=worst, mean=0.75) for seed, worst in enumerate((0.4, 0.58))]
     path = tmp_path / "runs.json"
-    path.write_text(json.dumps({"conditions": {"seconds": 4.0}, "runs": runs}))
+    path.write_text(json.dumps({"conditions": {"seconds": 4.0, "machine": {"processor": "a core"}}, "runs": runs}))
     lines = study.report_of(table, study.KeptRuns.read(path, study.KEY)).splitlines()
-    assert lines[0] == "**A table**, 4 s of one core, 2 seeds"
+    assert lines[0] == "**A table**, 4 s of one core (a core), 2 seeds"
     assert "| REDUCR | 0.600 ± 0.141 | – | 0.800 ± 0.000 | – | 100 | 0.250 |" in lines
     # differences 0.10 and 0.12: 0.11 ± 12.706 * 0.01414 / sqrt(2)
     assert (
