@@ -118,6 +118,7 @@ def _holdout_sizes() -> Iterable[Contender]:
         options = (f"datamodule.holdout_size={size}", f"irreducible.num_epochs={num_epochs}", _RATE)
         for row in (
             Row("REDUCR, priority sampling", "priority_sampling", _OURS),
+            Row("REDUCR, priority sampling, warm start", "priority_sampling", (*_OURS, "warm_start=true")),
             Row("REDUCR, as published", "reducr", ("methods.reducr.options.step_size=3e-4",)),
             Row("irreducible model alone", "holdout_alone", (_ALONE,), in_parts=True),
             Row("all points, train + holdout", "uniform_with_holdout", in_parts=True),
