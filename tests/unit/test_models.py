@@ -19,6 +19,7 @@ SMALL_BERT = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2
 CHOICES = {
     "mlp": ({}, IMAGES),
     "small_cnn": ({}, IMAGES),
+    "cifar_resnet8": ({"width": 4}, IMAGES),
     "cifar_resnet18": ({"width": 4}, IMAGES),
     "cifar_resnet50": ({"width": 4}, IMAGES),
     "small_text": ({}, TEXTS),
