@@ -7,7 +7,7 @@ DIR holds FashionMNIST/raw, cifar10 and cifar_n. Every run has a process and a t
 the seconds of the processor that it takes, so that what runs beside it takes nothing from it; --jobs of them run at a
 time. Interrupted, it goes on with the next run.
 
-A method is tuned on seeds that are not reported: of its trials the one is taken whose last step has the best worst
+A method is tuned on one seed that is not reported: of its trials the one is taken whose last step has the best worst
 class on every other point of the test part, or the best mean where worst classes are equal. Reported are other seeds,
 on the other half of the test part.
 """
@@ -23,7 +23,7 @@ from benchmarks.kept_runs import KeptRuns, parsed, run_where_asked
 from benchmarks.study.report import report_of
 from benchmarks.study.runs import KEY, Job, Row, made
 from benchmarks.study.tables import TABLES, Table
-from benchmarks.study.tuning import chosen, tuning_seeds
+from benchmarks.study.tuning import TUNING_SEED, chosen
 
 DOCUMENT = results.ROOT / "docs" / "results.md"
 FOLDER = results.ROOT / "benchmarks" / "study"
@@ -55,9 +55,8 @@ def run_table(table: Table, given: argparse.Namespace, out: Path) -> None:
             )
 
     tuned = [one for one in contenders if len(one.trials) > 1]
-    trials = [one.row.with_options(*trial) for one in tuned for trial in one.trials]
-    run([(row, seed) for row in trials for seed in tuning_seeds(table)])
-    rows = [chosen(table, one, kept.runs) for one in contenders]
+    run([(one.row.with_options(*trial), TUNING_SEED) for one in tuned for trial in one.trials])
+    rows = [chosen(one, kept.runs) for one in contenders]
     run([(row, seed) for seed in range(given.num_seeds or table.num_seeds) for row in rows if row is not None])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.kept_runs import KeptRuns
 from benchmarks.study.runs import Row
 from benchmarks.study.tables import Table
-from benchmarks.study.tuning import FIRST_TUNING_SEED, chosen
+from benchmarks.study.tuning import TUNING_SEED, chosen
 from reducr.reports.statistics import estimate, paired_difference
 from reducr.runs import CHECKPOINT_RULES
 
@@ -19,11 +19,9 @@ def report_of(table: Table, kept: KeptRuns) -> str:
     """What the runs say: at the last step with differences, then by the two rules that choose a checkpoint."""
     rows: dict[Row, Outcomes] = {}
     for contender in table.contenders:
-        row = chosen(table, contender, kept.runs)
+        row = chosen(contender, kept.runs)
         if row is not None:
-            outcomes = {
-                seed: kept.runs[row.key(seed)] for seed in range(FIRST_TUNING_SEED) if row.key(seed) in kept.runs
-            }
+            outcomes = {seed: kept.runs[row.key(seed)] for seed in range(TUNING_SEED) if row.key(seed) in kept.runs}
             if len(outcomes) >= table.num_seeds:
                 rows[row] = outcomes
     if not rows:

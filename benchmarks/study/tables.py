@@ -41,7 +41,6 @@ class Table:
         contenders: its rows; the first is what the others are compared with.
         options: of `reducr run`, for all rows.
         num_seeds: of the report.
-        num_tuning_seeds: that a method is tuned on.
     """
 
     title: str
@@ -50,7 +49,6 @@ class Table:
     contenders: tuple[Contender, ...]
     options: Options = ()
     num_seeds: int = 5
-    num_tuning_seeds: int = 1
 
 
 def _rates(*rates: str) -> tuple[Options, ...]:
@@ -198,10 +196,8 @@ TABLES = {
     "digits": Table(
         "Handwritten digits: 490 points, 30 % wrong labels, imbalance 10:1, 100 clean holdout points",
         "digits",
-        2.0,
+        4.0,
         tuple(_methods(10)),
-        num_seeds=20,
-        num_tuning_seeds=3,
     ),
     "fashion_mnist": Table(
         "Fashion-MNIST: 22,477 points, 30 % wrong labels, imbalance 10:1, 5,000 clean holdout points",
