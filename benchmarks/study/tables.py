@@ -191,7 +191,7 @@ def _ablations() -> Iterable[Contender]:
 
 
 _FASHION_MNIST = {"experiment": "fashion_mnist", "seconds": 25.0}
-_ON_A_FASTER_CORE = {"experiment": "fashion_mnist", "seconds": 17.0, "num_seeds": 3}  # that does as much
+_ON_A_FASTER_CORE = {"experiment": "fashion_mnist", "seconds": 17.0, "num_seeds": 3}  # about as many steps
 TABLES = {
     "digits": Table(
         "Handwritten digits: 490 points, 30 % wrong labels, imbalance 10:1, 100 clean holdout points",

@@ -368,7 +368,7 @@ def test_bayesian_selection_of_samples_that_agree_is_rho_loss():
         (
             "priority_sampling",
             {"holdout_loss": "zero_on"},
-            "unknown holdout_loss 'zero_on'. Did you mean 'zero_one'.? There are: cross_entropy, zero_one",
+            r"unknown holdout_loss 'zero_on'\. Did you mean 'zero_one'\? There are: cross_entropy, zero_one",
         ),
         ("group_dro", {"step_size": -1.0}, "step_size must be a finite number of at least 0; got -1.0"),
     ],

@@ -39,8 +39,8 @@ class PrioritySampling(Selector):
         irreducible_temperature: T > 0; large values draw all points of a group alike.
         payoff_decay: in (0, 1]; below 1 the weights remember about 1 / (1 - payoff_decay) steps.
         holdout_loss: what h is the mean of: ``cross_entropy``, nats, or ``zero_one``, so that h is the share of wrong
-            predictions, and the weights of the groups with most of them grow. Losses of groups that look alike can be
-            level while no point of one of them is ever predicted right; their errors are not.
+            predictions, and the weights of the groups with most of them grow. A few confident mistakes can give the
+            highest loss to a group that is predicted right more often than others.
         sampler: a key of ``SAMPLERS``; any but ``top_k`` leaves the quotas.
         sampler_options: see ``Selector``.
 
