@@ -89,7 +89,7 @@ class PrioritySampling(Selector):
         if not (is_finite_number(irreducible_temperature) and irreducible_temperature > 0):
             raise ValueError(f"irreducible_temperature must be a finite number above 0; got {irreducible_temperature}.")
         if holdout_loss not in HOLDOUT_LOSSES:
-            raise ValueError(unknown_name("holdout_loss", holdout_loss, HOLDOUT_LOSSES))
+            raise unknown_name("holdout_loss", holdout_loss, HOLDOUT_LOSSES)
         self.holdout_loss = holdout_loss
         self.weighting = GroupWeights(num_groups, step_size=step_size, payoff_decay=payoff_decay)
         self.uniform_share = float(uniform_share)
