@@ -101,6 +101,7 @@ def _methods(num_selected: int, step_sizes: tuple[str, str] = ("3e-4", "1e-3")) 
     yield Contender(Row("DRoP", "drop"), rates)
     yield Contender(Row("DivBS", "divbs"), rates)
     yield Contender(Row("RS2", "rs2"), rates)
+    yield Contender(Row("RCAP", "rcap"), _own("methods.rcap.options.loss_temperature", "2", "0.5"))
     # on all points, as published
     yield Contender(
         Row("group DRO", "group_dro", ("fraction=1", f"num_candidates={num_selected}")),

@@ -142,6 +142,55 @@ def test_priority_sampling_leaves_out_what_the_irreducible_model_does_not_believ
         assert least <= float(torch.stack(draws).double().mean()) <= most
 
 
+# rcap
+
+
+@pytest.mark.parametrize(("largest_loss", "num_selected"), [(None, 16), (1.0, 16), (None, 60)])
+def test_rcap_keeps_the_quotas_of_the_reference(largest_loss, num_selected):
+    """Of groups of unlike sizes and losses, within one point in every selection and on average; one may be used up."""
+    counts = [50, 20, 7, 3, 0]
+    groups = torch.repeat_interleave(torch.arange(5), torch.tensor(counts))[torch.randperm(80, generator=seeded())]
+    losses = torch.rand(80, generator=seeded(1)) * torch.tensor([0.3, 0.6, 4.0, 2.0, 1.0])[groups]
+    selector = reducr.make_selector("rcap", num_groups=5, largest_loss=largest_loss)
+    limit = math.log(5) if largest_loss is None else largest_loss
+    quotas = slow.rcap_quotas(losses.tolist(), groups.tolist(), num_groups=5, largest_loss=limit)
+    per_point = [quota / n if n else 0.0 for quota, n in zip(quotas, counts, strict=True)]
+    densities = slow.drop_densities(counts, per_point, num_selected / 80)
+    expected = torch.tensor([n * d for n, d in zip(counts, densities, strict=True)])
+    found, generator, num_draws = torch.zeros(5), seeded(5), 400
+    for _ in range(num_draws):
+        candidates = Candidates(model_loss=losses, groups=groups)
+        positions = selector.select(candidates, num_selected=num_selected, generator=generator).positions
+        own = torch.bincount(groups[positions], minlength=5)
+        assert float((own - expected).abs().max()) < 1.75
+        found += own / num_draws
+    torch.testing.assert_close(found, expected.float(), rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize(("loss_temperature", "num_selected"), [(2.0, 1), (0.5, 2), (0.3, 3)])
+def test_rcap_draws_high_losses_of_a_group_with_the_probabilities_of_all_orders(loss_temperature, num_selected):
+    """Up to the loss at which it clips: the last two points are alike."""
+    losses = [0.1, 0.7, 0.4, 2.0, 9.0]
+    selector = reducr.make_selector("rcap", num_groups=1, loss_temperature=loss_temperature, largest_loss=1.5)
+    candidates = Candidates(model_loss=torch.tensor(losses), groups=torch.zeros(5, dtype=torch.int64))
+    hits, generator, num_draws = torch.zeros(5), seeded(1), 4000
+    for _ in range(num_draws):
+        hits[selector.select(candidates, num_selected=num_selected, generator=generator).positions] += 1
+    powers = [math.exp(min(loss, 1.5) / loss_temperature) for loss in losses]
+    expected = torch.tensor(slow.inclusion_probabilities(powers, num_selected))
+    error = 4.5 * (num_draws * expected * (1 - expected)).sqrt()
+    assert bool(((hits - num_draws * expected).abs() <= error).all())
+
+
+def test_rcap_shares_out_by_sizes_where_nothing_is_left_to_learn():
+    candidates = Candidates(model_loss=torch.zeros(100), groups=torch.tensor([0] * 64 + [1] * 36))
+    selector = reducr.make_selector("rcap", num_groups=2)
+    assert selector.largest_loss == pytest.approx(math.log(2))
+    for seed in range(20):
+        positions = selector.select(candidates, num_selected=14, generator=seeded(seed)).positions
+        assert torch.bincount(candidates.groups[positions]).tolist() in ([8, 6], [7, 7], [9, 5])
+
+
 # divbs
 
 
@@ -370,6 +419,8 @@ def test_bayesian_selection_of_samples_that_agree_is_rho_loss():
             {"holdout_loss": "zero_on"},
             r"unknown holdout_loss 'zero_on'\. Did you mean 'zero_one'\? There are: cross_entropy, zero_one",
         ),
+        ("rcap", {"loss_temperature": 0.0}, "loss_temperature must be a finite number of nats above 0; got 0.0"),
+        ("rcap", {"largest_loss": -1.0}, "largest_loss must be a finite number of nats above 0, or None .*; got -1.0"),
         ("group_dro", {"step_size": -1.0}, "step_size must be a finite number of at least 0; got -1.0"),
     ],
 )

@@ -31,7 +31,7 @@ OPTIONS = {
 NUM_STEPS, REFRESH_STEPS, FRACTION, SEED = 30, 7, 0.2, 3
 RULES = [
     "reducr", "rho_loss", "train_loss", "uniform", "bald", "class_balanced", "drop", "divbs", "rs2", "group_dro",
-    "infobatch", "priority_sampling", "priority_sampling by errors",
+    "infobatch", "rcap", "priority_sampling", "priority_sampling by errors",
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from reducr.step import num_selected_of, pick
 NUM_STEPS, REFRESH_STEPS, FRACTION, SEED = 30, 7, 0.2, 3
 RULES = [
     "reducr", "rho_loss", "train_loss", "uniform", "bald", "class_balanced", "drop", "divbs", "rs2", "group_dro",
-    "infobatch", "priority_sampling",
+    "infobatch", "rcap", "priority_sampling",
 ]  # fmt: skip
 
 

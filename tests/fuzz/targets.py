@@ -84,7 +84,7 @@ OPTION_NAMES = (
     "step_size", "clip", "use_holdout", "use_irreducible", "use_model_loss", "initial_payoff", "payoff_decay",
     "holdout_weighting", "group_weights", "num_dropout_samples", "sampler", "temperature", "temperature_schedule",
     "final_temperature", "num_epochs", "beta", "pressure", "uniform_first_epochs", "uniform_last_epochs", "unknown",
-    "alpha", "prune_probability", "holdout_loss",
+    "alpha", "prune_probability", "holdout_loss", "loss_temperature", "largest_loss",
 )  # fmt: skip
 WORDS = ("per_point", "per_step", "fixed", "linear", "geometric", *SAMPLERS, "topk")
 
@@ -98,6 +98,7 @@ def any_options(draw):
 OWN_VALUES = {
     "group_dro": {"step_size": [0.0, 0.01, 10.0, 1e300]},
     "infobatch": {"prune_probability": [0.0, 0.5, 1 - 1e-12]},
+    "rcap": {"loss_temperature": [1e-320, 2.0, 1e300], "largest_loss": [None, 1e-320, 2.0, 1e300]},
     "bayesian_selection": {"alpha": [0.0, 0.2, 1.0]},
     "priority_sampling": {
         "step_size": [0.0, 1e-4, 1e300],

@@ -91,6 +91,16 @@ def infobatch_weights(losses: list[float], positions: list[int], *, prune_probab
     return [1 / (1 - prune_probability) if losses[i] < mean else 1.0 for i in positions]
 
 
+def rcap_quotas(losses: list[float], groups: list[int], *, num_groups: int, largest_loss: float) -> list[float]:
+    """RCAP (arXiv 2606.11761): each group's part of the subset, with the mean loss as what a group is aggregated to."""
+    parts = []
+    for g in range(num_groups):
+        own = [min(loss, largest_loss) for loss, group in zip(losses, groups, strict=True) if group == g]
+        prior = len(own) / len(losses)
+        parts.append(math.sqrt(prior * sum(own) / len(own)) if own else 0.0)
+    return [part / sum(parts) for part in parts]
+
+
 def bayesian_score(samples: list[list[float]], target: int, irreducible_loss: float, *, alpha: float) -> float:
     """Deng et al. (arXiv 2308.10544): alpha E log p + (1 - alpha) log p_irreducible - log E p."""
     losses = [cross_entropy(logits, target) for logits in samples]

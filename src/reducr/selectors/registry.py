@@ -11,6 +11,7 @@ from reducr.selectors.diversified import DivBS
 from reducr.selectors.drop import Drop
 from reducr.selectors.priority_sampling import PrioritySampling
 from reducr.selectors.random_subsets import Rs2
+from reducr.selectors.rcap import Rcap
 from reducr.selectors.reducr import FixedWeights, Payoff, Reducr
 from reducr.selectors.samplers import PHASE_OPTIONS, SAMPLERS
 from reducr.selectors.simple import ClassBalanced, IrreducibleLoss, RhoLoss, TrainLoss, Uniform
@@ -46,6 +47,7 @@ SELECTORS: dict[str, type[Selector]] = {
         Drop,
         DivBS,
         Rs2,
+        Rcap,
         GroupDro,
         InfoBatch,
         BayesianSelection,
