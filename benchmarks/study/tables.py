@@ -64,20 +64,24 @@ def _own(option: str, first: str, second: str) -> tuple[Options, ...]:
     )
 
 
-def _methods(num_selected: int, step_sizes: tuple[str, str] = ("3e-4", "1e-3")) -> Iterable[Contender]:
+def _methods(
+    num_selected: int, *, step_sizes: tuple[str, str] = ("3e-4", "1e-3"), holdout_fraction: float = 0.25
+) -> Iterable[Contender]:
     """Every method with three trials: of the learning rate alone, or of it and an option of the method's own.
 
     Args:
         num_selected: points of a step.
-        step_sizes: of the published rule's trials; priority sampling by losses has the first.
+        step_sizes: of the published rule's trials; priority sampling by losses has the first, by errors 3e-4.
+        holdout_fraction: of priority sampling.
     """
     rates = _rates("1e-3", "2e-3", "4e-3")
     ours = "methods.priority_sampling.options"
-    by_losses = (f"{ours}.step_size={step_sizes[0]}", _DRAWN)
+    drawn = f"holdout_fraction={holdout_fraction}"
+    by_losses = (f"{ours}.step_size={step_sizes[0]}", drawn)
     for label, *options in (
         ("", *by_losses),
         (", warm start", *by_losses, "warm_start=true"),
-        (" by errors", *_OURS, f"{ours}.holdout_loss=zero_one"),
+        (" by errors", f"{ours}.step_size=3e-4", drawn, f"{ours}.holdout_loss=zero_one"),
     ):
         yield Contender(
             Row(f"REDUCR, priority sampling{label}", "priority_sampling", tuple(options)),
@@ -197,8 +201,9 @@ TABLES = {
     "digits": Table(
         "Handwritten digits: 490 points, 30 % wrong labels, imbalance 10:1, 100 clean holdout points",
         "digits",
-        4.0,
+        2.0,
         tuple(_methods(10)),
+        num_seeds=10,
     ),
     "fashion_mnist": Table(
         "Fashion-MNIST: 22,477 points, 30 % wrong labels, imbalance 10:1, 5,000 clean holdout points",
@@ -209,15 +214,15 @@ TABLES = {
     "cifar10n_worse": Table(
         "CIFAR-10N: 40 % wrong labels of people, imbalance 10:1, 2,000 clean holdout points",
         "cifar10n_worse",
-        30.0,
+        20.0,
         tuple(_methods(32)),
         ("irreducible.num_epochs=10",),
     ),
     "tweeteval_emoji": Table(
         "Tweets: 44,629 of 20 emojis, 10:1 as they are, 4,980 holdout tweets as noisy as the others",
         "tweeteval_emoji",
-        25.0,
-        tuple(_methods(32, step_sizes=("3e-5", "1e-4"))),
+        15.0,
+        tuple(_methods(32, step_sizes=("3e-5", "1e-4"), holdout_fraction=0)),
         ("irreducible.num_epochs=3", "holdout.refresh_steps=100"),
     ),
     "cifar10_clean": Table(
