@@ -176,6 +176,26 @@ def _options() -> Iterable[Contender]:
         yield Contender(published.with_options(option)._replace(label=label))
 
 
+def _options_where_holdout_is_noisy() -> Iterable[Contender]:
+    """What weights follow, and whether the points that they are estimated on are trained on, on tweets."""
+    ours = "methods.priority_sampling.options"
+    by_errors = (f"{ours}.holdout_loss=zero_one", f"{ours}.step_size=3e-4", f"{ours}.irreducible_temperature=1")
+    base = Row("priority sampling", "priority_sampling", (*by_errors, "holdout_fraction=0", _RATE))
+    yield Contender(base._replace(block="weights by errors"))
+    for label, *options in (
+        ("a quarter of each step from the holdout part", "holdout_fraction=0.25"),
+        ("all points of a class alike", f"{ours}.irreducible_temperature=1e6"),
+        ("three quarters of the quotas alike", f"{ours}.uniform_share=0.75"),
+        ("equal quotas, no weights", f"{ours}.uniform_share=1"),
+    ):
+        yield Contender(base.with_options(*options)._replace(label=label, block="weights by errors"))
+    by_losses = base.with_options(f"{ours}.holdout_loss=cross_entropy")._replace(block="weights by losses")
+    yield Contender(by_losses._replace(label="at the same step size"))
+    yield Contender(by_losses.with_options(f"{ours}.step_size=3e-5")._replace(label="at a tenth of it"))
+    both = by_losses.with_options(f"{ours}.step_size=3e-5", "holdout_fraction=0.25")
+    yield Contender(both._replace(label="and a quarter of each step from the holdout part"))
+
+
 def _ablations() -> Iterable[Contender]:
     """The ablations of the paper, one thing at a time."""
     own = "methods.reducr.options"
@@ -197,13 +217,18 @@ def _ablations() -> Iterable[Contender]:
 
 _FASHION_MNIST = {"experiment": "fashion_mnist", "seconds": 25.0}
 _ON_A_FASTER_CORE = {"experiment": "fashion_mnist", "seconds": 17.0, "num_seeds": 3}  # about as many steps
+_TWEETS = {
+    "experiment": "tweeteval_emoji",
+    "seconds": 15.0,
+    "options": ("irreducible.num_epochs=3", "holdout.refresh_steps=100"),
+}
 TABLES = {
     "digits": Table(
         "Handwritten digits: 490 points, 30 % wrong labels, imbalance 10:1, 100 clean holdout points",
         "digits",
         2.0,
         tuple(_methods(10)),
-        num_seeds=10,
+        num_seeds=20,
     ),
     "fashion_mnist": Table(
         "Fashion-MNIST: 22,477 points, 30 % wrong labels, imbalance 10:1, 5,000 clean holdout points",
@@ -220,10 +245,14 @@ TABLES = {
     ),
     "tweeteval_emoji": Table(
         "Tweets: 44,629 of 20 emojis, 10:1 as they are, 4,980 holdout tweets as noisy as the others",
-        "tweeteval_emoji",
-        15.0,
-        tuple(_methods(32, step_sizes=("3e-5", "1e-4"), holdout_fraction=0)),
-        ("irreducible.num_epochs=3", "holdout.refresh_steps=100"),
+        contenders=tuple(_methods(32, step_sizes=("3e-5", "1e-4"), holdout_fraction=0)),
+        **_TWEETS,
+    ),
+    "tweeteval_emoji_options": Table(
+        "Options, on tweets",
+        contenders=tuple(_options_where_holdout_is_noisy()),
+        num_seeds=3,
+        **_TWEETS,
     ),
     "cifar10_clean": Table(
         "CIFAR-10, clean and balanced: 25,000 points, 25,000 holdout points, a ResNet-8 of width 8",

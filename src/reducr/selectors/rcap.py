@@ -24,10 +24,10 @@ class Rcap(Selector):
         quota_g = b sqrt(n_g L_g) / sum_k sqrt(n_k L_k)        at most n_g, the excess going to the others
         points of a group are drawn one after another, in proportion to  exp(c_i / loss_temperature)
 
-    Without differences of loss the quotas are between those of a uniform draw and equal ones. The paper chooses a subset
-    for a whole epoch, by the losses that its points had when they were trained on last, ``largest_loss`` before; here
-    losses are of the model as it is, and a batch of candidates is in the place of the data set. What the losses of a
-    group are aggregated to is the mean here. The authors' implementation sums, over the points chosen in the epoch
+    Without differences of loss the quotas are between those of a uniform draw and equal ones. The paper chooses a
+    subset for a whole epoch, by the losses that its points had when they were trained on last, ``largest_loss`` before;
+    here losses are of the model as it is, and a batch of candidates is in the place of the data set. What the losses of
+    a group are aggregated to is the mean here. The authors' implementation sums, over the points chosen in the epoch
     before, their shares of ``exp(c / loss_temperature)`` in their group; either way quotas go with ``sqrt(n_g)`` where
     losses are alike. Where every loss is zero, they do so here, too.
 
