@@ -4,8 +4,9 @@
     python -m benchmarks.study                              the tables of what is there
 
 DIR holds FashionMNIST/raw, cifar10 and cifar_n. Every run has a process and a thread of its own, and its clock counts
-the seconds of the processor that it takes, so that what runs beside it takes nothing from it; --jobs of them run at a
-time. Interrupted, it goes on with the next run.
+the seconds of the processor that it takes. What runs beside it takes no seconds from it, but shares caches and memory
+with it: the same run made 2,900 to 3,800 steps, by what else there was. --jobs run at a time. Interrupted, it goes on
+with the next run.
 
 A method is tuned on one seed that is not reported: of its trials the one is taken whose last step has the best worst
 class on every other point of the test part, or the best mean where worst classes are equal. Reported are other seeds,
