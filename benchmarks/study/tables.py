@@ -239,7 +239,7 @@ TABLES = {
     "cifar10n_worse": Table(
         "CIFAR-10N: 40 % wrong labels of people, imbalance 10:1, 2,000 clean holdout points",
         "cifar10n_worse",
-        20.0,
+        30.0,
         tuple(_methods(32)),
         ("irreducible.num_epochs=10",),
     ),
