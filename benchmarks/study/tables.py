@@ -180,20 +180,22 @@ def _options_where_holdout_is_noisy() -> Iterable[Contender]:
     """What weights follow, and whether the points that they are estimated on are trained on, on tweets."""
     ours = "methods.priority_sampling.options"
     by_errors = (f"{ours}.holdout_loss=zero_one", f"{ours}.step_size=3e-4", f"{ours}.irreducible_temperature=1")
-    base = Row("priority sampling", "priority_sampling", (*by_errors, "holdout_fraction=0", _RATE))
-    yield Contender(base._replace(block="weights by errors"))
-    for label, *options in (
+    options = (*by_errors, "holdout_fraction=0", _RATE)
+    base = Row("priority sampling", "priority_sampling", options, block="weights by errors")
+    yield Contender(base)
+    for label, option in (
         ("a quarter of each step from the holdout part", "holdout_fraction=0.25"),
         ("all points of a class alike", f"{ours}.irreducible_temperature=1e6"),
         ("three quarters of the quotas alike", f"{ours}.uniform_share=0.75"),
         ("equal quotas, no weights", f"{ours}.uniform_share=1"),
     ):
-        yield Contender(base.with_options(*options)._replace(label=label, block="weights by errors"))
+        yield Contender(base.with_options(option)._replace(label=label))
     by_losses = base.with_options(f"{ours}.holdout_loss=cross_entropy")._replace(block="weights by losses")
     yield Contender(by_losses._replace(label="at the same step size"))
-    yield Contender(by_losses.with_options(f"{ours}.step_size=3e-5")._replace(label="at a tenth of it"))
-    both = by_losses.with_options(f"{ours}.step_size=3e-5", "holdout_fraction=0.25")
-    yield Contender(both._replace(label="and a quarter of each step from the holdout part"))
+    slower = by_losses.with_options(f"{ours}.step_size=3e-5")
+    yield Contender(slower._replace(label="at a tenth of it"))
+    drawn = slower.with_options("holdout_fraction=0.25")
+    yield Contender(drawn._replace(label="and a quarter of each step from the holdout part"))
 
 
 def _ablations() -> Iterable[Contender]:
