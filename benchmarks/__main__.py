@@ -26,7 +26,7 @@ from benchmarks.selection import choosing, growth
 from benchmarks.start import start
 from benchmarks.steps import steps
 from benchmarks.training import training
-from reducr.pipeline.memory import keep_freed_memory
+from reducr._internal.memory import keep_freed_memory
 
 BENCHMARKS: dict[str, Callable[[Effort], Iterable[Figure]]] = {
     "steps_mlp": partial(steps, "mlp"),

@@ -33,18 +33,18 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks import results
-from benchmarks.kept_runs import KeptRuns, parsed, run_where_asked
+from benchmarks.run_store import RunStore, parsed, run_where_asked
 from reducr.batch import Batch
-from reducr.companions import Companion, joint_optimizer, selected_loss, total_loss
-from reducr.data import PointLoader
-from reducr.holdout import GroupHoldoutLoss
+from reducr.data import ExampleLoader
 from reducr.metrics import summary
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import SeedData, build, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
-from reducr.scoring import ScoringBudget, ScoringForward
-from reducr.step import IrreducibleLookup, num_selected_of, pick, update_holdout_loss
+from reducr.scoring.budget import ScoringBudget, ScoringForward
+from reducr.scoring.holdout import GroupHoldoutLoss
+from reducr.scoring.scorer import IrreducibleLookup, num_selected_of, pick, update_holdout_loss
+from reducr.training.auxiliary import AuxiliaryModel, joint_optimizer, selected_loss, total_loss
 
 SETTINGS = {
     "fashion_mnist": "Fashion-MNIST, 30 % wrong labels, imbalance 10:1",
@@ -141,15 +141,15 @@ class Training:
         num_classes = data.splits.train.num_classes
         make = partial(data.make_model, num_outputs=num_classes, seed=stream_seed(data.seed, "target"))
         self.model = make(model_node(config, variant))
-        self.companions = [Companion(make(narrower(config.model)))] if variant.has_proxy else []
-        self.scorer = self.companions[0].model if variant.has_proxy else self.model
+        self.auxiliary_models = [AuxiliaryModel(make(narrower(config.model)))] if variant.has_proxy else []
+        self.scorer = self.auxiliary_models[0].model if variant.has_proxy else self.model
         self.forward = ScoringForward(
             self.scorer, autocast=variant.autocast, is_compiled=variant.is_compiled, resolution=variant.resolution
         )
         self.budget = (
-            None if variant.budget is None else ScoringBudget(variant.budget, num_points=len(data.splits.train))
+            None if variant.budget is None else ScoringBudget(variant.budget, num_examples=len(data.splits.train))
         )
-        self.optimizer = joint_optimizer(make_optimizer(config.optimizer), self.model, self.companions)
+        self.optimizer = joint_optimizer(make_optimizer(config.optimizer), self.model, self.auxiliary_models)
         self.selector = methods_of(config)[0].make_selector(num_classes)
         self.irreducible = irreducible
         self.fraction: float = config.fraction
@@ -174,7 +174,7 @@ class Training:
         )
         self.scoring_seconds.append(time.process_time() - started)
         self.optimizer.zero_grad()
-        total_loss(selected_loss(self.model, selected), self.companions, selected).backward()
+        total_loss(selected_loss(self.model, selected), self.auxiliary_models, selected).backward()
         self.optimizer.step()
         self.selector.update(selection)
         self.step_seconds.append(time.process_time() - started)
@@ -209,15 +209,15 @@ def run(config: DictConfig, data: SeedData) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder, RunDisplay(1, console=Console(quiet=True)) as display:
         irreducible = IrreducibleStage(config, data, Path(folder), display).losses_for(selector).lookup
     trainings = {name: Training(variant, config, data, irreducible) for name, variant in VARIANTS.items()}
-    candidates = PointLoader(
+    candidates = ExampleLoader(
         data.splits.train,
         batch_size=config.num_candidates,
         shuffle=True,
         drop_last=True,
         seed=stream_seed(data.seed, "order"),
     )
-    holdout = list(PointLoader(data.splits.holdout, batch_size=config.holdout.batch_size))
-    tests = PointLoader(data.splits.test, batch_size=1000)
+    holdout = list(ExampleLoader(data.splits.holdout, batch_size=config.holdout.batch_size))
+    tests = ExampleLoader(data.splits.test, batch_size=1000)
     batches = itertools.chain.from_iterable(itertools.repeat(candidates))
     for step, batch in enumerate(itertools.islice(batches, config.num_steps)):
         steps_left = config.num_steps - step - 1
@@ -235,9 +235,9 @@ KEY = ("setting", "seed")
 
 
 def run_missing(given: argparse.Namespace, out: Path) -> None:
-    """Run what is asked for and not in ``out``, which is written after each run; raises as ``KeptRuns``."""
+    """Run what is asked for and not in ``out``, which is written after each run; raises as ``RunStore``."""
     options = [*(TINY if given.tiny else ()), *given.options]
-    kept = KeptRuns.with_more(out, KEY, {"options": options, "variants": list(VARIANTS)})
+    kept = RunStore.with_more(out, KEY, {"options": options, "variants": list(VARIANTS)})
     for seed, setting in itertools.product(given.seeds, given.settings):
         if (setting, seed) in kept.runs and not given.again:
             continue
@@ -295,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parsed(parser, arguments)
     out = given.out or results.ROOT / "benchmarks" / "cheaper_scoring.json"
     run_where_asked(parser, given, out, run_missing)
-    runs = KeptRuns.read(out, KEY).runs
+    runs = RunStore.read(out, KEY).runs
     by_setting = {setting: [runs[key] for key in sorted(runs) if key[0] == setting] for setting in SETTINGS}
     text = "\n\n".join(report_of(setting, own) for setting, own in by_setting.items() if own)
     print(text)

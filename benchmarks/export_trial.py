@@ -32,14 +32,14 @@ from scipy.stats import t as student
 from torch import nn
 
 from benchmarks import results
-from benchmarks.kept_runs import KeptRuns, Key, parsed, run_where_asked
-from reducr.data import PointLoader
+from benchmarks.run_store import Key, RunStore, parsed, run_where_asked
+from reducr.data import ExampleLoader
 from reducr.exports import ORDERS, ExportOptions, export_run
 from reducr.metrics import summary
 from reducr.pipeline import run_experiment
 from reducr.pipeline.setup import SeedData, build, make_optimizer, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
-from reducr.step import num_selected_of
+from reducr.scoring.scorer import num_selected_of
 
 BEGIN, END = "<!-- made by benchmarks.export_trial -->", "<!-- end of what it makes: export -->"
 TINY = ["num_candidates=40", "num_steps=4", "holdout.refresh_steps=2", "irreducible.num_epochs=1"]
@@ -101,13 +101,13 @@ def trained_on(index: np.ndarray, config: DictConfig, data: SeedData) -> dict[st
         optimizer = make_optimizer(config.optimizer)(model.parameters())
         size = num_selected_of(config.fraction, config.num_candidates)
         order = stream_seed(data.seed, "order")
-        loader = PointLoader(points, batch_size=size, shuffle=True, drop_last=True, seed=order)
+        loader = ExampleLoader(points, batch_size=size, shuffle=True, drop_last=True, seed=order)
         batches = itertools.chain.from_iterable(itertools.repeat(loader))
         for batch in itertools.islice(batches, config.num_steps):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(batch.input), batch.target).backward()
             optimizer.step()
-    tests = PointLoader(data.splits.test, batch_size=1000)
+    tests = ExampleLoader(data.splits.test, batch_size=1000)
     report = summary(evaluate(model, tests, num_classes=num_classes, num_groups=num_classes))
     outcome = {
         "worst_class": report["worst_class_accuracy"],
@@ -122,9 +122,9 @@ KEY = ("seed", "arm")
 
 
 def run_missing(given: argparse.Namespace, out: Path) -> None:
-    """Run what is asked for and not in ``out``, which is written after each arm; raises as ``KeptRuns``."""
+    """Run what is asked for and not in ``out``, which is written after each arm; raises as ``RunStore``."""
     options = [*(TINY if given.tiny else ()), *given.options]
-    kept = KeptRuns.with_more(out, KEY, {"options": options, "default": DEFAULT})
+    kept = RunStore.with_more(out, KEY, {"options": options, "default": DEFAULT})
     config = composed(given)
     datamodule = build(config.datamodule)
     for seed in given.seeds:
@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     out = given.out or results.ROOT / "benchmarks" / "export_trial.json"
     run_where_asked(parser, given, out, run_missing)
 
-    outcomes = KeptRuns.read(out, KEY).runs
+    outcomes = RunStore.read(out, KEY).runs
     seeds = sorted({seed for seed, arm in outcomes if arm == "random"})
     parts = [
         ("Reported", [seed for seed in seeds if seed < TUNING_SEEDS_FROM]),

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 import reducr
 from benchmarks.harness import Effort, Figure, Timed, alternated, duration, ratios, timed
-from benchmarks.made import INPUT_SHAPES, NUM_CANDIDATES, NUM_CLASSES, TITLES, made_model
 from benchmarks.program import Program, configured, program
-from reducr.data import PointDataset, PointLoader
+from benchmarks.synthetic import INPUT_SHAPES, NUM_CANDIDATES, NUM_CLASSES, TITLES, made_model
+from reducr.data import ExampleDataset, ExampleLoader
 from reducr.irreducible import build_logit_table
 from reducr.selectors import Selector
 
@@ -70,10 +70,10 @@ def _stage(made: Program, kind: str, selector: Selector, numbers: Iterator[int])
 
 def table_building(name: str, effort: Effort) -> Iterator[Figure]:
     """Points a second of ``build_logit_table`` over those of bare forward passes of batches of the same size."""
-    num_points = effort.of(TABLE_POINTS[name], tiny=100)
-    inputs = torch.randn(num_points, *INPUT_SHAPES[name], generator=torch.Generator().manual_seed(0))
-    target = torch.zeros(num_points, dtype=torch.int64)
-    batches = PointLoader(PointDataset(inputs, target, num_classes=NUM_CLASSES), batch_size=TABLE_BATCH_SIZE)
+    num_examples = effort.of(TABLE_POINTS[name], tiny=100)
+    inputs = torch.randn(num_examples, *INPUT_SHAPES[name], generator=torch.Generator().manual_seed(0))
+    target = torch.zeros(num_examples, dtype=torch.int64)
+    batches = ExampleLoader(ExampleDataset(inputs, target, num_classes=NUM_CLASSES), batch_size=TABLE_BATCH_SIZE)
     model = made_model(name).eval()
 
     @torch.no_grad()
@@ -83,12 +83,12 @@ def table_building(name: str, effort: Effort) -> Iterator[Figure]:
 
     raw, building = alternated(
         timed(forward_passes),
-        timed(lambda: build_logit_table(model, batches, num_points=num_points)),
+        timed(lambda: build_logit_table(model, batches, num_examples=num_examples)),
         repetitions=effort.repeated(11),
     )
     yield Figure(
         f"points a second, table building, {TITLES[name]}",
         ratios(raw, building),
         at_least=0.95,
-        over=f"forward passes alone, {num_points / np.median(raw):,.0f} points/s",
+        over=f"forward passes alone, {num_examples / np.median(raw):,.0f} points/s",
     )

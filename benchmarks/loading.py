@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Effort, Figure, alternated, ratios, timed
-from benchmarks.made import NUM_CANDIDATES, NUM_CLASSES
-from reducr.data import PointDataset, PointLoader
-from reducr.data.transforms import Augment
+from benchmarks.synthetic import NUM_CANDIDATES, NUM_CLASSES
+from reducr.data import ExampleDataset, ExampleLoader
+from reducr.data.core.transforms import Augment
 
 PADDING = 4
 NUM_WORKERS = 2
@@ -37,13 +37,13 @@ class SingleImages(Dataset[tuple[int, Tensor, Tensor]]):
 
 def loading(effort: Effort) -> Iterator[Figure]:
     """Points a second, both with a random crop of padding 4 and a random mirror image; workers are warm."""
-    num_points = effort.of(64, tiny=1) * NUM_CANDIDATES
+    num_examples = effort.of(64, tiny=1) * NUM_CANDIDATES
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (num_points, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    target = torch.randint(NUM_CLASSES, (num_points,), generator=generator)
+    images = torch.randint(256, (num_examples, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    target = torch.randint(NUM_CLASSES, (num_examples,), generator=generator)
     augment = Augment(crop_padding=PADDING, flip=True)
-    resident = PointLoader(
-        PointDataset(images, target, num_classes=NUM_CLASSES), batch_size=NUM_CANDIDATES, shuffle=True
+    resident = ExampleLoader(
+        ExampleDataset(images, target, num_classes=NUM_CLASSES), batch_size=NUM_CANDIDATES, shuffle=True
     )
     single = DataLoader(
         SingleImages(images, target),
@@ -66,9 +66,9 @@ def loading(effort: Effort) -> Iterator[Figure]:
     single_seconds, resident_seconds = alternated(
         timed(single_items), timed(batches_of_points), repetitions=effort.repeated(5)
     )
-    points_per_second = num_points / sorted(single_seconds)[len(single_seconds) // 2]
+    points_per_second = num_examples / sorted(single_seconds)[len(single_seconds) // 2]
     yield Figure(
-        "points a second, `PointLoader` with `Augment` on whole batches",
+        "points a second, `ExampleLoader` with `Augment` on whole batches",
         ratios(single_seconds, resident_seconds),
         at_least=5.0,
         over=f"single items in a `DataLoader` with {NUM_WORKERS} workers, {points_per_second:,.0f} points/s",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Effort, Figure, alternated, duration, ratios, timed
-from benchmarks.made import NUM_CANDIDATES, floor_step, made_batches, made_model
+from benchmarks.synthetic import NUM_CANDIDATES, floor_step, made_batches, made_model
 from reducr.irreducible import IrreducibleTable
 
 NUM_POINTS, NUM_CLASSES = 10_000_000, 14
@@ -26,16 +26,16 @@ def lookup(effort: Effort) -> Iterator[Figure]:
     is told apart from pages of the file, which the system shares with the page cache and takes back when it needs
     them.
     """
-    num_points, num_lookups = effort.of(NUM_POINTS, tiny=1_000), effort.of(LOOKUPS, tiny=2)
+    num_examples, num_lookups = effort.of(NUM_POINTS, tiny=1_000), effort.of(LOOKUPS, tiny=2)
     generator = torch.Generator().manual_seed(0)
     model = made_model("cnn")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     bare = floor_step(model, optimizer, made_batches("cnn", effort.of(5, tiny=1)))
     with TemporaryDirectory() as folder:
-        table = IrreducibleTable(_mapped(Path(folder) / "values.npy", num_points), kind="logits")
+        table = IrreducibleTable(_mapped(Path(folder) / "values.npy", num_examples), kind="logits")
 
         def rows() -> float:
-            indices = torch.randint(num_points, (num_lookups, NUM_CANDIDATES), generator=generator)
+            indices = torch.randint(num_examples, (num_lookups, NUM_CANDIDATES), generator=generator)
             seconds = timed(lambda: [table.rows(index) for index in indices], num_parts=num_lookups)()
             memory.append(_resident_megabytes())
             return seconds
@@ -58,15 +58,15 @@ def lookup(effort: Effort) -> Iterator[Figure]:
         what = f"after look-ups of {num_rows:,} rows"
         yield Figure(f"growth of the process's own memory {what}", [growth], unit="MB", at_most=1.0)
         pages = max(mapped) - mapped[0]
-        file = f"file, {num_points * NUM_CLASSES * 4 / 1e6:.0f} MB"
+        file = f"file, {num_examples * NUM_CLASSES * 4 / 1e6:.0f} MB"
         yield Figure(f"pages of the file in use {what}", [pages], unit="MB", over=file)
 
 
-def _mapped(path: Path, num_points: int) -> np.ndarray:
+def _mapped(path: Path, num_examples: int) -> np.ndarray:
     """A written table, opened as ``load_table`` opens it."""
-    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(num_points, NUM_CLASSES))
-    part = np.random.default_rng(0).standard_normal((min(num_points, 100_000), NUM_CLASSES), dtype=np.float32)
-    for start in range(0, num_points, len(part)):
+    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(num_examples, NUM_CLASSES))
+    part = np.random.default_rng(0).standard_normal((min(num_examples, 100_000), NUM_CLASSES), dtype=np.float32)
+    for start in range(0, num_examples, len(part)):
         values[start : start + len(part)] = part
     values.flush()
     del values

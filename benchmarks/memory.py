@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.harness import Effort, Figure, Timed, alternated, duration, ratios
-from benchmarks.made import TITLES
+from benchmarks.synthetic import TITLES
 
 CODE = """
 import sys
 import torch
-from benchmarks.made import floor_step, made_batches, made_model
-from reducr.pipeline.memory import keep_freed_memory
+from benchmarks.synthetic import floor_step, made_batches, made_model
+from reducr._internal.memory import keep_freed_memory
 keeps, is_tiny = (argument == "True" for argument in sys.argv[1:])
 if keeps:
     keep_freed_memory()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.harness import Effort, Figure, alternated, duration, ratios
-from benchmarks.made import NUM_SELECTED, TITLES, floor_step, made_batches, made_model
+from benchmarks.synthetic import NUM_SELECTED, TITLES, floor_step, made_batches, made_model
 
 STEPS = {"mlp": 100, "cnn": 12}
 REPETITIONS = 20

@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.made import INPUT_SHAPES, NUM_CANDIDATES, NUM_CLASSES
+from benchmarks.synthetic import INPUT_SHAPES, NUM_CANDIDATES, NUM_CLASSES
 from reducr.data import DataModule
-from reducr.data.module import RawData
+from reducr.data.core.module import RawData
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import Method, SeedData, build, methods_of
@@ -31,21 +31,21 @@ class MadePoints(DataModule):
 
     Args:
         shape: of an input.
-        num_points: in all parts together.
+        num_examples: in all parts together.
         options: see ``DataModule``.
     """
 
-    def __init__(self, *, shape: list[int], num_points: int, **options: Any) -> None:
+    def __init__(self, *, shape: list[int], num_examples: int, **options: Any) -> None:
         super().__init__(**options)
         self.shape = shape
-        self.num_points = num_points
+        self.num_examples = num_examples
 
     def read(self) -> RawData:
         """All points."""
         generator = torch.Generator().manual_seed(0)
-        target: Tensor = torch.arange(self.num_points) % NUM_CLASSES
+        target: Tensor = torch.arange(self.num_examples) % NUM_CLASSES
         return RawData(
-            input=torch.randn(self.num_points, *self.shape, generator=generator),
+            input=torch.randn(self.num_examples, *self.shape, generator=generator),
             target=target,
             class_names=tuple(map(str, range(NUM_CLASSES))),
         )
@@ -87,7 +87,7 @@ def configured(model: str, *options: str, num_train: int, num_holdout: int) -> D
                 "datamodule=digits",
                 "datamodule._target_=benchmarks.program.MadePoints",
                 f"+datamodule.shape={list(INPUT_SHAPES[model])}",
-                f"+datamodule.num_points={num_train + num_holdout + 10 * NUM_CLASSES}",
+                f"+datamodule.num_examples={num_train + num_holdout + 10 * NUM_CLASSES}",
                 f"datamodule.holdout_size={num_holdout}",
                 f"datamodule.test_size={10 * NUM_CLASSES}",
                 "datamodule.imbalance.train=null",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Figure
-from reducr.files import write_text_atomically
+from reducr._internal.files import write_text_atomically
 
 FORMAT = 1
 ROOT = Path(__file__).parents[1]

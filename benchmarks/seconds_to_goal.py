@@ -32,15 +32,15 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import results
-from benchmarks.kept_runs import KeptRuns, Key, parsed, run_where_asked
+from benchmarks.run_store import Key, RunStore, parsed, run_where_asked
 from benchmarks.timed import Stopwatch, candidates_of, shuffled
+from reducr._internal.files import replaced_atomically
 from reducr.batch import Batch
-from reducr.data import PointLoader
-from reducr.files import replaced_atomically
+from reducr.data import ExampleLoader
 from reducr.metrics import summary
 from reducr.pipeline.setup import SeedData, build, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
-from reducr.step import num_selected_of
+from reducr.scoring.scorer import num_selected_of
 
 SETTINGS = {
     "fashion_mnist": "Fashion-MNIST, 30 % wrong labels, imbalance 10:1",
@@ -111,7 +111,7 @@ def run(
 ) -> dict[str, list[float]]:
     """Train by one method until the budget is spent; what tests after its first step and at regular seconds gave."""
     num_classes = data.splits.test.num_classes
-    tests = PointLoader(data.splits.test, batch_size=1000)
+    tests = ExampleLoader(data.splits.test, batch_size=1000)
     interval = budget_seconds / num_tests
     curve: dict[str, list[float]] = {column: [] for column in COLUMNS}
     with scoped_seed(stream_seed(data.seed, "target")):
@@ -312,10 +312,10 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def run_missing(given: argparse.Namespace, out: Path) -> None:
-    """Run what is asked for and not in ``out``, which is written after each run; raises as ``KeptRuns``."""
+    """Run what is asked for and not in ``out``, which is written after each run; raises as ``RunStore``."""
     options = [*(TINY if given.tiny else ()), *given.options]
     conditions = {"budget_seconds": given.seconds, "tests": given.tests, "options": options}
-    kept = KeptRuns.with_more(out, KEY, conditions)
+    kept = RunStore.with_more(out, KEY, conditions)
     for seed, setting in itertools.product(given.seeds, given.settings):
         missing = [name for name in given.methods if given.again or (setting, name, seed) not in kept.runs]
         if not missing:
@@ -344,7 +344,7 @@ def main(arguments: list[str] | None = None) -> None:
     picture = out.with_suffix(".png") if given.out else results.ROOT / "docs" / "figures" / "seconds_to_goal.png"
     run_where_asked(parser, given, out, run_missing)
 
-    kept = KeptRuns.read(out, KEY)
+    kept = RunStore.read(out, KEY)
     budget_seconds = kept.conditions["budget_seconds"]
     by_setting = {setting: curves_of(kept.runs, setting, budget_seconds) for setting in SETTINGS}
     by_setting = {setting: curves for setting, curves in by_setting.items() if is_comparison(curves)}

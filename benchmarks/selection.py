@@ -14,10 +14,10 @@ from torch import nn
 
 import reducr
 from benchmarks.harness import Effort, Figure, Timed, alternated, duration, ratios, timed
-from benchmarks.made import FRACTION
+from benchmarks.synthetic import FRACTION
 from reducr.batch import Batch
 from reducr.irreducible import AdjustedGroupLoss, AdjustedIrreducibleLoss, IrreducibleTable, TableLogits
-from reducr.step import pick
+from reducr.scoring.scorer import pick
 
 NUM_CANDIDATES, NUM_GROUPS = 65_536, 1_000
 
@@ -89,14 +89,14 @@ def growth(effort: Effort) -> Iterator[Figure]:
 class _Step:
     """Look-up in a table of logits, ``select`` and ``update``, for a model that costs nothing."""
 
-    def __init__(self, num_candidates: int, num_groups: int, num_points: int) -> None:
+    def __init__(self, num_candidates: int, num_groups: int, num_examples: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        values = np.empty((num_points, num_groups), dtype=np.float32)
+        values = np.empty((num_examples, num_groups), dtype=np.float32)
         torch.from_numpy(values).normal_(generator=generator)
         target = torch.randint(num_groups, (num_candidates,), generator=generator)
         logits = torch.randn(num_candidates, num_groups, generator=generator)
         self.batches = [
-            Batch(torch.randint(num_points, (num_candidates,), generator=generator), logits, target, target)
+            Batch(torch.randint(num_examples, (num_candidates,), generator=generator), logits, target, target)
             for _ in range(min(100, max(1, 2_000_000 // (num_candidates * num_groups))))
         ]
         self.irreducible = AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(values, kind="logits")))

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import reducr
-from reducr.data import PointDataset
-from reducr.data.fashion_mnist import CLASS_NAMES, FashionMNIST
+from reducr._internal.seeds import mixed_seed
+from reducr.data import ExampleDataset
+from reducr.data.published.fashion_mnist import CLASS_NAMES, FashionMNIST
 from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits, PlainIrreducibleLoss
 from reducr.models import SmallCNN
-from reducr.seeds import mixed_seed
 
 NUM_CLASSES, NUM_CANDIDATES, FRACTION = 10, 320, 0.1
 RATIO, WRONG_LABELS = 10.0, 0.3
@@ -46,7 +46,7 @@ class Points(NamedTuple):
     target: Tensor
 
     @classmethod
-    def of(cls, data: PointDataset) -> Points:
+    def of(cls, data: ExampleDataset) -> Points:
         """The points of a part, at half the resolution, which makes a run four times cheaper."""
         return cls(nn.functional.avg_pool2d(data.input, 2), data.target)
 

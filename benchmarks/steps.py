@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 import reducr
 from benchmarks.harness import Effort, Figure, alternated, duration, ratios, timed
-from benchmarks.made import (
+from benchmarks.synthetic import (
     FRACTION,
     NUM_CLASSES,
     TITLES,
@@ -27,7 +27,7 @@ from benchmarks.made import (
     made_irreducible,
     made_model,
 )
-from reducr.integrations.loop import train
+from reducr.training.loop import train
 
 TARGETS = {"mlp": 1.30, "cnn": 1.05, "resnet18": 1.02}
 STEPS = {"mlp": 100, "cnn": 12, "resnet18": 1}

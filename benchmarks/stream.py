@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import reducr
-from reducr.data import ShardedStream
-from reducr.files import write_text_atomically
+from reducr._internal.files import write_text_atomically
+from reducr._internal.seeds import mixed_seed
 from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
 from reducr.models import MLP
-from reducr.seeds import mixed_seed
+from reducr.streaming import ShardedStream
 
 NUM_FEATURES, NUM_CLASSES, WRONG_LABELS, IMBALANCE = 16, 10, 0.2, 10.0
 SHARD_POINTS = 10_000

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import reducr
 from reducr.batch import Batch
-from reducr.companions import OtherPoints
-from reducr.data import PointLoader
+from reducr.data import ExampleLoader
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import Method, SeedData, make_scoring_budget, stream_seed
+from reducr.training.auxiliary import ExtraBatches
 
 
 class Stopwatch:
@@ -58,18 +58,18 @@ class Candidates:
     """
 
     batches: Iterable[Batch]
-    others: OtherPoints | None = None
+    others: ExtraBatches | None = None
 
-    def point_weights(self) -> Tensor | None:
+    def example_weights(self) -> Tensor | None:
         """Of the points of the last batch; None for 1."""
-        return self.batches.point_weights if isinstance(self.batches, reducr.SelectiveLoader) else None
+        return self.batches.example_weights if isinstance(self.batches, reducr.SelectiveLoader) else None
 
 
-def shuffled(data: SeedData, train_on: str, batch_size: int) -> PointLoader:
+def shuffled(data: SeedData, train_on: str, batch_size: int) -> ExampleLoader:
     """Batches of the points of a part, or of as many as there are."""
-    points = data.training_points(train_on)
+    points = data.training_examples(train_on)
     order = stream_seed(data.seed, "order")
-    return PointLoader(points, batch_size=min(batch_size, len(points)), shuffle=True, drop_last=True, seed=order)
+    return ExampleLoader(points, batch_size=min(batch_size, len(points)), shuffle=True, drop_last=True, seed=order)
 
 
 def candidates_of(config: DictConfig, method: Method, data: SeedData, model: nn.Module) -> Candidates:
@@ -84,11 +84,11 @@ def candidates_of(config: DictConfig, method: Method, data: SeedData, model: nn.
         irreducible = stage.losses_for(selector).lookup
         if method.warm_start:
             model.load_state_dict(stage.plain_model().model.state_dict())
-    num_selected, num_drawn = method.num_points(config.fraction, config.num_candidates)
+    num_selected, num_drawn = method.num_examples(config.fraction, config.num_candidates)
     holdout = data.splits.holdout
     options: dict[str, Any] = {}
     if selector.needs_group_holdout_loss:
-        options["holdout"] = PointLoader(holdout, batch_size=config.holdout.batch_size)
+        options["holdout"] = ExampleLoader(holdout, batch_size=config.holdout.batch_size)
         options["refresh_steps"] = config.holdout.refresh_steps
     selected = reducr.SelectiveLoader(
         loader,
@@ -97,13 +97,13 @@ def candidates_of(config: DictConfig, method: Method, data: SeedData, model: nn.
         irreducible,
         fraction=num_selected / config.num_candidates,
         scoring_mode=config.scoring_mode,
-        scoring_budget=make_scoring_budget(config, selector, num_points=len(data.training_points(method.train_on))),
-        weights_points=True,
+        scoring_budget=make_scoring_budget(config, selector, num_examples=len(data.training_examples(method.train_on))),
+        weights_examples=True,
         seed=stream_seed(data.seed, "selection"),
         **options,
     )
     others = None
     if num_drawn:
         drawn = stream_seed(data.seed, "holdout")
-        others = OtherPoints(PointLoader(holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=drawn))
+        others = ExtraBatches(ExampleLoader(holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=drawn))
     return Candidates(selected, others)

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator
 
 from benchmarks.harness import Effort, Figure, alternated, duration, ratios
-from benchmarks.made import NUM_CANDIDATES, TITLES, floor_step, made_batches, made_model
 from benchmarks.program import configured, program
+from benchmarks.synthetic import NUM_CANDIDATES, TITLES, floor_step, made_batches, made_model
 from reducr.pipeline.setup import make_optimizer
 from reducr.pipeline.target_stage import train_method
 

@@ -14,7 +14,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import reducr
-from reducr.integrations.hf_trainer import SelectiveTrainer
+from reducr.hugging_face import SelectiveTrainer
 from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
 
 NUM_TOPICS = 6

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import reducr
-from reducr.integrations.lightning import SelectiveTraining
 from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
+from reducr.lightning import SelectiveTraining
 
 
 class Classifier(pl.LightningModule):

@@ -7,20 +7,20 @@ from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
 import reducr
-from reducr.integrations.hf_trainer import SelectiveTrainer
+from reducr.hugging_face import SelectiveTrainer
 from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, PlainIrreducibleLoss, TableLogits
-from reducr.scoring import ScoringBudget
+from reducr.scoring.budget import ScoringBudget
 
 NUM_POINTS, NUM_CLASSES, NUM_WORDS, LENGTH = 330, 4, 50, 8
 NUM_CANDIDATES, FRACTION, SEED, REFRESH_STEPS = 40, 0.2, 3, 4
 
 
 class Texts(Dataset):
-    """Made texts of ``num_points``, as Hugging Face data sets yield them."""
+    """Made texts of ``num_examples``, as Hugging Face data sets yield them."""
 
-    def __init__(self, num_points=NUM_POINTS, *, seed=1, columns=("idx",)):
+    def __init__(self, num_examples=NUM_POINTS, *, seed=1, columns=("idx",)):
         generator = torch.Generator().manual_seed(seed)
-        self.words = torch.randint(5, NUM_WORDS, (num_points, LENGTH), generator=generator)
+        self.words = torch.randint(5, NUM_WORDS, (num_examples, LENGTH), generator=generator)
         self.labels = self.words.sum(dim=1) % NUM_CLASSES
         self.columns = columns
 

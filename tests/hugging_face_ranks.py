@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 import reducr
 from hugging_face import FRACTION, NUM_CANDIDATES, REFRESH_STEPS, SEED, Texts, make_model, make_parts, make_trainer
 from ranks import error_of, run_program
-from reducr.distributed import num_ranks, share
+from reducr._internal.distributed import num_ranks, shard
 
 NUM_POINTS, NUM_EPOCHS = 320, 2  # eight whole batches
 
@@ -65,7 +65,7 @@ def with_accelerate(folder, *, split_batches=True, load=None):
         selector,
         irreducible,
         FRACTION,
-        holdout=DataLoader(Subset(holdout, share(len(holdout))), batch_size=20),
+        holdout=DataLoader(Subset(holdout, shard(len(holdout))), batch_size=20),
         refresh_steps=REFRESH_STEPS,
         distributed="global",
         seed=SEED,

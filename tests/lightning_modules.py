@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 import reducr
-from reducr.data import PointLoader
-from reducr.data.digits import Digits
-from reducr.integrations.lightning import SelectiveTraining
+from reducr.data import ExampleLoader
+from reducr.data.published.digits import Digits
 from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, PlainIrreducibleLoss, TableLogits
+from reducr.lightning import SelectiveTraining
 from reducr.models import MLP
 
 FRACTION, SEED = 0.2, 3
@@ -60,7 +60,7 @@ class StandIns(pl.Callback):
         self.noted = []
 
     def on_train_batch_end(self, *_):
-        self.noted.append(self.selective.downsampler.selection.is_stand_in)
+        self.noted.append(self.selective.downsampler.selection.is_dummy)
 
 
 def splits():
@@ -83,11 +83,11 @@ def rule(digits, name, **options):
 
 
 def candidates_of(digits):
-    return PointLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=SEED)
+    return ExampleLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=SEED)
 
 
 def holdout_of(digits):
-    return PointLoader(digits.holdout, batch_size=40)
+    return ExampleLoader(digits.holdout, batch_size=40)
 
 
 def trained(digits, devices, folder, *, dropout=0.0, go_on_from=None, **options):
@@ -119,7 +119,7 @@ def trained(digits, devices, folder, *, dropout=0.0, go_on_from=None, **options)
     trainer.fit(module, candidates, ckpt_path=go_on_from)
     return {
         "picked": module.picked,
-        "is_stand_in": stand_ins.noted,
+        "is_dummy": stand_ins.noted,
         "parameters": torch.cat([parameter.detach().flatten() for parameter in module.parameters()]),
         "selector": selector.state_dict(),
         "report": callback.report(),

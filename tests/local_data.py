@@ -83,7 +83,7 @@ def _write_pickle(path, contents):
 
 def cinic10(folder):
     """Folders of png files: 8, 4 and 3 images of each class."""
-    from reducr.data.cinic10 import CLASS_NAMES
+    from reducr.data.published.cinic10 import CLASS_NAMES
 
     for part, size in (("train", 8), ("valid", 4), ("test", 3)):
         for name in CLASS_NAMES:

@@ -21,14 +21,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import reducr
+from reducr._internal.distributed import all_gather, all_gather_stacked, all_reduce_sum, num_ranks, rank, shard
 from reducr.batch import Batch, Candidates
-from reducr.distributed import gathered, num_ranks, rank, share, stacked, summed
-from reducr.functional import point_cross_entropy
-from reducr.holdout import GroupHoldoutLoss
+from reducr.functional import per_example_cross_entropy
 from reducr.irreducible import IrreducibleTable, build_table
 from reducr.irreducible.build import merged_columns
+from reducr.scoring.holdout import GroupHoldoutLoss
 from reducr.selectors import SAMPLERS
-from reducr.selectors.over_ranks import select_over_ranks
+from reducr.selectors.distributed import select_distributed
 
 TIMEOUT_SECONDS = 60
 NUM_GROUPS, NUM_SELECTED, NUM_ROUNDS = 3, 5, 3
@@ -136,7 +136,7 @@ def rounds(case, *, mode, num_selected):
     results = []
     for seed in range(NUM_ROUNDS if name in ("reducr", "rs2", "group_dro") else 1):
         candidates = own_part(make_candidates(selector, variant, seed))
-        selection = select_over_ranks(selector, candidates, num_selected=num_selected, generator=generator, mode=mode)
+        selection = select_distributed(selector, candidates, num_selected=num_selected, generator=generator, mode=mode)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             selector.update(selection)
@@ -159,12 +159,12 @@ def tensors():
     kinds |= {torch.int64: torch.tensor([2**62 + number]), torch.bool: torch.tensor([number == 1, True])}
     return {
         "sent": kinds,
-        "stacked": {dtype: stacked(tensor) for dtype, tensor in kinds.items()},
-        "uneven": gathered(torch.full((rank(), 2), rank())),
-        "nothing": gathered(torch.zeros(0, 3)),
-        "scalar": stacked(torch.tensor(number)),
-        "summed": summed(torch.tensor([0.1, 0.2]) * number),
-        "share": list(share(7)),
+        "stacked": {dtype: all_gather_stacked(tensor) for dtype, tensor in kinds.items()},
+        "uneven": all_gather(torch.full((rank(), 2), rank())),
+        "nothing": all_gather(torch.zeros(0, 3)),
+        "scalar": all_gather_stacked(torch.tensor(number)),
+        "summed": all_reduce_sum(torch.tensor([0.1, 0.2]) * number),
+        "share": list(shard(7)),
     }
 
 
@@ -186,7 +186,7 @@ def faults():
 
     def said(candidates, *, rule=selector, num_selected=NUM_SELECTED, mode="global", seed=0):
         generator = torch.Generator().manual_seed(seed)
-        return error_of(select_over_ranks, rule, candidates, num_selected=num_selected, generator=generator, mode=mode)
+        return error_of(select_distributed, rule, candidates, num_selected=num_selected, generator=generator, mode=mode)
 
     broken = replace(own, model_loss=own.model_loss * torch.nan)
     without_loss = replace(own, model_loss=None)
@@ -222,7 +222,7 @@ def warnings_of_update():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
-            selector.update(select_over_ranks(selector, candidates, num_selected=2, mode="global"))
+            selector.update(select_distributed(selector, candidates, num_selected=2, mode="global"))
     return [str(warning.message) for warning in caught]
 
 
@@ -237,25 +237,25 @@ def holdout(num_shards):
     shards.update(loss[mine], groups[mine])
     whole.update(loss, groups)
     moving.update(loss[mine], groups[mine])
-    moving.rescale(8 / num_shards, over_ranks=True)
+    moving.rescale(8 / num_shards, sync=True)
     for _ in range(3):
         moving.update(loss[mine] + 1, groups[mine])
     missing, broken = GroupHoldoutLoss(2), GroupHoldoutLoss(2)
     missing.update(loss[:1], torch.tensor([0]))
     broken.update(torch.tensor([1.0, torch.nan if rank() else 1.0]), torch.tensor([0, 1]))
     return {
-        "shards": shards.mean(over_ranks=True),
-        "whole": whole.mean(over_ranks=True),
-        "moving": moving.mean(over_ranks=True),
-        "missing": error_of(missing.mean, over_ranks=True),
-        "broken": error_of(broken.mean, over_ranks=True),
+        "shards": shards.mean(sync=True),
+        "whole": whole.mean(sync=True),
+        "moving": moving.mean(sync=True),
+        "missing": error_of(missing.mean, sync=True),
+        "broken": error_of(broken.mean, sync=True),
     }
 
 
-def table_values(num_points, *shape):
+def table_values(num_examples, *shape):
     """Values with many bits, and some odd ones."""
     generator = torch.Generator().manual_seed(5)
-    values = torch.randn(num_points, *shape, generator=generator)
+    values = torch.randn(num_examples, *shape, generator=generator)
     values[0], values[1], values[2] = -0.0, torch.nan, 1e-45
     return values
 
@@ -269,21 +269,21 @@ def tables():
     large = table_values(NUM_TABLE_POINTS, NUM_TABLE_COLUMNS)
     built = build_table(
         lambda batch: large[batch.index],
-        batches_of(share(NUM_TABLE_POINTS)),
-        num_points=NUM_TABLE_POINTS,
+        batches_of(shard(NUM_TABLE_POINTS)),
+        num_examples=NUM_TABLE_POINTS,
         kind="logits",
-        over_ranks=True,
+        sync=True,
     )
     joint, losses = table_values(3, 2, 2), table_values(7)
 
     def build(index, values=losses, kind="loss"):
-        num_points = len(values)
+        num_examples = len(values)
         return build_table(
-            lambda batch: values[batch.index % num_points],
+            lambda batch: values[batch.index % num_examples],
             batches_of(index),
-            num_points=num_points,
+            num_examples=num_examples,
             kind=kind,
-            over_ranks=True,
+            sync=True,
         )
 
     def fails(batch):
@@ -291,22 +291,22 @@ def tables():
             raise RuntimeError("out of memory")
         return losses[batch.index]
 
-    own = list(share(7))
+    own = list(shard(7))
     columns = table_values(10, NUM_GROUPS + 1)
     part = torch.full_like(columns, torch.nan)
-    part[:, list(share(NUM_GROUPS))] = columns[:, list(share(NUM_GROUPS))]
+    part[:, list(shard(NUM_GROUPS))] = columns[:, list(shard(NUM_GROUPS))]
     group_losses = IrreducibleTable(part.numpy(), kind="group_loss")
     twice = IrreducibleTable(columns.numpy().copy(), kind="group_loss")
     return {
         "large_is_exact": np.array_equal(built.values.view(np.int32), large.numpy().view(np.int32)),
-        "joint": build(share(3), joint, "joint_logits").values,
+        "joint": build(shard(3), joint, "joint_logits").values,
         "losses": build(range(7) if rank() == 0 else ()).values,
         "twice": error_of(build, [*own, 0]),
         "missing": error_of(build, own[:-1]),
         "outside": error_of(build, [7] if rank() == 1 else own),
         "shapes": error_of(build, own, table_values(7, rank() + 1), "logits"),
-        "failing": error_of(build_table, fails, batches_of(own), num_points=7, kind="loss", over_ranks=True),
-        "columns": merged_columns(group_losses if len(share(NUM_GROUPS)) else None).values,
+        "failing": error_of(build_table, fails, batches_of(own), num_examples=7, kind="loss", sync=True),
+        "columns": merged_columns(group_losses if len(shard(NUM_GROUPS)) else None).values,
         "columns_twice": error_of(merged_columns, twice),
         "columns_of_a_kind": error_of(merged_columns, built if rank() == 1 else twice),
         "no_columns": error_of(merged_columns, None),
@@ -329,7 +329,7 @@ def training():
     model = nn.Sequential(nn.Linear(NUM_FEATURES, 16), nn.ReLU(), nn.Linear(16, NUM_CLASSES))
     trained = DistributedDataParallel(model) if num_ranks() > 1 else model
     selector = reducr.make_selector("reducr", num_groups=NUM_CLASSES, step_size=0.05)
-    holdout_loss, mine = GroupHoldoutLoss(NUM_CLASSES), torch.tensor(list(share(60)))
+    holdout_loss, mine = GroupHoldoutLoss(NUM_CLASSES), torch.tensor(list(shard(60)))
     first = sum(sizes[: rank()])
     own = slice(first, first + sizes[rank()])
     index, group_weights, num_stand_ins = [], [], 0
@@ -338,13 +338,13 @@ def training():
             holdout_loss.reset()
             with torch.no_grad():
                 holdout_loss.update(
-                    point_cross_entropy(model(holdout_points[mine]), holdout_targets[mine]), holdout_targets[mine]
+                    per_example_cross_entropy(model(holdout_points[mine]), holdout_targets[mine]), holdout_targets[mine]
                 )
-            selector.set_group_holdout_loss(holdout_loss.mean(over_ranks=True))
+            selector.set_group_holdout_loss(holdout_loss.mean(sync=True))
         with torch.no_grad():
-            model_loss = point_cross_entropy(model(points[step, own]), targets[step, own])
+            model_loss = per_example_cross_entropy(model(points[step, own]), targets[step, own])
         candidates = Candidates(model_loss=model_loss, group_irreducible_loss=tables[step, own])
-        selection = select_over_ranks(selector, candidates, num_selected=4, mode="global")
+        selection = select_distributed(selector, candidates, num_selected=4, mode="global")
         selected = own.start + selection.positions
         loss = nn.functional.cross_entropy(trained(points[step, selected]), targets[step, selected])
         model.zero_grad()
@@ -353,8 +353,8 @@ def training():
             for parameter in model.parameters():
                 parameter.sub_(parameter.grad, alpha=0.2)
         selector.update(selection)
-        num_stand_ins += selection.is_stand_in
-        index.append([] if selection.is_stand_in else selected.tolist())
+        num_stand_ins += selection.is_dummy
+        index.append([] if selection.is_dummy else selected.tolist())
         group_weights.append(selector.group_weights)
     return {
         "index": index,
@@ -389,7 +389,7 @@ def dying():
     for step in range(sys.maxsize):
         if (step, rank()) == (10, 1):
             os.kill(os.getpid(), signal.SIGKILL)
-        selector.update(select_over_ranks(selector, candidates, num_selected=NUM_SELECTED, mode="global"))
+        selector.update(select_distributed(selector, candidates, num_selected=NUM_SELECTED, mode="global"))
 
 
 PROGRAMS = {"everything": everything, "dying": dying}

@@ -20,7 +20,7 @@ import os
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.kept_runs import KeptRuns, parsed, run_where_asked
+from benchmarks.run_store import RunStore, parsed, run_where_asked
 from benchmarks.study.report import report_of
 from benchmarks.study.runs import KEY, Job, Row, made
 from benchmarks.study.tables import TABLES, Table
@@ -31,10 +31,10 @@ FOLDER = results.ROOT / "benchmarks" / "study"
 
 
 def run_table(table: Table, given: argparse.Namespace, out: Path) -> None:
-    """Run what is not there: first the trials, then the seeds of the report; raises as ``KeptRuns``."""
+    """Run what is not there: first the trials, then the seeds of the report; raises as ``RunStore``."""
     options = (*table.options, *(TINY if given.tiny else ()), *given.options)
     seconds = given.seconds or table.seconds
-    kept = KeptRuns.with_more(out, KEY, {"experiment": table.experiment, "seconds": seconds, "options": list(options)})
+    kept = RunStore.with_more(out, KEY, {"experiment": table.experiment, "seconds": seconds, "options": list(options)})
     contenders = [one for one in table.contenders if not given.rows or one.row.label in given.rows]
 
     def run(rows_and_seeds: list[tuple[Row, int]]) -> None:
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.data_dir is None and not given.tables and not out.is_file():
             continue  # all that there are
         run_where_asked(parser, given, out, lambda given, out, table=table: run_table(table, given, out))
-        text = report_of(table, KeptRuns.read(out, KEY))
+        text = report_of(table, RunStore.read(out, KEY))
         print(text)
         if given.out is None:
             marks = {mark: f"<!-- {mark} of the study: {name} -->" for mark in ("begin", "end")}

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.kept_runs import KeptRuns
+from benchmarks.run_store import RunStore
 from benchmarks.study.runs import Row
 from benchmarks.study.tables import Table
 from benchmarks.study.tuning import TUNING_SEED, chosen
+from reducr._internal.run_folder import CHECKPOINT_RULES
 from reducr.reports.statistics import estimate, paired_difference
-from reducr.runs import CHECKPOINT_RULES
 
-Outcomes = Mapping[int, dict[str, Any]]
+JointLabels = Mapping[int, dict[str, Any]]
 
 
-def report_of(table: Table, kept: KeptRuns) -> str:
+def report_of(table: Table, kept: RunStore) -> str:
     """What the runs say: at the last step with differences, then by the two rules that choose a checkpoint."""
-    rows: dict[Row, Outcomes] = {}
+    rows: dict[Row, JointLabels] = {}
     for contender in table.contenders:
         row = chosen(contender, kept.runs)
         if row is not None:
@@ -34,7 +34,7 @@ def report_of(table: Table, kept: KeptRuns) -> str:
     return "\n".join(lines)
 
 
-def _last_step(rows: Mapping[Row, Outcomes]) -> list[str]:
+def _last_step(rows: Mapping[Row, JointLabels]) -> list[str]:
     """Accuracies, and what the first row of each block has more."""
     has_blocks = any(row.block for row in rows)
     lines = [
@@ -42,7 +42,7 @@ def _last_step(rows: Mapping[Row, Outcomes]) -> list[str]:
         "steps | wrong labels |",
         "| --- " + "| --- " * has_blocks + "|" + " ---: |" * 6,
     ]
-    firsts: dict[str, Outcomes] = {}
+    firsts: dict[str, JointLabels] = {}
     for row, outcomes in rows.items():
         is_first = row.block not in firsts
         first = firsts.setdefault(row.block, outcomes)
@@ -57,7 +57,7 @@ def _last_step(rows: Mapping[Row, Outcomes]) -> list[str]:
     return lines
 
 
-def _goal(rows: Mapping[Row, Outcomes]) -> list[str]:
+def _goal(rows: Mapping[Row, JointLabels]) -> list[str]:
     """REDUCR's rows less the best of the others in the worst class."""
     others = [row for row in rows if not row.label.startswith("REDUCR")]
     if not others or len(others) == len(rows):
@@ -74,7 +74,7 @@ def _goal(rows: Mapping[Row, Outcomes]) -> list[str]:
     return lines
 
 
-def _checkpoint_rules(rows: Mapping[Row, Outcomes]) -> list[str]:
+def _checkpoint_rules(rows: Mapping[Row, JointLabels]) -> list[str]:
     """Accuracies of the checkpoints that are chosen on holdout data, and what a method was tuned to."""
     rules = [rule for rule in CHECKPOINT_RULES if rule != "last"]
     lines = [
@@ -94,7 +94,7 @@ def _checkpoint_rules(rows: Mapping[Row, Outcomes]) -> list[str]:
     return lines
 
 
-def _values(outcomes: Outcomes, name: str) -> dict[int, float]:
+def _values(outcomes: JointLabels, name: str) -> dict[int, float]:
     return {seed: one[name] for seed, one in outcomes.items()}
 
 

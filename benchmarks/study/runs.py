@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from benchmarks.study.training import train
-from reducr.pipeline.memory import keep_freed_memory
+from reducr._internal.memory import keep_freed_memory
 from reducr.pipeline.setup import SeedData, build
 
 KEY = ("method", "options", "seed")

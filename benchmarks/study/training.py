@@ -13,13 +13,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from benchmarks.timed import Candidates, Stopwatch, candidates_of, shuffled
-from reducr.companions import selected_loss
-from reducr.data import PointDataset, PointLoader
+from reducr._internal.run_folder import CHECKPOINT_RULES
+from reducr.data import ExampleDataset, ExampleLoader
 from reducr.metrics import worst
 from reducr.pipeline.setup import SeedData, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
-from reducr.runs import CHECKPOINT_RULES
-from reducr.step import num_selected_of
+from reducr.scoring.scorer import num_selected_of
+from reducr.training.auxiliary import selected_loss
 
 _NUM_CHECKPOINTS = 12
 _TEST_BATCH_SIZE = 1000
@@ -64,16 +64,16 @@ def train(config: DictConfig, data: SeedData, *, seconds: float, in_parts: bool)
         rates = [group["lr"] for group in optimizer.param_groups]
         checkpoints = _Checkpoints(model, data)
         counts = torch.zeros(2, dtype=torch.int64)
-        is_corrupted = data.training_points(method.train_on).is_corrupted
+        is_corrupted = data.training_examples(method.train_on).is_corrupted
         due = steps = 0
         batches = itertools.chain.from_iterable(itertools.repeat(candidates.batches))
         while (spent := clock.seconds) < seconds:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 + math.cos(math.pi * spent / seconds)) / 2
             batch = next(batches)
-            trained_on = batch if candidates.others is None else candidates.others.joined_to(batch)
+            trained_on = batch if candidates.others is None else candidates.others.append_to(batch)
             optimizer.zero_grad()
-            selected_loss(model, trained_on, candidates.point_weights()).backward()  # type: ignore[no-untyped-call]
+            selected_loss(model, trained_on, candidates.example_weights()).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             steps += 1
             with clock.stopped():
@@ -129,12 +129,12 @@ class _Checkpoints:
                 outcome |= {f"{half}/{rule}/worst": round(worst_class, 4), f"{half}/{rule}/mean": round(mean, 4)}
         return outcome
 
-    def _predicted(self, points: PointDataset) -> Tensor:
-        batches = PointLoader(points, batch_size=_TEST_BATCH_SIZE)
+    def _predicted(self, points: ExampleDataset) -> Tensor:
+        batches = ExampleLoader(points, batch_size=_TEST_BATCH_SIZE)
         return evaluate(self.model, batches, num_classes=points.num_classes, num_groups=points.num_groups)["prediction"]
 
 
-def _accuracies(prediction: Tensor, points: PointDataset) -> tuple[float, float]:
+def _accuracies(prediction: Tensor, points: ExampleDataset) -> tuple[float, float]:
     """Worst-class and mean accuracy."""
     is_correct = (prediction == points.target).double()
     counts = torch.bincount(points.target, minlength=points.num_classes)

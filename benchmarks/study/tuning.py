@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.kept_runs import Key
+from benchmarks.run_store import Key
 from benchmarks.study.runs import Row
 from benchmarks.study.tables import Contender
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hydra.errors import HydraException
     from omegaconf import DictConfig
 
-    from reducr.data.module import RawData
+    from reducr.data.core.module import RawData
     from reducr.exports import Export
 
 _USAGE = """\
@@ -96,7 +96,7 @@ def _hydra_command(command: str, rest: Sequence[str]) -> None:
     from hydra.errors import HydraException
 
     from reducr import pipeline
-    from reducr.pipeline.memory import keep_freed_memory
+    from reducr._internal.memory import keep_freed_memory
 
     keep_freed_memory()
     entry = {
@@ -197,8 +197,8 @@ def _open_data(run: Path) -> RawData:
 
 
 def _resume(rest: Sequence[str]) -> None:
+    from reducr._internal.memory import keep_freed_memory
     from reducr.pipeline import resume_run
-    from reducr.pipeline.memory import keep_freed_memory
 
     parser = argparse.ArgumentParser(
         prog="reducr resume", description="Go on with an interrupted run. What has finished is not done again."
@@ -251,7 +251,7 @@ def _quota(given: str) -> tuple[str, int]:
 
 
 def _say_export(export: Export) -> None:
-    lines = [f"{export.num_chosen} of {export.num_points} points, those of {export.method}"]
+    lines = [f"{export.num_chosen} of {export.num_examples} points, those of {export.method}"]
     lines += [f"  {name}: {chosen} of {there}" for name, (there, chosen) in export.counts.items()]
     if export.num_suspected is not None:
         lines.append(f"{export.num_suspected} suspected label errors left out")

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from reducr._internal.checks import check_count, check_flag, check_range, check_state_keys
+from reducr._internal.distributed import check_mode, check_mode_name
+from reducr._internal.names import unknown_name
 from reducr.batch import Batch, BatchSpec, Selection
-from reducr.checks import check_count, check_flag, check_range, check_state_keys
-from reducr.distributed import check_mode, check_mode_name
-from reducr.forward import PointLoss
-from reducr.holdout import GroupHoldoutLoss
-from reducr.names import unknown_name
-from reducr.scoring import ScoringBudget, ScoringForward, check_budget, check_compiled
+from reducr.batch.model_output import PerExampleLoss
+from reducr.batch.nested import index_batch, send_to_device, zero_inputs
+from reducr.scoring.budget import ScoringBudget, ScoringForward, check_budget, check_compiled
+from reducr.scoring.holdout import GroupHoldoutLoss
+from reducr.scoring.scorer import SCORING_MODES, IrreducibleLookup, choose, num_selected_of, update_holdout_loss
 from reducr.selectors import Selector
-from reducr.step import SCORING_MODES, IrreducibleLookup, choose, num_selected_of, update_holdout_loss
-from reducr.structure import blank, moved, taken
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Downsampler:
             losses; its memory is part of this state. For points with an index, in one process.
         accumulate_steps: batches to one gradient step; the selector is updated once for all of them.
         distributed: on several ranks, ``global`` for the best of all ranks' candidates together or ``local`` for the
-            best of each rank's; a loop must then multiply its loss with ``loss_weight``. See ``reducr.distributed``.
-        weights_points: the loop multiplies the loss of each selected point with ``point_weights`` before it takes their
+            best of each rank's; a loop must then multiply its loss with ``loss_weight``. See docs/loops.md.
+        weights_examples: the loop multiplies each selected loss with ``example_weights`` before it takes their
             mean. Rules that weight points, ``group_dro`` and ``infobatch``, are refused without it.
         seed: of the draws of rules and samplers that draw; the same on all ranks.
 
@@ -112,7 +112,7 @@ class Downsampler:
         fraction: float = 0.1,
         holdout: Iterable[Any] | None = None,
         refresh_steps: int | None = None,
-        loss: PointLoss | None = None,
+        loss: PerExampleLoss | None = None,
         spec: BatchSpec | None = None,
         scoring_mode: str = "train",
         autocast: torch.dtype | None = None,
@@ -121,7 +121,7 @@ class Downsampler:
         scoring_budget: ScoringBudget | None = None,
         accumulate_steps: int = 1,
         distributed: str | None = None,
-        weights_points: bool = False,
+        weights_examples: bool = False,
         seed: int = 0,
     ) -> None:
         _check_parts(model, selector, irreducible)
@@ -133,7 +133,7 @@ class Downsampler:
         check_count("accumulate_steps", accumulate_steps)
         check_mode_name(distributed)
         check_compiled(selector, scoring_compile)
-        _check_weights(selector, weights_points)
+        _check_weights(selector, weights_examples)
         check_budget(scoring_budget, selector, fraction=fraction, distributed=distributed)
         if refresh_steps is not None:
             check_count("refresh_steps", refresh_steps)
@@ -198,7 +198,7 @@ class Downsampler:
         if self.scoring_budget is not None:
             self.scoring_budget.to(device)
         self._group_counts = self._group_counts.to(device)
-        self._waiting = [moved(selection, device) for selection in self._waiting]
+        self._waiting = [send_to_device(selection, device) for selection in self._waiting]
         if not bool(torch.isnan(self.selector.group_holdout_loss).any()):
             return
         if self.holdout is not None:
@@ -215,11 +215,11 @@ class Downsampler:
         device = _device_of(self.model) if self._device is None else self._device
         waits = device.type != "cpu"
         if waits:  # to look at what is there; not before it goes there
-            self._check_points(self._read("candidates", batch))
-        batch = moved(batch, device)
+            self._check_examples(self._read("candidates", batch))
+        batch = send_to_device(batch, device)
         candidates = self._read("candidates", batch)
         if not waits:
-            self._check_points(candidates)
+            self._check_examples(candidates)
         with self._scoring_precision():
             scorer = self._scorer
             selection = choose(
@@ -241,13 +241,13 @@ class Downsampler:
         counts = self._counts
         counts["num_batches"] += 1
         counts["num_candidates"] += size
-        if not selection.is_stand_in:
+        if not selection.is_dummy:
             counts["num_selected"] += positions.shape[0]
             groups = candidates.group.index_select(0, positions)
             self._group_counts += torch.bincount(groups, minlength=self.selector.num_groups)
-        self._selected = taken(batch, positions, num_points=size)
-        if selection.is_broken:
-            self._selected = blank(self._selected)
+        self._selected = index_batch(batch, positions, num_examples=size)
+        if selection.has_nonfinite_loss:
+            self._selected = zero_inputs(self._selected)
         self._seconds["selection_seconds"] += time.perf_counter() - started
         return self._selected
 
@@ -283,7 +283,7 @@ class Downsampler:
         return 1.0 if self.selection is None else self.selection.loss_weight
 
     @property
-    def point_weights(self) -> Tensor:
+    def example_weights(self) -> Tensor:
         """(b,) what the loss of each of the last selected points is to be multiplied with; ones for most rules.
 
         Raises:
@@ -291,7 +291,7 @@ class Downsampler:
         """
         if self.selection is None:
             raise RuntimeError("no batch has been selected from yet, so there are no points to weight.")
-        weights = self.selection.point_weights
+        weights = self.selection.example_weights
         positions = self.selection.positions
         return torch.ones(len(positions), device=positions.device) if weights is None else weights
 
@@ -305,7 +305,7 @@ class Downsampler:
             raise ValueError("there is nothing to refresh the holdout loss by: give holdout, the batches of that set.")
         started = time.perf_counter()
         device = _device_of(self.model)
-        batches = (self._read("holdout", moved(batch, device)) for batch in self.holdout)
+        batches = (self._read("holdout", send_to_device(batch, device)) for batch in self.holdout)
         with self._scoring_precision():
             update_holdout_loss(
                 self._scorer,
@@ -313,7 +313,7 @@ class Downsampler:
                 self.selector,
                 self.holdout_loss,
                 loss=self.loss,
-                over_ranks=self.distributed is not None,
+                sync=self.distributed is not None,
             )
         self._seconds["holdout_seconds"] += time.perf_counter() - started
 
@@ -379,8 +379,8 @@ class Downsampler:
             )
         return self._forward
 
-    def _check_points(self, candidates: Batch) -> None:
-        _check_points(candidates, self.selector)
+    def _check_examples(self, candidates: Batch) -> None:
+        _check_examples(candidates, self.selector)
         if self.scoring_budget is not None:
             self.scoring_budget.reserve(candidates.index)
 
@@ -421,17 +421,17 @@ def _check_parts(model: Any, selector: Any, irreducible: Any) -> None:
         )
 
 
-def _check_weights(selector: Selector, weights_points: bool) -> None:
-    check_flag("weights_points", weights_points)
-    if selector.weights_points and not weights_points:
+def _check_weights(selector: Selector, weights_examples: bool) -> None:
+    check_flag("weights_examples", weights_examples)
+    if selector.weights_examples and not weights_examples:
         raise ValueError(
             f"{selector.name!r} weights the losses of the points it selects, and a loop that does not know of it would "
-            "leave that out. Multiply the loss of each point with point_weights before the mean, and say so with "
-            "weights_points=True."
+            "leave that out. Multiply the loss of each point with example_weights before the mean, and say so with "
+            "weights_examples=True."
         )
 
 
-def _check_points(candidates: Batch, selector: Selector) -> None:
+def _check_examples(candidates: Batch, selector: Selector) -> None:
     if candidates.target.shape[0] == 0:
         raise ValueError("a batch without points: there is nothing to select from.")
     group: Tensor = candidates.group

@@ -16,7 +16,7 @@ class PartitionAccuracy(Metric):
 
     State:
         num_correct: (K,) int64, summed over ranks.
-        num_points: (K,) int64, summed over ranks.
+        num_examples: (K,) int64, summed over ranks.
 
     Args:
         num_parts: K.
@@ -25,22 +25,22 @@ class PartitionAccuracy(Metric):
     full_state_update = False
     higher_is_better = True
     num_correct: Tensor
-    num_points: Tensor
+    num_examples: Tensor
 
     def __init__(self, num_parts: int, **metric_options: Any) -> None:
         super().__init__(**metric_options)
-        for name in ("num_correct", "num_points"):
+        for name in ("num_correct", "num_examples"):
             self.add_state(name, torch.zeros(num_parts, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, is_correct: Tensor, parts: Tensor) -> None:
         """Add points: (B,) bool and the (B,) part of each."""
-        size = len(self.num_points)
-        self.num_points += torch.bincount(parts, minlength=size)
+        size = len(self.num_examples)
+        self.num_examples += torch.bincount(parts, minlength=size)
         self.num_correct += torch.bincount(parts[is_correct], minlength=size)
 
     def compute(self) -> Tensor:
         """(K,) float64 accuracies; NaN for a part without points."""
-        return self.num_correct.double() / self.num_points
+        return self.num_correct.double() / self.num_examples
 
 
 class ClassificationReport(Metric):
@@ -76,9 +76,9 @@ class ClassificationReport(Metric):
         report = {}
         for name, part in (("class", self.by_class), ("group", self.by_group)):
             with part.sync_context():  # on several ranks those of all
-                report[f"{name}_accuracy"] = part.num_correct.double() / part.num_points
-                report[f"{name}_count"] = part.num_points.clone()
-                report["mean_accuracy"] = part.num_correct.sum().double() / part.num_points.sum()
+                report[f"{name}_accuracy"] = part.num_correct.double() / part.num_examples
+                report[f"{name}_count"] = part.num_examples.clone()
+                report["mean_accuracy"] = part.num_correct.sum().double() / part.num_examples.sum()
         return report
 
     def reset(self) -> None:

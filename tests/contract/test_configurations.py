@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 import local_data
 import reducr
+from reducr._internal.run_folder import read_results
 from reducr.pipeline import run_experiment, run_irreducible
 from reducr.pipeline.setup import METHOD_ALIASES
-from reducr.runs import read_results
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "src" / "reducr" / "configs"

@@ -105,14 +105,14 @@ def test_positions_scores_and_payoff_have_the_promised_shapes(name, sampler, num
 def test_points_have_weights_where_the_rule_says_so(name, sampler):
     selector = make(name, sampler=sampler)
     selection = selector.select(make_candidates(selector), num_selected=NUM_SELECTED, generator=seeded())
-    if not selector.weights_points:
-        assert selection.point_weights is None
+    if not selector.weights_examples:
+        assert selection.example_weights is None
         return
     assert not selector.is_pointwise
-    assert selection.point_weights.shape == (NUM_SELECTED,)
-    assert selection.point_weights.dtype == torch.float32
-    assert float(selection.point_weights.min()) >= 0
-    assert float(selection.point_weights.max()) < torch.inf
+    assert selection.example_weights.shape == (NUM_SELECTED,)
+    assert selection.example_weights.dtype == torch.float32
+    assert float(selection.example_weights.min()) >= 0
+    assert float(selection.example_weights.max()) < torch.inf
 
 
 @every_selector

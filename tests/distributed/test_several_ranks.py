@@ -40,13 +40,13 @@ def test_the_best_of_all_ranks_are_those_of_one_process(of_ranks, number):
             selected = [p - first for p in selection.positions.tolist() if first <= p < last]
             assert same_bits(own.scores, selection.scores[first:last].clone())
             assert own.positions.tolist() == (selected or top_k(own.scores, 1).tolist())
-            assert own.is_stand_in == (not selected)
+            assert own.is_dummy == (not selected)
             assert own.loss_weight == len(selected) * len(of_ranks) / len(selection.positions)
             assert same_bits(own.payoff, selection.payoff)
             assert own.num_non_finite == selection.num_non_finite
-            if selection.point_weights is not None and selected:
+            if selection.example_weights is not None and selected:
                 is_own = (selection.positions >= first) & (selection.positions < last)
-                assert same_bits(own.point_weights, selection.point_weights[is_own])
+                assert same_bits(own.example_weights, selection.example_weights[is_own])
             if selection.index is not None:
                 assert same_bits(own.index, selection.index)
             assert same_bits(found["group_weights"], expected["group_weights"])
@@ -58,7 +58,7 @@ def test_the_best_of_all_ranks_are_those_of_one_process(of_ranks, number):
 def test_the_cases_hold_what_they_are_for(of_ranks):
     results = dict(zip(map(str, CASES), zip(*(found["global"] for found in of_ranks), strict=True), strict=True))
     alone = [rounds[0]["selection"] for rounds in results[str(("rho_loss", {}, "one_rank_only"))]]
-    assert [selection.is_stand_in for selection in alone] == [False] + [True] * (len(of_ranks) - 1)
+    assert [selection.is_dummy for selection in alone] == [False] + [True] * (len(of_ranks) - 1)
     assert sum(selection.loss_weight for selection in alone) == len(of_ranks)
     broken = [rounds[0]["selection"] for rounds in results[str(("rho_loss", {}, "a_broken_rank"))]]
     assert {selection.num_non_finite for selection in broken} == {7}
@@ -89,7 +89,7 @@ def test_local_group_dro_weights_own_losses_and_moves_by_the_mean(of_ranks):
             chosen = ranks.part_of(whole, rank, sizes).take(own.positions)
             payoffs.append(torch.zeros(NUM_GROUPS).double().index_add_(0, chosen.groups, -chosen.model_loss.double()))
             q = torch.softmax(-0.01 * (cumulative_payoff + payoffs[-1]), dim=0)
-            assert own.point_weights.tolist() == pytest.approx([float(q[chosen.groups])], abs=1e-6)
+            assert own.example_weights.tolist() == pytest.approx([float(q[chosen.groups])], abs=1e-6)
         cumulative_payoff += torch.stack(payoffs).mean(dim=0)
         for found in of_ranks:
             state = found["local"]["group_dro"][step]["state"]["weighting.cumulative_payoff"]
@@ -242,4 +242,4 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path):
     for rank in (0, 2):
         assert statuses[rank] == 1
         assert "RuntimeError" in errors[rank]
-        assert "select_over_ranks" in errors[rank]
+        assert "select_distributed" in errors[rank]

@@ -61,10 +61,10 @@ def test_every_method_has_its_heading():
 
 
 def test_every_logged_key_and_result_column_is_explained():
-    from reducr.runs import RESULT_COLUMNS
+    from reducr._internal.run_folder import RESULT_COLUMNS
 
     text = (ROOT / "docs/metrics.md").read_text()
-    for path in (ROOT / "src/reducr/integrations/lightning").glob("*.py"):
+    for path in (ROOT / "src/reducr/lightning").glob("*.py"):
         keys = re.findall(r'"((?:train|select|time|holdout|irreducible)/[\w/]+)"', path.read_text())
         for key in keys:
             assert f"`{key}" in text, key
@@ -83,7 +83,7 @@ HEAVY = ["lightning", "hydra", "omegaconf", "torchmetrics", "matplotlib", "rich"
 
 def test_import_of_the_core_brings_nothing_heavy():
     code = (
-        "import sys, reducr, reducr.step, reducr.irreducible, reducr.integrations.loop\n"
+        "import sys, reducr, reducr.scoring.scorer, reducr.irreducible, reducr.training.loop\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

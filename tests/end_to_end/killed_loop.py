@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import reducr
-from reducr.checkpoints import Checkpoints
 from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
+from reducr.training.checkpoints import Checkpoints
 
 NUM_CLASSES, NUM_FEATURES, NUM_STEPS = 5, 32, 240
 STARTING, SCORING, TRAINING, VALIDATION, CHECKPOINTING = range(5)
@@ -69,14 +69,14 @@ class Record:
         vars(self).update(state)
 
 
-def points(num_points, seed):
+def points(num_examples, seed):
     """Overlapping clouds, the last of which is rare."""
     generator = torch.Generator().manual_seed(seed)
     targets = torch.multinomial(
-        torch.tensor([4.0, 4.0, 4.0, 4.0, 1.0]), num_points, replacement=True, generator=generator
+        torch.tensor([4.0, 4.0, 4.0, 4.0, 1.0]), num_examples, replacement=True, generator=generator
     )
     centres = torch.randn(NUM_CLASSES, NUM_FEATURES, generator=torch.Generator().manual_seed(1))
-    return centres[targets] + 2 * torch.randn(num_points, NUM_FEATURES, generator=generator), targets
+    return centres[targets] + 2 * torch.randn(num_examples, NUM_FEATURES, generator=generator), targets
 
 
 def network(width):

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_module
 from pyarrow import parquet
 
 import local_data
+from reducr._internal.run_folder import read_results
 from reducr.cli import main
 from reducr.pipeline import run_experiment
-from reducr.runs import read_results
 
 QUICK = ["num_candidates=20", "num_steps=8", "holdout.refresh_steps=4", "irreducible.num_epochs=1", "fraction=0.2"]
 INTENTS = ["experiment=table", "datamodule.target_column=label", "datamodule.text_columns=[text]"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 
+from reducr._internal.run_folder import read_results
 from reducr.pipeline import run_experiment, run_irreducible, run_train
-from reducr.runs import read_results
 
 QUICK = ["num_steps=2", "seed=0", "irreducible.num_epochs=1", "trainer.accelerator=cpu", "datamodule.holdout_size=50"]
 

@@ -15,10 +15,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from rich.console import Console
 
+from reducr._internal.run_folder import claimed, read_results, write_results
 from reducr.pipeline import open_data, run_experiment
 from reducr.reports import write_report
-from reducr.reports.evidence import Run, compared
-from reducr.runs import claimed, read_results, write_results
+from reducr.reports.run_reader import Run, compared
 
 METHODS = ["uniform", "rho_loss", "reducr", "irreducible_model"]
 NUM_STEPS = 20

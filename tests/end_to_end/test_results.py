@@ -8,10 +8,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from reducr.data.digits import Digits
-from reducr.data.module import RawData
+from reducr._internal.run_folder import read_results
+from reducr.data.core.module import RawData
+from reducr.data.published.digits import Digits
 from reducr.pipeline import run_experiment
-from reducr.runs import read_results
 
 
 def run(*overrides):

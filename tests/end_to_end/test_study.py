@@ -99,7 +99,7 @@ def test_every_row_of_every_table_composes(study):
             config = runs.composed(runs.Job(table.experiment, table.options, row, 0, 1.0))
             (method,) = setup.methods_of(config)
             assert method.name == row.method
-            assert sum(method.num_points(config.fraction, config.num_candidates)) >= 10
+            assert sum(method.num_examples(config.fraction, config.num_candidates)) >= 10
             method.make_selector(3)
 
 
@@ -130,7 +130,7 @@ def test_arithmetic(study, tmp_path):
     runs += [made_run(other, seed, worst=worst, mean=0.75) for seed, worst in enumerate((0.4, 0.58))]
     path = tmp_path / "runs.json"
     path.write_text(json.dumps({"conditions": {"seconds": 4.0, "machine": {"processor": "a core"}}, "runs": runs}))
-    lines = study.report_of(table, study.KeptRuns.read(path, study.KEY)).splitlines()
+    lines = study.report_of(table, study.RunStore.read(path, study.KEY)).splitlines()
     assert lines[0] == "**A table**, 4 s of one core (a core), 2 seeds"
     assert "| REDUCR | 0.600 ± 0.141 | – | 0.800 ± 0.000 | – | 100 | 0.250 |" in lines
     # differences 0.10 and 0.12: 0.11 ± 12.706 * 0.01414 / sqrt(2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reducr.runs import read_results
+from reducr._internal.run_folder import read_results
 
 SMALL = [
     "irreducible=trained",

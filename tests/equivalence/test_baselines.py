@@ -9,7 +9,7 @@ from torch import nn
 import reducr
 from reducr import functional
 from reducr.batch import Candidates
-from reducr.companions import selected_loss
+from reducr.training.auxiliary import selected_loss
 from reference import baselines as slow
 from reference.reducr_step import weights_of
 
@@ -285,14 +285,14 @@ def test_group_dro_takes_the_steps_of_the_reference():
     for _ in range(30):
         inputs = torch.randn(20, 5, generator=generator)
         targets = torch.randint(0, 3, (20,), generator=generator)  # one group has no point
-        losses = functional.point_cross_entropy(model(inputs), targets)
+        losses = functional.per_example_cross_entropy(model(inputs), targets)
         candidates = Candidates(model_loss=losses, groups=targets)
         selection = selector.select(candidates, num_selected=8, generator=generator)
         positions = selection.positions
         chosen, groups = losses[positions].tolist(), targets[positions].tolist()
         cumulative, weights, expected = slow.group_dro_step(chosen, groups, cumulative, step_size=0.3)
         batch = reducr.batch.Batch(positions, inputs[positions], targets[positions], targets[positions])
-        loss = selected_loss(model, batch, selection.point_weights)
+        loss = selected_loss(model, batch, selection.example_weights)
         assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
         selector.update(selection)
         assert selector.group_weights.tolist() == pytest.approx(weights, abs=1e-6)
@@ -325,7 +325,7 @@ def test_infobatch_keeps_the_sum_of_any_gradient_in_expectation(prune_probabilit
     is_low = losses < losses.mean()
     for _ in range(num_draws):
         selection = selector.select(Candidates(model_loss=losses), num_selected=6, generator=generator)
-        positions, weights = selection.positions, selection.point_weights
+        positions, weights = selection.positions, selection.example_weights
         expected = slow.infobatch_weights(losses.tolist(), positions.tolist(), prune_probability=prune_probability)
         if bool((selection.scores[positions] >= 0).all()):
             assert weights.tolist() == pytest.approx(expected)
@@ -345,20 +345,20 @@ def test_infobatch_fills_up_with_pruned_points_and_lowers_their_weight():
     for seed in range(10):
         selection = selector.select(Candidates(model_loss=losses), num_selected=4, generator=seeded(seed))
         assert set(selection.positions.tolist()) >= {4, 5}
-        by_position = dict(zip(selection.positions.tolist(), selection.point_weights.tolist(), strict=True))
+        by_position = dict(zip(selection.positions.tolist(), selection.example_weights.tolist(), strict=True))
         assert {by_position.pop(4), by_position.pop(5)} == {1.0}
         assert list(by_position.values()) == [2.0, 2.0]  # two of four stand for all four
     everything = selector.select(Candidates(model_loss=losses), num_selected=6, generator=seeded())
-    assert everything.point_weights.tolist() == [1.0] * 6
+    assert everything.example_weights.tolist() == [1.0] * 6
 
 
 def test_infobatch_weights_nothing_in_uniform_epochs():
     options = {"uniform_last_epochs": 1, "num_epochs": 4}
     selector = reducr.make_selector("infobatch", num_groups=1, **options)
     candidates = Candidates(model_loss=torch.arange(10.0))
-    assert selector.select(candidates, num_selected=5, generator=seeded()).point_weights is not None
+    assert selector.select(candidates, num_selected=5, generator=seeded()).example_weights is not None
     selector.set_epoch(3)
-    assert selector.select(candidates, num_selected=5, generator=seeded()).point_weights is None
+    assert selector.select(candidates, num_selected=5, generator=seeded()).example_weights is None
 
 
 def test_infobatch_means_are_of_finite_losses():
@@ -366,12 +366,12 @@ def test_infobatch_means_are_of_finite_losses():
     selector = reducr.make_selector("infobatch", num_groups=1, prune_probability=0.0)
     selection = selector.select(Candidates(model_loss=losses), num_selected=4, generator=seeded())
     assert sorted(selection.positions.tolist()) == [0, 1, 2, 3]
-    assert selection.point_weights.tolist() == [1.0] * 4
+    assert selection.example_weights.tolist() == [1.0] * 4
     halved = reducr.make_selector("infobatch", num_groups=1, prune_probability=0.5)
     weights = {0.0: 2.0, 1.0: 2.0, 2.0: 1.0, 3.0: 1.0}
     selection = halved.select(Candidates(model_loss=losses), num_selected=2, generator=seeded(1))
     chosen = losses[selection.positions].tolist()
-    assert selection.point_weights.tolist() == [weights[loss] for loss in chosen]
+    assert selection.example_weights.tolist() == [weights[loss] for loss in chosen]
 
 
 # bayesian_selection
@@ -398,7 +398,7 @@ def test_bayesian_selection_of_samples_that_agree_is_rho_loss():
     logits = torch.randn(1, 30, 6, generator=seeded(2), dtype=torch.float64)
     targets = torch.randint(0, 6, (30,), generator=seeded(3))
     irreducible_loss = torch.rand(30, generator=seeded(4), dtype=torch.float64)
-    losses = functional.point_cross_entropy(logits[0], targets)
+    losses = functional.per_example_cross_entropy(logits[0], targets)
     scores = functional.bayesian_score(logits.repeat(5, 1, 1), targets, irreducible_loss, alpha=0.2)
     torch.testing.assert_close(scores, 0.8 * (losses - irreducible_loss), rtol=0, atol=1e-12)
 

@@ -11,17 +11,17 @@ from torch import nn
 
 import reducr
 from reducr.batch import Batch
-from reducr.data import PointLoader
-from reducr.data.digits import Digits
+from reducr.data import ExampleLoader
+from reducr.data.published.digits import Digits
 from reducr.downsampler import Downsampler
-from reducr.functional import point_cross_entropy
-from reducr.integrations import loop
-from reducr.integrations.lightning import SelectionRecorder, TargetModule, fit_target
+from reducr.functional import per_example_cross_entropy
 from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, PlainIrreducibleLoss, TableLogits
+from reducr.lightning import SelectionRecorder, TargetModule, fit_target
 from reducr.models import MLP, resnet18
 from reducr.pipeline import run_experiment
-from reducr.scoring import ScoringBudget
-from reducr.step import pick
+from reducr.scoring.budget import ScoringBudget
+from reducr.scoring.scorer import pick
+from reducr.training import loop
 
 NUM_STEPS, SEED = 25, 3
 RULES = {
@@ -50,11 +50,11 @@ def model_of(dropout=0.0):
 
 
 def candidates_of(digits):
-    return PointLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=SEED)
+    return ExampleLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=SEED)
 
 
 def holdout_of(digits):
-    return PointLoader(digits.holdout, batch_size=40)
+    return ExampleLoader(digits.holdout, batch_size=40)
 
 
 def loader_of(digits, model, name="reducr", *, sampler=None, **options):
@@ -117,7 +117,7 @@ def test_only_scored_points_are_selected_and_their_losses_remembered(digits, nam
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for batch in [*candidates_of(digits), *candidates_of(digits)]:
         full, _ = pick(model, batch, selector, irreducible, num_selected=60)
-        losses = point_cross_entropy(model(batch.input), batch.target).detach()
+        losses = per_example_cross_entropy(model(batch.input), batch.target).detach()
         selected, selection = pick(model, batch, selector, irreducible, num_selected=12, budget=budget)
         is_scored = ~selection.scores.isnan()
         assert int(is_scored.sum()) == 18
@@ -249,7 +249,7 @@ def module_of(digits, model, **options):
 
 
 def fitted(digits, module, folder, *, advance=lambda step, worst: None):
-    recorder = SelectionRecorder(folder / "selected.npz", num_points=len(digits.train))
+    recorder = SelectionRecorder(folder / "selected.npz", num_examples=len(digits.train))
     fit_target(
         module,
         candidates_of(digits),
@@ -322,7 +322,7 @@ def test_a_module_that_is_broken_off_goes_on_bit_for_bit(digits, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"scoring_budget": 0.4}, TypeError, "scoring_budget must be a reducr.scoring.ScoringBudget; got float"),
+        ({"scoring_budget": 0.4}, TypeError, "scoring_budget must be a reducr.scoring.budget.ScoringBudget; got float"),
         (
             {"scoring_budget": ScoringBudget(0.1)},
             ValueError,
@@ -361,7 +361,7 @@ def test_small_images_are_scored_and_whole_ones_trained_on(scoring_mode):
     assert_equal_states(dict(model.named_buffers()), buffers)
     small = nn.functional.avg_pool2d(images, 2)
     with torch.no_grad():
-        losses = point_cross_entropy(model.train(scoring_mode != "eval")(small), target)
+        losses = per_example_cross_entropy(model.train(scoring_mode != "eval")(small), target)
     assert torch.equal(downsampler.selection.scores, losses)
 
 
@@ -375,7 +375,7 @@ def test_a_compiled_scoring_pass_scores_the_model_that_is_trained(digits):
     for batch in list(candidates_of(digits))[:3]:
         selected = Batch(*downsampler.select(batch))
         with torch.no_grad():
-            losses = point_cross_entropy(model.eval()(batch.input), batch.target)
+            losses = per_example_cross_entropy(model.eval()(batch.input), batch.target)
         model.train()
         torch.testing.assert_close(downsampler.selection.scores, losses, rtol=1e-5, atol=1e-5)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)

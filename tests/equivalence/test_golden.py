@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import reducr
-from reducr.functional import point_cross_entropy
+from reducr.functional import per_example_cross_entropy
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
@@ -25,7 +25,7 @@ def test_same_selected_points_weights_and_cumulative_payoff(case):
         selector.set_group_holdout_loss(recorded["class_holdout_loss"][step])
         logits, targets = recorded["logits"][step], recorded["target"][step]
         candidates = reducr.Candidates(
-            model_loss=point_cross_entropy(logits, targets),
+            model_loss=per_example_cross_entropy(logits, targets),
             irreducible_loss=recorded["class_irreducible_loss"][step][:, 0],
             group_irreducible_loss=recorded["class_irreducible_loss"][step],
             logits=logits,

@@ -46,7 +46,7 @@ from hugging_face import (
     train_until_killed,
 )
 from reducr.batch import BatchSpec
-from reducr.integrations.hf_trainer import SelectiveTrainer, SelectiveTrainerMixin
+from reducr.hugging_face import SelectiveTrainer, SelectiveTrainerMixin
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,7 @@ def test_the_same_points_and_parameters_as_the_plain_loop(tmp_path, name, option
         scoring_mode=options.get("scoring_mode", "train"),
         autocast=torch.bfloat16 if "bf16" in options else None,
         accumulate_steps=accumulate_steps,
-        weights_points=selector.weights_points,
+        weights_examples=selector.weights_examples,
         seed=SEED,
     )
     num_steps = 3 * -(-num_batches // accumulate_steps)
@@ -142,9 +142,9 @@ def test_the_same_points_and_parameters_as_the_plain_loop(tmp_path, name, option
             of = min(accumulate_steps, num_batches - number // accumulate_steps * accumulate_steps)
             with torch.autocast("cpu", dtype=torch.bfloat16) if "bf16" in options else nullcontext():
                 logits = model(batch["input_ids"]).logits
-            if selector.weights_points:
+            if selector.weights_examples:
                 losses = nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
-                loss = (losses * loader.point_weights).mean()
+                loss = (losses * loader.example_weights).mean()
             else:
                 loss = nn.functional.cross_entropy(logits.float(), batch["labels"])
             (loss / of).backward()

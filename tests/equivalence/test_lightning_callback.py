@@ -34,9 +34,9 @@ from lightning_modules import (
     trainings,
 )
 from reducr.batch import BatchSpec
-from reducr.integrations import loop
-from reducr.integrations.lightning import SelectiveTraining
-from reducr.scoring import ScoringBudget
+from reducr.lightning import SelectiveTraining
+from reducr.scoring.budget import ScoringBudget
+from reducr.training import loop
 
 NUM_STEPS, NUM_EPOCHS, REFRESH_STEPS = 30, 3, 7
 
@@ -172,7 +172,7 @@ class Weighting(Classifier):
         index, inputs, target, _ = batch
         self.picked.append(index)
         (selection,) = (callback for callback in self.trainer.callbacks if isinstance(callback, SelectiveTraining))
-        return (nn.functional.cross_entropy(self(inputs), target, reduction="none") * selection.point_weights).mean()
+        return (nn.functional.cross_entropy(self(inputs), target, reduction="none") * selection.example_weights).mean()
 
 
 def test_a_module_may_weight_points(digits):
@@ -192,7 +192,7 @@ def test_a_module_may_weight_points(digits):
         generator=torch.Generator().manual_seed(SEED),
         on_step=lambda step, selected, selection, loss: plain.append(selected.index),
     )
-    options = {"module": Weighting(net()), "selection": {"weights_points": True}}
+    options = {"module": Weighting(net()), "selection": {"weights_examples": True}}
     module, callback, _ = fit(digits, "group_dro", max_epochs=-1, max_steps=9, **options)
     assert same_points(module.picked, plain)
     assert_same(module, callback.downsampler.selector, model, selector)
@@ -403,7 +403,7 @@ LOADERS = {
         points, batch_size=60, shuffle=True, generator=torch.Generator().manual_seed(5)
     ),
     "with workers": lambda points: DataLoader(points, batch_size=60, shuffle=True, num_workers=1),
-    "stateful": lambda points: reducr.data.PointLoader(points, batch_size=60, shuffle=True, seed=5),
+    "stateful": lambda points: reducr.data.ExampleLoader(points, batch_size=60, shuffle=True, seed=5),
     "stream": lambda points: DataLoader(Stream(points), batch_size=60),
 }
 
@@ -596,7 +596,11 @@ class Splitting(SingleDeviceStrategy):
         ({"selection": {"distributed": "globl"}}, ValueError, r"unknown distributed mode 'globl'. Did you mean"),
         ({"selection": {"spec": BatchSpec(target="y")}}, ValueError, r"a batch has no target at 'y'"),
         ({"name": "nothing"}, ValueError, r"unknown selector"),
-        ({"name": "infobatch"}, ValueError, r"'infobatch' weights the losses of the points .*with weights_points=True"),
+        (
+            {"name": "infobatch"},
+            ValueError,
+            r"'infobatch' weights the losses of the points .*with weights_examples=True",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_first_step(digits, options, error, message):
@@ -615,9 +619,9 @@ def test_two_ranks_train_as_one_process_and_go_on_exactly(tmp_path):
     one, found = trainings(1, tmp_path / "one"), run_ranks(2, tmp_path)
     expected, of_ranks = one["accumulated"], [ranks["accumulated"] for ranks in found]
     for number, index in enumerate(expected["picked"]):
-        parts = [part["picked"][number] for part in of_ranks if not part["is_stand_in"][number]]
+        parts = [part["picked"][number] for part in of_ranks if not part["is_dummy"][number]]
         assert sorted(torch.cat(parts).tolist()) == sorted(index.tolist())
-    assert 0 < sum(sum(part["is_stand_in"]) for part in of_ranks) < 24
+    assert 0 < sum(sum(part["is_dummy"]) for part in of_ranks) < 24
     for part in of_ranks:
         torch.testing.assert_close(part["parameters"], expected["parameters"], rtol=0, atol=1e-5)
         weights = part["report"].group_weights

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import reducr
-from reducr.data import PointLoader
-from reducr.data.digits import Digits
-from reducr.integrations.lightning import (
+from reducr.data import ExampleLoader
+from reducr.data.published.digits import Digits
+from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleObjective, IrreducibleTable, TableLogits
+from reducr.irreducible.ensemble import Ensemble
+from reducr.lightning import (
     CSVMetrics,
     IrreducibleModule,
     SelectionRecorder,
@@ -17,9 +19,7 @@ from reducr.integrations.lightning import (
     fit_irreducible,
     fit_target,
 )
-from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleObjective, IrreducibleTable, TableLogits
 from reducr.models import MLP
-from reducr.models.ensemble import Ensemble
 
 NUM_STEPS = 30  # of 8 an epoch
 
@@ -50,18 +50,18 @@ def train(digits, folder, *, refresh_steps, holdout_decay, rule="reducr", stop=N
         reducr.make_selector(rule, num_groups=10, sampler="softmax", **{"step_size": 0.05} if rule == "reducr" else {}),
         AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(logits.numpy(), kind="logits"))),
         optimizer=partial(torch.optim.AdamW, lr=1e-2),
-        holdout=PointLoader(digits.holdout, batch_size=40),
+        holdout=ExampleLoader(digits.holdout, batch_size=40),
         num_classes=10,
         fraction=0.2,
         holdout_decay=holdout_decay,
         seed=3,
     )
     recorder = SelectionRecorder(
-        folder / "selected.npz", num_points=len(digits.train), is_corrupted=digits.train.is_corrupted
+        folder / "selected.npz", num_examples=len(digits.train), is_corrupted=digits.train.is_corrupted
     )
     steps = fit_target(
         module,
-        PointLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=3),
+        ExampleLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=3),
         num_steps=NUM_STEPS,
         refresh_steps=refresh_steps,
         folder=folder,
@@ -138,8 +138,8 @@ def test_irreducible_training(digits, tmp_path, kind, keeps_lowest_loss):
         )
         steps = fit_irreducible(
             module,
-            PointLoader(digits.holdout, batch_size=30, shuffle=True, seed=5),
-            training_part=PointLoader(digits.train, batch_size=200),
+            ExampleLoader(digits.holdout, batch_size=30, shuffle=True, seed=5),
+            training_part=ExampleLoader(digits.train, batch_size=200),
             num_epochs=6,
             keeps_lowest_loss=keeps_lowest_loss,
             ensemble=ensemble,

@@ -8,12 +8,9 @@ import torch
 from torch import nn
 
 import reducr
-from reducr.companions import Companion, joint_optimizer
-from reducr.data import PointLoader
-from reducr.data.digits import Digits
-from reducr.functional import point_cross_entropy
-from reducr.integrations import loop
-from reducr.integrations.lightning import SelectionRecorder, TargetModule, fit_target
+from reducr.data import ExampleLoader
+from reducr.data.published.digits import Digits
+from reducr.functional import per_example_cross_entropy
 from reducr.irreducible import (
     AdjustedIrreducibleLoss,
     IrreducibleObjective,
@@ -22,7 +19,10 @@ from reducr.irreducible import (
     PlainIrreducibleLoss,
     TableLogits,
 )
+from reducr.lightning import SelectionRecorder, TargetModule, fit_target
 from reducr.models import MLP
+from reducr.training import loop
+from reducr.training.auxiliary import AuxiliaryModel, joint_optimizer
 
 OPTIONS = {
     "reducr": {"step_size": 0.05},
@@ -49,8 +49,8 @@ def parts(digits, name):
     selector = reducr.make_selector(name.split()[0], num_groups=10, **OPTIONS.get(name, {}))
     reads_plain_loss = "irreducible_loss" in selector.needs
     irreducible = PlainIrreducibleLoss(source) if reads_plain_loss else AdjustedIrreducibleLoss(source)
-    candidates = PointLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=SEED)
-    holdout = PointLoader(digits.holdout, batch_size=40)
+    candidates = ExampleLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=SEED)
+    holdout = ExampleLoader(digits.holdout, batch_size=40)
     return model, selector, irreducible, candidates, holdout, partial(torch.optim.AdamW, lr=1e-2)
 
 
@@ -90,7 +90,7 @@ def run_lightning(digits, name, folder):
         fraction=FRACTION,
         seed=SEED,
     )
-    recorder = SelectionRecorder(folder / "selected.npz", num_points=len(digits.train))
+    recorder = SelectionRecorder(folder / "selected.npz", num_examples=len(digits.train))
     steps = fit_target(
         module,
         candidates,
@@ -134,13 +134,16 @@ def further_models():
     torch.random.manual_seed(SEED + 1)
     proxy, reference = (MLP(num_features=64, num_classes=10, hidden_sizes=[16]) for _ in range(2))
     irreducible = AdjustedIrreducibleLoss(LiveLogits(reference, is_frozen=False))
-    companions = [Companion(proxy), Companion(reference, IrreducibleObjective(lambda batch: batch.target), rate=0.01)]
-    return proxy, reference, irreducible, companions
+    auxiliary_models = [
+        AuxiliaryModel(proxy),
+        AuxiliaryModel(reference, IrreducibleObjective(lambda batch: batch.target), rate=0.01),
+    ]
+    return proxy, reference, irreducible, auxiliary_models
 
 
 def test_augmentation_other_points_proxy_and_learning_irreducible_models(digits, tmp_path):
     model, selector, _, candidates, holdout, make_optimizer = parts(digits, "reducr")
-    proxy, reference, irreducible, companions = further_models()
+    proxy, reference, irreducible, auxiliary_models = further_models()
     before = [copy.deepcopy(one.state_dict()) for one in (proxy, reference)]
     picked = []
     torch.random.manual_seed(SEED)
@@ -149,15 +152,15 @@ def test_augmentation_other_points_proxy_and_learning_irreducible_models(digits,
         candidates,
         selector,
         irreducible,
-        joint_optimizer(make_optimizer, model, companions),
+        joint_optimizer(make_optimizer, model, auxiliary_models),
         holdout=holdout,
         num_steps=NUM_STEPS,
         fraction=FRACTION,
         refresh_steps=REFRESH_STEPS,
         augment=Jitter(),
         proxy=proxy,
-        companions=companions,
-        also_train_on=PointLoader(digits.holdout, batch_size=7, shuffle=True, drop_last=True, seed=SEED),
+        auxiliary_models=auxiliary_models,
+        extra_batches=ExampleLoader(digits.holdout, batch_size=7, shuffle=True, drop_last=True, seed=SEED),
         on_step=lambda step, selected, selection, loss: picked.append(selected.index),
     )
     plain = [copy.deepcopy(one.state_dict()) for one in (model, proxy, reference)]
@@ -168,7 +171,7 @@ def test_augmentation_other_points_proxy_and_learning_irreducible_models(digits,
     assert moved[0] > 10 * moved[1] > 0  # the irreducible model at 1/100 of the learning rate
 
     model, selector, _, candidates, holdout, make_optimizer = parts(digits, "reducr")
-    proxy, reference, irreducible, companions = further_models()
+    proxy, reference, irreducible, auxiliary_models = further_models()
     module = TargetModule(
         model,
         selector,
@@ -179,10 +182,10 @@ def test_augmentation_other_points_proxy_and_learning_irreducible_models(digits,
         fraction=FRACTION,
         augment=Jitter(),
         proxy=proxy,
-        companions=companions,
-        also_train_on=PointLoader(digits.holdout, batch_size=7, shuffle=True, drop_last=True, seed=SEED),
+        auxiliary_models=auxiliary_models,
+        extra_batches=ExampleLoader(digits.holdout, batch_size=7, shuffle=True, drop_last=True, seed=SEED),
     )
-    recorder = SelectionRecorder(tmp_path / "selected.npz", num_points=len(digits.train))
+    recorder = SelectionRecorder(tmp_path / "selected.npz", num_examples=len(digits.train))
     torch.random.manual_seed(SEED)
     fit_target(
         module,
@@ -199,21 +202,21 @@ def test_augmentation_other_points_proxy_and_learning_irreducible_models(digits,
     for one, state in zip((model, proxy, reference), plain, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    assert torch.equal(kept["companion_models.1.layers.0.weight"], plain[2]["layers.0.weight"])
+    assert torch.equal(kept["auxiliary_modules.1.layers.0.weight"], plain[2]["layers.0.weight"])
 
 
 def test_reducr_with_one_group_and_no_clip_trains_as_rho_loss_does(digits):
     """C = 1: the only weight is 1, so the score is the reducible holdout loss."""
-    from reducr.data import PointDataset
+    from reducr.data import ExampleDataset
 
-    one_group = PointDataset(
+    one_group = ExampleDataset(
         digits.train.input,
         digits.train.target,
         num_classes=10,
         group=torch.zeros(len(digits.train), dtype=torch.int64),
         num_groups=1,
     )
-    losses = point_cross_entropy(
+    losses = per_example_cross_entropy(
         torch.randn(len(digits.train), 10, generator=torch.Generator().manual_seed(1)), digits.train.target
     )
 
@@ -232,7 +235,7 @@ def test_reducr_with_one_group_and_no_clip_trains_as_rho_loss_does(digits):
         indices = []
         loop.train(
             model,
-            PointLoader(one_group, batch_size=60, shuffle=True, drop_last=True, seed=SEED),
+            ExampleLoader(one_group, batch_size=60, shuffle=True, drop_last=True, seed=SEED),
             reducr.make_selector(name, num_groups=1, **options),
             Column(as_matrix=name == "reducr"),
             torch.optim.SGD(model.parameters(), lr=0.1),

@@ -104,7 +104,7 @@ def targets():
 
 def test_point_cross_entropy(logits, targets):
     expected = [slow.cross_entropy(*point) for point in zip(logits.tolist(), targets.tolist(), strict=True)]
-    assert functional.point_cross_entropy(logits, targets).tolist() == pytest.approx(expected, abs=1e-12)
+    assert functional.per_example_cross_entropy(logits, targets).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_gradient_norm(logits, targets):

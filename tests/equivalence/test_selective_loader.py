@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 
 import reducr
 from reducr.batch import Batch, BatchSpec
-from reducr.checkpoints import Checkpoints
-from reducr.data import PointLoader
-from reducr.data.digits import Digits
-from reducr.integrations import loop
+from reducr.data import ExampleLoader
+from reducr.data.published.digits import Digits
 from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, PlainIrreducibleLoss, TableLogits
 from reducr.models import MLP
-from reducr.step import num_selected_of, pick
+from reducr.scoring.scorer import num_selected_of, pick
+from reducr.training import loop
+from reducr.training.checkpoints import Checkpoints
 
 NUM_STEPS, REFRESH_STEPS, FRACTION, SEED = 30, 7, 0.2, 3
 RULES = [
@@ -45,11 +45,11 @@ def parts(digits, name, **options):
 
 
 def candidates_of(digits):
-    return PointLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=SEED)
+    return ExampleLoader(digits.train, batch_size=60, shuffle=True, drop_last=True, seed=SEED)
 
 
 def holdout_of(digits):
-    return PointLoader(digits.holdout, batch_size=40)
+    return ExampleLoader(digits.holdout, batch_size=40)
 
 
 def user_loop(
@@ -65,7 +65,7 @@ def user_loop(
                 reduction="none" if has_weights else "mean",
             )
             if has_weights:
-                loss = (loss * loader.point_weights).mean()
+                loss = (loss * loader.example_weights).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -109,10 +109,10 @@ def test_the_same_points_and_parameters_as_the_plain_loop(digits, name):
         FRACTION,
         holdout=holdout_of(digits),
         refresh_steps=REFRESH_STEPS,
-        weights_points=again_selector.weights_points,
+        weights_examples=again_selector.weights_examples,
         seed=SEED,
     )
-    picked = user_loop(loader, again.train(), optimizer, has_weights=again_selector.weights_points)
+    picked = user_loop(loader, again.train(), optimizer, has_weights=again_selector.weights_examples)
     loader.state_dict()  # the last batch counts now, too
     assert torch.equal(torch.stack(picked), torch.stack(plain))
     assert_same(again, model, again_selector, selector)
@@ -220,8 +220,11 @@ def test_accumulated_batches_update_the_selector_once_a_gradient_step(digits, ho
     # by hand: what a step selects, summed, less the holdout loss once a point or once a step
     again, other, irreducible, optimizer = parts(digits, "reducr", holdout_weighting=holdout_weighting)
     again.train()
-    candidates, holdout_loss = candidates_of(digits), reducr.loader.Downsampler(again, other, irreducible).holdout_loss
-    from reducr.step import update_holdout_loss
+    candidates, holdout_loss = (
+        candidates_of(digits),
+        reducr.training.loader.Downsampler(again, other, irreducible).holdout_loss,
+    )
+    from reducr.scoring.scorer import update_holdout_loss
 
     update_holdout_loss(again, holdout_of(digits), other, holdout_loss)
     by_hand, steps = [], 0

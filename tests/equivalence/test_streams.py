@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import reducr
-from reducr.data import ShardedStream, read_tar
 from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
+from reducr.streaming import ShardedStream, read_tar
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 

@@ -21,14 +21,14 @@ from torch import nn
 import reducr
 from fuzz import values
 from reducr.batch import Batch, BatchSpec, Candidates, Selection
-from reducr.checkpoints import Checkpoints
-from reducr.holdout import GroupHoldoutLoss
+from reducr.batch.nested import index_batch
 from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, PlainIrreducibleLoss, TableLogits, TableLoss
 from reducr.irreducible.table import KINDS
-from reducr.scoring import ScoringBudget
+from reducr.scoring.budget import ScoringBudget
+from reducr.scoring.holdout import GroupHoldoutLoss
+from reducr.scoring.scorer import num_selected_of
 from reducr.selectors import SAMPLERS
-from reducr.step import num_selected_of
-from reducr.structure import taken
+from reducr.training.checkpoints import Checkpoints
 from reference import scores as reference_scores
 from reference.reducr_step import ReferenceOptions, excess_of, weights_of
 
@@ -561,7 +561,7 @@ def check_structure(case):
     batch, size, positions = case
     before = repr(batch)
     with refusing():
-        selected = taken(batch, torch.tensor(positions), num_points=size)
+        selected = index_batch(batch, torch.tensor(positions), num_examples=size)
     assert repr(batch) == before
     assert_taken(batch, selected, size, positions)
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 import reducr
 from reducr import functional
-from reducr.data.corruption import uniform_label_noise
-from reducr.data.imbalance import long_tail_positions, stratified_split
-from reducr.holdout import GroupHoldoutLoss
+from reducr.data.core.imbalance import long_tail_positions, stratified_split
+from reducr.data.core.noise import uniform_label_noise
+from reducr.scoring.holdout import GroupHoldoutLoss
+from reducr.scoring.scorer import num_selected_of
 from reducr.selectors.samplers import SAMPLERS, make_sampler
-from reducr.step import num_selected_of
 
 law = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 seeds = st.integers(0, 2**31)
@@ -279,7 +279,7 @@ def test_scores_stay_within_their_bounds(seed, num_classes, scale):
 def test_gradient_weight_one_is_plain_cross_entropy_in_every_column(seed, num_classes, scale):
     logits = random_logits(seed, 10, num_classes, scale=scale)
     targets = torch.randint(0, num_classes, (10,), generator=seeded(seed))
-    plain = functional.point_cross_entropy(logits, targets).unsqueeze(1).expand(-1, num_classes)
+    plain = functional.per_example_cross_entropy(logits, targets).unsqueeze(1).expand(-1, num_classes)
     adjusted = functional.adjusted_irreducible_loss(logits, targets, gradient_weight=1.0)
     torch.testing.assert_close(adjusted, plain, rtol=1e-12, atol=1e-12)
     joint = functional.adjusted_joint_irreducible_loss(
@@ -293,7 +293,7 @@ def test_gradient_weight_one_is_plain_cross_entropy_in_every_column(seed, num_cl
 def test_own_class_loss_is_at_most_the_plain_one_and_the_others_at_least(seed, gradient_weight, num_classes, scale):
     logits = random_logits(seed, 10, num_classes, scale=scale)
     targets = torch.randint(0, num_classes, (10,), generator=seeded(seed))
-    plain = functional.point_cross_entropy(logits, targets).unsqueeze(1)
+    plain = functional.per_example_cross_entropy(logits, targets).unsqueeze(1)
     adjusted = functional.adjusted_irreducible_loss(logits, targets, gradient_weight=gradient_weight)
     is_own = torch.nn.functional.one_hot(targets, num_classes).bool()
     rounding = 1e-12 * (1 + plain.abs())

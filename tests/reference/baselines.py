@@ -5,30 +5,30 @@ import math
 from reference.scores import cross_entropy, softmax
 
 
-def drop_densities(num_points: list[int], error: list[float], density: float) -> list[float]:
+def drop_densities(num_examples: list[int], error: list[float], density: float) -> list[float]:
     """Share of each class that is kept: DRoP (arXiv 2404.05579), Algorithm 1; ``error`` is one less the recall."""
-    densities = [0.0] * len(num_points)
-    unsaturated = {k for k, number in enumerate(num_points) if number}
-    excess = density * sum(num_points)
+    densities = [0.0] * len(num_examples)
+    unsaturated = {k for k, number in enumerate(num_examples) if number}
+    excess = density * sum(num_examples)
     while excess > 1e-9:
-        total = sum(num_points[k] * error[k] for k in unsaturated)
+        total = sum(num_examples[k] * error[k] for k in unsaturated)
         given = excess
         for k in sorted(unsaturated):
             more = given * error[k] / total
             densities[k] += more
-            excess -= num_points[k] * more
+            excess -= num_examples[k] * more
             if densities[k] > 1:
                 unsaturated = unsaturated - {k}
-                excess += num_points[k] * (densities[k] - 1)
+                excess += num_examples[k] * (densities[k] - 1)
                 densities[k] = 1.0
     return densities
 
 
-def apportioned(num_points: list[int], quotas: list[float], starts: list[float], num_selected: int) -> list[int]:
+def apportioned(num_examples: list[int], quotas: list[float], starts: list[float], num_selected: int) -> list[int]:
     """How many of each group, when every place goes to the group that is farthest behind its quota."""
-    taken = [0] * len(num_points)
+    taken = [0] * len(num_examples)
     for _ in range(num_selected):
-        open_groups = [g for g in range(len(num_points)) if taken[g] < num_points[g]]
+        open_groups = [g for g in range(len(num_examples)) if taken[g] < num_examples[g]]
         taken[min(open_groups, key=lambda g: (taken[g] + starts[g]) / quotas[g])] += 1
     return taken
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import reducr
-from reducr.data import PointDataset, PointLoader
-from reducr.integrations.lightning import CSVMetrics, SelectionRecorder, TargetModule, fit_target, model_state
+from reducr.data import ExampleDataset, ExampleLoader
+from reducr.lightning import CSVMetrics, SelectionRecorder, TargetModule, fit_target, model_state
 from reducr.metrics import ClassificationReport, summary
 
 NUM_STEPS = 9
@@ -24,7 +24,7 @@ def points():
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(60) % 3  # so that every mini-batch has every group
     inputs = torch.randn(60, 5, generator=generator) + targets.unsqueeze(1)
-    return PointDataset(inputs, targets, num_classes=3, is_corrupted=torch.arange(60) % 4 == 0)
+    return ExampleDataset(inputs, targets, num_classes=3, is_corrupted=torch.arange(60) % 4 == 0)
 
 
 def fitted(points, folder, *, num_steps=NUM_STEPS, stop=None, trainer_options=None, **options):
@@ -34,12 +34,12 @@ def fitted(points, folder, *, num_steps=NUM_STEPS, stop=None, trainer_options=No
         reducr.make_selector("reducr", num_groups=3, use_irreducible=False, step_size=0.01),
         None,
         optimizer=partial(torch.optim.SGD, lr=0.1),
-        holdout=PointLoader(points, batch_size=25),
+        holdout=ExampleLoader(points, batch_size=25),
         num_classes=3,
         fraction=0.25,
         **options,
     )
-    recorder = SelectionRecorder(folder / "selected.npz", num_points=60, is_corrupted=points.is_corrupted)
+    recorder = SelectionRecorder(folder / "selected.npz", num_examples=60, is_corrupted=points.is_corrupted)
     seen = []
 
     def advance(step, worst):
@@ -49,7 +49,7 @@ def fitted(points, folder, *, num_steps=NUM_STEPS, stop=None, trainer_options=No
 
     fit_target(
         module,
-        PointLoader(points, batch_size=20, shuffle=True, drop_last=True),
+        ExampleLoader(points, batch_size=20, shuffle=True, drop_last=True),
         num_steps=num_steps,
         refresh_steps=2,
         folder=folder / "checkpoints",
@@ -170,15 +170,15 @@ def test_the_holdout_loss_as_a_moving_average(points, tmp_path):
     fast, _, _ = fitted(points, tmp_path / "fast", holdout_decay=1e-9)
     first = reducr.make_selector("reducr", num_groups=3)
     torch.random.manual_seed(0)
-    from reducr.holdout import GroupHoldoutLoss
-    from reducr.step import update_holdout_loss
+    from reducr.scoring.holdout import GroupHoldoutLoss
+    from reducr.scoring.scorer import update_holdout_loss
 
     model = torch.nn.Linear(5, 3)
-    update_holdout_loss(model, PointLoader(points, batch_size=60), first, GroupHoldoutLoss(3))
+    update_holdout_loss(model, ExampleLoader(points, batch_size=60), first, GroupHoldoutLoss(3))
     losses = {name: m.selector.group_holdout_loss for name, m in (("slow", slow), ("fast", fast))}
     # nine later mini-batches count as much as the first pass, which is rescaled to one
     assert bool((losses["slow"] < first.group_holdout_loss).any())
-    batch = list(PointLoader(points, batch_size=25))[(NUM_STEPS - 1) % 3]
+    batch = list(ExampleLoader(points, batch_size=25))[(NUM_STEPS - 1) % 3]
     last = reducr.make_selector("reducr", num_groups=3)
     update_holdout_loss(fast.model, [batch], last, GroupHoldoutLoss(3))
     torch.testing.assert_close(losses["fast"], last.group_holdout_loss, rtol=1e-6, atol=1e-6)

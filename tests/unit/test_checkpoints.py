@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from reducr.checkpoints import Checkpoints
-from reducr.randomness import random_state, set_random_state
+from reducr._internal.rng import random_state, set_random_state
+from reducr.training.checkpoints import Checkpoints
 
 
 class Part:
@@ -258,7 +258,7 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
 SAVE_AND_BE_KILLED = """
 import io, os, signal, sys
 import torch
-from reducr.checkpoints import Checkpoints
+from reducr.training.checkpoints import Checkpoints
 
 def save(path):
     buffer = io.BytesIO()

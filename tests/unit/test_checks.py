@@ -3,9 +3,9 @@ import re
 import pytest
 import torch
 
-from reducr.checks import (
+from reducr._internal.checks import (
     check_count,
-    check_every_group_has_points,
+    check_every_group_has_examples,
     check_flag,
     check_gradient_weight,
     check_num_groups,
@@ -75,11 +75,11 @@ def test_the_first_integer_out_of_range_is_named(values, message):
 
 
 def test_groups_without_points_are_named():
-    assert check_every_group_has_points(torch.tensor([5, 1])) is None
+    assert check_every_group_has_examples(torch.tensor([5, 1])) is None
     with pytest.raises(ValueError, match="at least one holdout point; group 0, 2 of 3 has none"):
-        check_every_group_has_points(torch.tensor([0, 5, 0]))
+        check_every_group_has_examples(torch.tensor([0, 5, 0]))
     with pytest.raises(ValueError, match=r"every class needs at least one test point; 'a', 'c' of 3 has none\."):
-        check_every_group_has_points(torch.tensor([0, 5, 0]), kind="class", names="abc", points="test point")
+        check_every_group_has_examples(torch.tensor([0, 5, 0]), kind="class", names="abc", points="test point")
 
 
 def test_numbers_given_as_a_list_are_not_rounded():

@@ -23,7 +23,7 @@ from hydra.utils import instantiate
 from PIL import Image
 from pyarrow import parquet
 
-from reducr.data.cifar import CIFAR10, CIFAR100, _torch_arrays
+from reducr.data.published.cifar import CIFAR10, CIFAR100, _torch_arrays
 
 DATA_DIR = os.environ.get("REDUCR_DATA_DIR")
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reducr.data import cinic10
-from reducr.data.cinic10 import CINIC10, CLASS_NAMES
+from reducr.data.published import cinic10
+from reducr.data.published.cinic10 import CINIC10, CLASS_NAMES
 
 SIZES = {"train": 4, "valid": 3, "test": 2}
 

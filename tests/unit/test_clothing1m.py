@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reducr.data.clothing1m import CLASS_NAMES, Clothing1M
+from reducr.data.published.clothing1m import CLASS_NAMES, Clothing1M
 
 DATA_DIR = os.environ.get("REDUCR_DATA_DIR")
 LISTS = ("noisy_train", "clean_train", "clean_val", "clean_test")

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 import torch
 
-from reducr.data.columns import Rows, Source, check_columns, coded
+from reducr.data.own.columns import Rows, Source, check_columns, coded
 
 
 def rows_of(train, *, holdout=None, test=None, **options):

@@ -5,12 +5,12 @@ from itertools import chain
 import pytest
 import torch
 
-from reducr.data import PointDataset, PointLoader
+from reducr.data import ExampleDataset, ExampleLoader
 
 
 @pytest.fixture
 def data():
-    return PointDataset(torch.arange(20.0).reshape(10, 2), torch.arange(10) % 3, num_classes=3)
+    return ExampleDataset(torch.arange(20.0).reshape(10, 2), torch.arange(10) % 3, num_classes=3)
 
 
 def indices_of(loader):
@@ -34,7 +34,7 @@ def test_positions_are_counted_from_the_end_too_and_end_where_the_points_do(data
 
 
 def test_groups_of_their_own():
-    data = PointDataset(
+    data = ExampleDataset(
         torch.zeros(3, 1), torch.tensor([0, 1, 0]), num_classes=2, group=torch.tensor([3, 0, 1]), num_groups=4
     )
     batch = data.batch(torch.tensor([2, 0]))
@@ -46,26 +46,26 @@ def test_groups_of_their_own():
 
 def test_concatenated_points_are_indexed_anew_and_keep_what_is_known_of_them(data):
     flags = torch.tensor([True] + [False] * 9)
-    known = PointDataset(data.input, data.target, num_classes=3, is_corrupted=flags)
+    known = ExampleDataset(data.input, data.target, num_classes=3, is_corrupted=flags)
     both = known.concatenated(known)
     assert both.index.tolist() == list(range(20))
     assert both[14][1].tolist() == [8.0, 9.0]
     assert torch.nonzero(both.is_corrupted).flatten().tolist() == [0, 10]
-    unknown = PointDataset(known.pool, data.target, num_classes=3)
+    unknown = ExampleDataset(known.pool, data.target, num_classes=3)
     assert torch.nonzero(known.concatenated(unknown).is_corrupted).flatten().tolist() == [0]
     assert torch.nonzero(unknown.concatenated(known).is_corrupted).flatten().tolist() == [10]
     assert unknown.concatenated(unknown).is_corrupted is None
 
 
 def test_data_sets_with_inputs_of_their_own_are_not_concatenated(data):
-    other = PointDataset(data.input.clone(), data.target, num_classes=3)
+    other = ExampleDataset(data.input.clone(), data.target, num_classes=3)
     with pytest.raises(ValueError, match="only parts of one data set can be concatenated"):
         data.concatenated(other)
 
 
 def test_a_view_reads_its_points_from_the_pool():
     pool = torch.arange(20.0).reshape(10, 2)
-    view = PointDataset(pool, torch.tensor([1, 0, 1]), num_classes=2, source=torch.tensor([7, 0, 3]))
+    view = ExampleDataset(pool, torch.tensor([1, 0, 1]), num_classes=2, source=torch.tensor([7, 0, 3]))
     assert view.input[:, 0].tolist() == [14.0, 0.0, 6.0]
     assert view[0][1].tolist() == [14.0, 15.0]
     part = view.take(torch.tensor([2, 0]))
@@ -90,7 +90,7 @@ class OnDisk:
 
 def test_inputs_not_in_memory_are_read_one_batch_ahead_by_a_thread():
     pool = OnDisk()
-    loader = PointLoader(PointDataset(pool, torch.arange(10) % 3, num_classes=3), batch_size=4)
+    loader = ExampleLoader(ExampleDataset(pool, torch.arange(10) % 3, num_classes=3), batch_size=4)
     batches = iter(loader)
     first = next(batches)
     assert first.input.flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
@@ -118,57 +118,57 @@ def test_inputs_not_in_memory_are_read_one_batch_ahead_by_a_thread():
 def test_data_that_does_not_fit_together_is_refused(options, message):
     options = {"target": torch.zeros(3), **options}
     with pytest.raises(ValueError, match=re.escape(message)):
-        PointDataset(torch.zeros(3, 1), num_classes=2, **options)
+        ExampleDataset(torch.zeros(3, 1), num_classes=2, **options)
 
 
 def test_whole_batches_in_order(data):
-    loader = PointLoader(data, batch_size=4)
+    loader = ExampleLoader(data, batch_size=4)
     assert len(loader) == 3
     assert indices_of(loader) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert next(iter(loader)).input.tolist() == data.input[:4].tolist()
 
 
 def test_the_last_batch_is_left_out_on_request(data):
-    loader = PointLoader(data, batch_size=4, drop_last=True)
+    loader = ExampleLoader(data, batch_size=4, drop_last=True)
     assert len(loader) == 2
     assert indices_of(loader) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    exact = PointLoader(data, batch_size=5, drop_last=True)
+    exact = ExampleLoader(data, batch_size=5, drop_last=True)
     assert len(exact) == len(indices_of(exact)) == 2
 
 
 def test_every_epoch_has_its_own_order_of_all_points(data):
-    loader = PointLoader(data, batch_size=3, shuffle=True, seed=1)
+    loader = ExampleLoader(data, batch_size=3, shuffle=True, seed=1)
     epochs = [list(chain(*indices_of(loader))) for _ in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 def test_an_order_depends_on_seed_and_epoch_alone(data):
-    loader = PointLoader(data, batch_size=3, shuffle=True, seed=1)
+    loader = ExampleLoader(data, batch_size=3, shuffle=True, seed=1)
     epochs = [indices_of(loader) for _ in range(3)]
-    resumed = PointLoader(data, batch_size=3, shuffle=True, seed=1)
+    resumed = ExampleLoader(data, batch_size=3, shuffle=True, seed=1)
     resumed.set_epoch(2)
     torch.manual_seed(99)
     assert indices_of(resumed) == epochs[2]
-    other = PointLoader(data, batch_size=3, shuffle=True, seed=2)
+    other = ExampleLoader(data, batch_size=3, shuffle=True, seed=2)
     assert indices_of(other) not in epochs
 
 
 def test_shuffling_leaves_the_global_generator_alone(data):
     before = torch.random.get_rng_state()
-    indices_of(PointLoader(data, batch_size=3, shuffle=True))
+    indices_of(ExampleLoader(data, batch_size=3, shuffle=True))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_batches_that_cannot_be_made_are_refused_at_construction(data):
     with pytest.raises(ValueError, match="one batch needs 11 points, but the data set has 10"):
-        PointLoader(data, batch_size=11, drop_last=True)
+        ExampleLoader(data, batch_size=11, drop_last=True)
     with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
-        PointLoader(data, batch_size=0)
+        ExampleLoader(data, batch_size=0)
 
 
 def shuffled(data, **options):
-    return PointLoader(data, **{"batch_size": 3, "shuffle": True, "seed": 1, **options})
+    return ExampleLoader(data, **{"batch_size": 3, "shuffle": True, "seed": 1, **options})
 
 
 @pytest.mark.parametrize("position", [1, 2, 4])
@@ -218,14 +218,14 @@ def test_choosing_another_epoch_drops_a_loaded_place_and_choosing_the_same_keeps
 
 def test_a_resumed_pass_reads_nothing_that_was_given():
     pool = OnDisk()
-    points = PointDataset(pool, torch.arange(10) % 3, num_classes=3)
-    loader = PointLoader(points, batch_size=4)
+    points = ExampleDataset(pool, torch.arange(10) % 3, num_classes=3)
+    loader = ExampleLoader(points, batch_size=4)
     passed = iter(loader)
     next(passed), next(passed)
     state = loader.state_dict()
     passed.close()
     pool.reads.clear()
-    resumed = PointLoader(points, batch_size=4)
+    resumed = ExampleLoader(points, batch_size=4)
     resumed.load_state_dict(state)
     assert indices_of(resumed) == [[8, 9]]
     assert pool.reads == [(False, [8, 9])]

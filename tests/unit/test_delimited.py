@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from reducr.data.delimited import delimited_rows
+from reducr.data.io.delimited import delimited_rows
 
 
 def rows_of(path, content, *, delimiter=",", quoting=True):

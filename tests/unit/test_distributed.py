@@ -5,53 +5,53 @@ import re
 import pytest
 import torch
 
-from reducr.distributed import (
+from reducr._internal.distributed import (
     MODES,
+    all_gather,
+    all_gather_stacked,
+    all_reduce_sum,
+    all_reduce_sum_,
     check_mode,
     check_mode_name,
-    gathered,
-    is_main,
+    is_main_rank,
     num_ranks,
-    raise_together,
-    raising_together,
+    raise_on_all_ranks,
+    raising_on_all_ranks,
     rank,
-    share,
-    stacked,
-    sum_in_place,
-    summed,
+    shard,
 )
 
 
 def test_one_process_is_all_there_is():
-    assert (num_ranks(), rank(), is_main()) == (1, 0, True)
-    assert list(share(4)) == [0, 1, 2, 3]
+    assert (num_ranks(), rank(), is_main_rank()) == (1, 0, True)
+    assert list(shard(4)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("tensor", [torch.tensor([0.5, float("nan")]), torch.zeros(0, 3), torch.tensor([True])])
 def test_one_process_exchanges_nothing(tensor):
-    torch.testing.assert_close(stacked(tensor), tensor.unsqueeze(0), rtol=0, atol=0, equal_nan=True)
-    (only,) = gathered(tensor)
+    torch.testing.assert_close(all_gather_stacked(tensor), tensor.unsqueeze(0), rtol=0, atol=0, equal_nan=True)
+    (only,) = all_gather(tensor)
     torch.testing.assert_close(only, tensor, rtol=0, atol=0, equal_nan=True)
 
 
 def test_sums_of_one_process_are_its_values():
     values = torch.tensor([0.1, 3.0], requires_grad=True)
-    total = summed(values)
+    total = all_reduce_sum(values)
     assert total.tolist() == values.tolist()
     assert not total.requires_grad
     assert total.data_ptr() != values.data_ptr()
     whole = torch.tensor([1, 2])
-    sum_in_place(whole)
+    all_reduce_sum_(whole)
     assert whole.tolist() == [1, 2]
 
 
 def test_an_error_of_one_process_stays_as_it_is():
-    raise_together(None)
+    raise_on_all_ranks(None)
     error = OSError("disk full")
     with pytest.raises(OSError, match="disk full") as raised:
-        raise_together(error)
+        raise_on_all_ranks(error)
     assert raised.value is error
-    with pytest.raises(KeyError, match="key"), raising_together():
+    with pytest.raises(KeyError, match="key"), raising_on_all_ranks():
         raise KeyError("key")
 
 

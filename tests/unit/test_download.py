@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from reducr.data.download import fetch, unpack
+from reducr.data.io.download import fetch, unpack
 
 CONTENT = bytes(range(256)) * 12_000
 SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()

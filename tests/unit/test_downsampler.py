@@ -104,7 +104,7 @@ class NoLookup:
             ValueError,
             "'group_dro' weights the losses of the points it selects, and a loop that does not know of it would leave",
         ),
-        ((make_model(), rule()), {"weights_points": 1}, ValueError, "weights_points must be True or False; got 1."),
+        ((make_model(), rule()), {"weights_examples": 1}, ValueError, "weights_examples must be True or False; got 1."),
         (
             (make_model(), rule("divbs")),
             {"scoring_compile": True},
@@ -274,17 +274,17 @@ def test_a_loss_of_ones_own_may_have_targets_of_any_kind():
 
 def test_points_weigh_one_unless_the_rule_weights_them():
     with pytest.raises(RuntimeError, match="no batch has been selected from yet, so there are no points to weight"):
-        _ = downsampler().point_weights
-    plain, weighted = (downsampler(name, weights_points=True, fraction=0.5) for name in ("train_loss", "group_dro"))
+        _ = downsampler().example_weights
+    plain, weighted = (downsampler(name, weights_examples=True, fraction=0.5) for name in ("train_loss", "group_dro"))
     for one in (plain, weighted):
         one.prepare()
         one.select(batch_of())
-    assert plain.point_weights.tolist() == [1.0] * 5
-    assert plain.selection.point_weights is None
-    assert torch.equal(weighted.point_weights, weighted.selection.point_weights)
+    assert plain.example_weights.tolist() == [1.0] * 5
+    assert plain.selection.example_weights is None
+    assert torch.equal(weighted.example_weights, weighted.selection.example_weights)
     # all groups weigh about the same at first, be there one point of it or two
     groups = weighted.selected.target
-    sums = torch.zeros(3).index_add_(0, groups, weighted.point_weights)
+    sums = torch.zeros(3).index_add_(0, groups, weighted.example_weights)
     present = torch.unique(groups)
     assert sums[present].tolist() == pytest.approx([5 / 3] * len(present), abs=0.05)
 

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reducr.models import MLP, Ensemble, MultiHead, SmallCNN, resnet18
+from reducr.irreducible.ensemble import Ensemble, MultiHead
+from reducr.models import MLP, SmallCNN, resnet18
 
 MAKES = {
     "mlp": lambda: MLP(num_features=16, num_classes=3, hidden_sizes=(8,)),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from reducr.data.fashion_mnist import CLASS_NAMES, FashionMNIST, read_idx
+from reducr.data.published.fashion_mnist import CLASS_NAMES, FashionMNIST, read_idx
 
 DATA_DIR = os.environ.get("REDUCR_DATA_DIR")
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
-from reducr.data.features import Features, strings
+from reducr.data.own.features import Features, strings
 
 
 def encoded(columns, train=None):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from reducr.files import file_checksum, remove_partial_files, replaced_atomically, write_text_atomically
+from reducr._internal.files import file_checksum, remove_partial_files, replaced_atomically, write_text_atomically
 
 
 def test_the_new_file_is_in_place_and_nothing_else(tmp_path):
@@ -52,8 +52,8 @@ def test_rests_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     path = tmp_path / "seed_0" / "values.txt"
     write_text_atomically(path, "whole")
     code = f"""
-import os, pathlib, reducr.files
-with reducr.files.replaced_atomically(pathlib.Path({str(path)!r})) as temporary:
+import os, pathlib, reducr._internal.files
+with reducr._internal.files.replaced_atomically(pathlib.Path({str(path)!r})) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), 9)
 """

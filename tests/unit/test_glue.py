@@ -1,6 +1,6 @@
 import pytest
 
-from reducr.data.glue import GlueDataModule
+from reducr.data.published.glue import GlueDataModule
 
 COLUMNS = ("one", "two", "label")
 

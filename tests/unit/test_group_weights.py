@@ -7,7 +7,7 @@ import torch
 
 import reducr
 from reducr.functional import group_weights
-from reducr.group_weights import GroupWeights
+from reducr.selectors.group_weights import GroupWeights
 
 
 def test_weights_start_equal_and_follow_the_summed_payoff():

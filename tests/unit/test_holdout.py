@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from reducr.holdout import GroupHoldoutLoss
+from reducr.scoring.holdout import GroupHoldoutLoss
 
 
 def minibatches(num_batches, seed=0):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image as Picture
 
-from reducr.data.hugging_face import HuggingFace
+from reducr.data.own.hugging_face import HuggingFace
 
 datasets = pytest.importorskip("datasets", reason="the extra for Hugging Face data sets is not installed")
 from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value  # noqa: E402

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reducr.data.image_folder import ImageFolder
+from reducr.data.own.image_folder import ImageFolder
 
 
 def write(path, brightness=0):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reducr.data.images import ImageDataModule, ImageFiles, MappedArray, decoded_image, read_images, same_files
+from reducr.data.io.images import ImageDataModule, ImageFiles, MappedArray, decoded_image, read_images, same_files
 
 HOLDS = ("memory", "disk", "stream")
 

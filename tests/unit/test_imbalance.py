@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from reducr.data.imbalance import (
+from reducr.data.core.imbalance import (
     ClassProbability,
     KeepFractions,
     LongTail,

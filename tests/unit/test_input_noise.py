@@ -3,8 +3,8 @@ import re
 import pytest
 import torch
 
-from reducr.data.input_noise import InputNoise, make_input_noise
-from reducr.data.inputs import Overlaid
+from reducr.data.core.input_noise import InputNoise, make_input_noise
+from reducr.data.core.inputs import Overlaid
 
 
 def seeded(seed=0):

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from reducr.data import PointDataset, PointLoader
-from reducr.functional import point_cross_entropy
+from reducr.data import ExampleDataset, ExampleLoader
+from reducr.functional import per_example_cross_entropy
 from reducr.irreducible import (
     GroupIrreducibleLoss,
     LiveLogits,
@@ -24,7 +24,7 @@ def make_model(num_outputs=3, seed=0):
 @pytest.fixture
 def data():
     generator = torch.Generator().manual_seed(1)
-    return PointDataset(
+    return ExampleDataset(
         torch.randn(23, 4, generator=generator),
         torch.randint(0, 3, (23,), generator=generator),
         num_classes=3,
@@ -34,7 +34,7 @@ def data():
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_row_i_is_the_logits_of_point_i_in_any_order_of_reading(data, shuffle):
     model = make_model()
-    table = build_logit_table(model, PointLoader(data, batch_size=5, shuffle=shuffle), num_points=23)
+    table = build_logit_table(model, ExampleLoader(data, batch_size=5, shuffle=shuffle), num_examples=23)
     assert table.kind == "logits"
     assert table.values.dtype == np.float32
     np.testing.assert_allclose(table.values, model.eval()(data.input).detach().numpy(), atol=1e-6)
@@ -43,15 +43,15 @@ def test_row_i_is_the_logits_of_point_i_in_any_order_of_reading(data, shuffle):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
 def test_indices_may_be_narrow_integers_and_values_may_have_gradients(data, dtype):
     model = make_model().eval()
-    batches = [batch._replace(index=batch.index.to(dtype)) for batch in PointLoader(data, batch_size=5)]
-    table = build_table(lambda batch: model(batch.input), batches, num_points=23, kind="logits")
+    batches = [batch._replace(index=batch.index.to(dtype)) for batch in ExampleLoader(data, batch_size=5)]
+    table = build_table(lambda batch: model(batch.input), batches, num_examples=23, kind="logits")
     np.testing.assert_allclose(table.values, model(data.input).detach().numpy(), atol=1e-6)
 
 
 def test_a_joint_table_has_targets_then_groups(data):
     model = make_model(num_outputs=6)
-    loader = PointLoader(data, batch_size=5)
-    table = build_logit_table(model, loader, num_points=23, num_joint_groups=2)
+    loader = ExampleLoader(data, batch_size=5)
+    table = build_logit_table(model, loader, num_examples=23, num_joint_groups=2)
     assert table.kind == "joint_logits"
     assert table.values.shape == (23, 3, 2)
     np.testing.assert_allclose(table.values.reshape(23, 6), model.eval()(data.input).detach().numpy(), atol=1e-6)
@@ -59,41 +59,41 @@ def test_a_joint_table_has_targets_then_groups(data):
 
 def test_a_loss_table_says_what_the_live_models_say(data):
     models = [make_model(seed=seed) for seed in range(3)]
-    table = build_loss_table(models, PointLoader(data, batch_size=5), num_points=23)
+    table = build_loss_table(models, ExampleLoader(data, batch_size=5), num_examples=23)
     assert table.kind == "group_loss"
     batch = data.batch(torch.tensor([20, 3, 11]))
     torch.testing.assert_close(
         TableLoss(table).lookup(batch), GroupIrreducibleLoss(models).lookup(batch), rtol=0, atol=1e-6
     )
-    expected = point_cross_entropy(LiveLogits(models[1]).logits(batch), batch.target)
+    expected = per_example_cross_entropy(LiveLogits(models[1]).logits(batch), batch.target)
     assert TableLoss(table).lookup(batch)[:, 1].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_a_point_that_comes_twice_is_named(data):
-    batches = [*PointLoader(data, batch_size=5), data.batch(torch.tensor([7]))]
+    batches = [*ExampleLoader(data, batch_size=5), data.batch(torch.tensor([7]))]
     with pytest.raises(ValueError, match="1 do not, the first is index 7, which came 2 times"):
-        build_logit_table(make_model(), batches, num_points=23)
+        build_logit_table(make_model(), batches, num_examples=23)
 
 
 def test_a_point_that_comes_twice_in_one_batch_is_named(data):
-    batches = [*PointLoader(data, batch_size=5, drop_last=True), data.batch(torch.tensor([20, 21, 21, 22]))]
+    batches = [*ExampleLoader(data, batch_size=5, drop_last=True), data.batch(torch.tensor([20, 21, 21, 22]))]
     with pytest.raises(ValueError, match="1 do not, the first is index 21, which came 2 times"):
-        build_logit_table(make_model(), batches, num_points=23)
+        build_logit_table(make_model(), batches, num_examples=23)
 
 
 def test_points_that_never_come_are_named(data):
-    loader = PointLoader(data, batch_size=5, drop_last=True)
+    loader = ExampleLoader(data, batch_size=5, drop_last=True)
     with pytest.raises(
         ValueError, match="every one of the 23 points must come exactly once; 3 do not, the first is index 20"
     ):
-        build_logit_table(make_model(), loader, num_points=23)
+        build_logit_table(make_model(), loader, num_examples=23)
 
 
 def test_no_batch_at_all_is_an_error():
     with pytest.raises(ValueError, match="23 do not, the first is index 0, which came 0 times"):
-        build_logit_table(make_model(), [], num_points=23)
+        build_logit_table(make_model(), [], num_examples=23)
 
 
 def test_indices_of_other_data_are_refused(data):
     with pytest.raises(ValueError, match=r"indices must be in 0\.\.9; got 10\.\.14"):
-        build_logit_table(make_model(), PointLoader(data, batch_size=5), num_points=10)
+        build_logit_table(make_model(), ExampleLoader(data, batch_size=5), num_examples=10)

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from reducr.data import PointDataset
+from reducr.data import ExampleDataset
 from reducr.irreducible import DataFingerprint
 
 
 def data_of(size):
-    return PointDataset(torch.arange(size * 2.0).reshape(size, 2), torch.arange(size) % 3, num_classes=3)
+    return ExampleDataset(torch.arange(size * 2.0).reshape(size, 2), torch.arange(size) % 3, num_classes=3)
 
 
 @pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 1000])
@@ -37,8 +37,8 @@ def test_the_first_and_the_last_input_of_many_count(position):
 
 
 def test_an_input_of_another_shape_with_the_same_bytes_differs():
-    flat = PointDataset(torch.zeros(3, 4), torch.zeros(3), num_classes=1)
-    square = PointDataset(torch.zeros(3, 2, 2), torch.zeros(3), num_classes=1)
+    flat = ExampleDataset(torch.zeros(3, 4), torch.zeros(3), num_classes=1)
+    square = ExampleDataset(torch.zeros(3, 2, 2), torch.zeros(3), num_classes=1)
     assert DataFingerprint.of(flat).input_checksum != DataFingerprint.of(square).input_checksum
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from reducr.data import PointDataset
+from reducr.data import ExampleDataset
 from reducr.irreducible import DataFingerprint, IrreducibleTable, load_table, save_table
 
 NUM_POINTS = 100
@@ -17,7 +17,7 @@ def make_data(*, order=None, targets=None, groups=None, size=NUM_POINTS, shift=0
     target = torch.randint(0, 4, (NUM_POINTS,), generator=generator) if targets is None else targets
     order = torch.arange(NUM_POINTS) if order is None else order
     order = order[:size]
-    return PointDataset(
+    return ExampleDataset(
         (inputs[order] + shift).to(dtype),
         target[order],
         num_classes=4,

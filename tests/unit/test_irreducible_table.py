@@ -6,7 +6,7 @@ import torch
 
 from reducr import make_selector
 from reducr.batch import Batch, Candidates
-from reducr.functional import point_cross_entropy
+from reducr.functional import per_example_cross_entropy
 from reducr.irreducible import (
     AdjustedGroupLoss,
     AdjustedIrreducibleLoss,
@@ -98,7 +98,7 @@ def test_readers_refuse_the_other_kind(losses):
 def test_plain_loss_of_table_logits_is_their_cross_entropy(losses):
     source = TableLogits(IrreducibleTable(losses, kind="logits"))
     batch = batch_of([3, 1], target=[2, 0])
-    expected = point_cross_entropy(torch.from_numpy(losses[[3, 1]]), batch.target)
+    expected = per_example_cross_entropy(torch.from_numpy(losses[[3, 1]]), batch.target)
     assert PlainIrreducibleLoss(source).lookup(batch).tolist() == expected.tolist()
 
 

@@ -7,7 +7,7 @@ import torch
 from reducr.functional import (
     adjusted_irreducible_loss,
     adjusted_joint_irreducible_loss,
-    point_cross_entropy,
+    per_example_cross_entropy,
     zero_one_loss,
 )
 from reducr.functional.losses import selection_dtype
@@ -25,7 +25,7 @@ from reducr.functional.losses import selection_dtype
 def test_selection_runs_in_float32_or_better(dtype, expected):
     logits = torch.zeros(2, 4, dtype=dtype)
     assert selection_dtype(logits) == expected
-    loss = point_cross_entropy(logits, torch.tensor([0, 3]))
+    loss = per_example_cross_entropy(logits, torch.tensor([0, 3]))
     assert loss.dtype == expected
     assert loss.tolist() == pytest.approx([math.log(4)] * 2, abs=1e-7)
     assert adjusted_irreducible_loss(logits, torch.tensor([0, 3]), gradient_weight=2.0).dtype == expected
@@ -33,13 +33,13 @@ def test_selection_runs_in_float32_or_better(dtype, expected):
 
 def test_point_cross_entropy_keeps_gradients():
     logits = torch.zeros(1, 2, requires_grad=True)
-    point_cross_entropy(logits, torch.tensor([0])).sum().backward()
+    per_example_cross_entropy(logits, torch.tensor([0])).sum().backward()
     assert logits.grad.tolist() == [[-0.5, 0.5]]
 
 
 def test_point_cross_entropy_of_large_logits_is_exact():
     logits = torch.tensor([[1e4, 0.0], [0.0, 1e4]])
-    assert point_cross_entropy(logits, torch.tensor([0, 0])).tolist() == [0.0, 1e4]
+    assert per_example_cross_entropy(logits, torch.tensor([0, 0])).tolist() == [0.0, 1e4]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -76,7 +76,7 @@ def test_adjusted_loss_of_groups_by_hand():
 
 
 def test_adjusted_joint_loss_by_hand():
-    """Outcomes p = [[3/8, 1/8], [1/8, 3/8]], g = 2: group 0 doubles column 0."""
+    """JointLabels p = [[3/8, 1/8], [1/8, 3/8]], g = 2: group 0 doubles column 0."""
     joint = torch.tensor([[[3.0, 1.0], [1.0, 3.0]]], dtype=torch.float64).log()
     losses = adjusted_joint_irreducible_loss(joint, torch.tensor([0]), gradient_weight=2.0)
     assert losses.exp().tolist() == [pytest.approx([12 / 7, 12 / 5], abs=1e-14)]
@@ -119,7 +119,7 @@ def test_a_target_out_of_range_is_named(target):
     logits, targets = torch.zeros(2, 3), torch.tensor([0, target])
     message = f"targets must be in 0..2; position 1 holds {target} (1 such in all)."
     for losses in (
-        lambda: point_cross_entropy(logits, targets),
+        lambda: per_example_cross_entropy(logits, targets),
         lambda: adjusted_irreducible_loss(logits, targets, gradient_weight=2.0),
         lambda: adjusted_irreducible_loss(
             logits, targets, gradient_weight=2.0, group_of_target=torch.tensor([0, 1, 1])
@@ -134,7 +134,7 @@ def test_a_target_out_of_range_is_named(target):
 def test_targets_are_one_integer_for_each_point(targets):
     message = f"targets must be one integer for each of the 2 points; got {targets.dtype} {tuple(targets.shape)}."
     with pytest.raises(ValueError, match=re.escape(message)):
-        point_cross_entropy(torch.zeros(2, 3), targets)
+        per_example_cross_entropy(torch.zeros(2, 3), targets)
     with pytest.raises(ValueError, match=re.escape(message)):
         adjusted_joint_irreducible_loss(torch.zeros(2, 3, 2), targets, gradient_weight=2.0)
 

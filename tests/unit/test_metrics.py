@@ -44,7 +44,7 @@ def test_reset_forgets():
     metric.update(torch.tensor([True, False]), torch.tensor([0, 1]))
     metric.reset()
     metric.update(torch.tensor([True]), torch.tensor([1]))
-    assert metric.num_points.tolist() == [0, 1]
+    assert metric.num_examples.tolist() == [0, 1]
     report = ClassificationReport(num_classes=2, num_groups=2)
     report.update(torch.eye(2), torch.tensor([1, 0]), torch.tensor([1, 0]))
     report.reset()

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from reducr.data.mnli import MNLI
+from reducr.data.published.mnli import MNLI
 
 SIZES = {"train": 31, "validation_matched": 6, "validation_mismatched": 5}
 NAMES = ("entailment", "neutral", "contradiction")
@@ -74,9 +74,9 @@ def test_the_first_half_trains_the_next_two_fifths_hold_out_the_rest_tests(tmp_p
 
 
 def test_the_published_counts_follow_from_the_published_rows():
-    num_points = 392_702 + 9_815 + 9_832
-    train, holdout = num_points // 2, 2 * num_points // 5
-    assert (train, holdout, num_points - train - holdout) == (206_174, 164_939, 41_236)
+    num_examples = 392_702 + 9_815 + 9_832
+    train, holdout = num_examples // 2, 2 * num_examples // 5
+    assert (train, holdout, num_examples - train - holdout) == (206_174, 164_939, 41_236)
 
 
 def test_pairs_without_a_label_are_left_out_before_the_parts_are_made(tmp_path):

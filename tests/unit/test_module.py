@@ -4,8 +4,8 @@ from itertools import chain
 import pytest
 import torch
 
-from reducr.data.digits import Digits
-from reducr.data.module import DataModule, RawData
+from reducr.data.core.module import DataModule, RawData
+from reducr.data.published.digits import Digits
 
 NUM_POINTS, NUM_TEST = 600, 90
 
@@ -271,16 +271,16 @@ class Classes(DataModule):
 
     def __init__(self, num_classes, num_each, *, num_inputs=None, group=None, **options):
         super().__init__(**options)
-        self.num_classes, self.num_points = num_classes, num_classes * num_each
+        self.num_classes, self.num_examples = num_classes, num_classes * num_each
         self.num_inputs = num_inputs
         self.group = group
 
     def read(self):
-        input = torch.arange(self.num_points) % (self.num_inputs or self.num_points)  # noqa: A001
-        group = None if self.group is None else self.group(torch.arange(self.num_points))
+        input = torch.arange(self.num_examples) % (self.num_inputs or self.num_examples)  # noqa: A001
+        group = None if self.group is None else self.group(torch.arange(self.num_examples))
         return RawData(
             input.float().unsqueeze(1),
-            torch.arange(self.num_points) % self.num_classes,
+            torch.arange(self.num_examples) % self.num_classes,
             tuple(f"class {target}" for target in range(self.num_classes)),
             content=input,
             group=group,

@@ -1,6 +1,6 @@
 import pytest
 
-from reducr.names import check_options, unknown_name
+from reducr._internal.names import check_options, unknown_name
 
 
 def test_unknown_name_says_the_nearest_first_and_all_that_exist():

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from reducr.data.overlap import num_shared, with_the_same_together, without_overlap
+from reducr.data.core.overlap import num_shared, with_the_same_together, without_overlap
 
 
 def stays(content, parts, policy="drop"):

@@ -6,7 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 import reducr
-from reducr.data.qqp import QQP
+from reducr.data.published.qqp import QQP
 
 CONFIG = Path(reducr.__file__).parent / "configs" / "datamodule" / "qqp.yaml"
 

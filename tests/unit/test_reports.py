@@ -9,12 +9,13 @@ import torch
 import yaml
 from rich.console import Console
 
-from reducr.data.module import RawData
-from reducr.data.text import Texts
+from reducr._internal.run_folder import claimed, write_results
+from reducr.data.core.module import RawData
+from reducr.data.io.text import Texts
 from reducr.reports import write_report
-from reducr.reports.evidence import Metrics, Run, Series, Training, compared, names_of
 from reducr.reports.gallery import galleries
 from reducr.reports.plots import COLOURS, REDUCR_COLOUR, as_text, label_heights, plots
+from reducr.reports.run_reader import Metrics, Run, Series, Training, compared, names_of
 from reducr.reports.statistics import estimate
 from reducr.reports.tables import (
     Table,
@@ -25,8 +26,7 @@ from reducr.reports.tables import (
     mean_and_deviation,
     worst_class,
 )
-from reducr.runs import claimed, write_results
-from unit.test_runs import ROW
+from unit.test_run_folder import ROW
 
 
 def rows():

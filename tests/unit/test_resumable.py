@@ -21,9 +21,10 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from reducr.data import PointDataset, PointLoader, ShardedStream
-from reducr.data.resumable import Resumable
-from reducr.randomness import random_state, set_random_state
+from reducr._internal.rng import random_state, set_random_state
+from reducr.data import ExampleDataset, ExampleLoader
+from reducr.streaming import ShardedStream
+from reducr.training.resumable import Resumable
 
 NUM_POINTS, BATCH_SIZE, NUM_EPOCHS = 22, 4, 3
 NUM_BATCHES = 6  # of an epoch, the last one shorter
@@ -75,8 +76,8 @@ def weights():
 
 
 def point_loader():
-    data = PointDataset(torch.arange(NUM_POINTS), torch.zeros(NUM_POINTS), num_classes=1)
-    return PointLoader(data, batch_size=BATCH_SIZE, shuffle=True, seed=3)
+    data = ExampleDataset(torch.arange(NUM_POINTS), torch.zeros(NUM_POINTS), num_classes=1)
+    return ExampleLoader(data, batch_size=BATCH_SIZE, shuffle=True, seed=3)
 
 
 def sharded_stream():
@@ -319,7 +320,7 @@ def test_shorter_data_is_refused():
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         next(iter(shorter))
-    loader = Resumable(PointLoader(point_loader().data.take(torch.arange(11)), batch_size=4, shuffle=True, seed=3))
+    loader = Resumable(ExampleLoader(point_loader().data.take(torch.arange(11)), batch_size=4, shuffle=True, seed=3))
     loader.load_state_dict(state_after(point_loader, 5)["loader"])
     with pytest.raises(ValueError, match="the state is of a loader of other batches: num_points is 22 in the state"):
         next(iter(loader))

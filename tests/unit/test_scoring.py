@@ -9,7 +9,7 @@ from torch import nn
 
 import reducr
 from reducr.models import SmallCNN, resnet18
-from reducr.scoring import ScoringBudget, ScoringForward, check_budget, shrunk
+from reducr.scoring.budget import ScoringBudget, ScoringForward, check_budget, shrunk
 
 NUM_POINTS = 20
 
@@ -52,7 +52,7 @@ def seeded(seed=0):
             {"fraction": 0.4, "oldest_fraction": 1.5},
             "oldest_fraction must be in [0, 1], the share of the scored points that is chosen by age alone; got 1.5.",
         ),
-        ({"fraction": 0.4, "num_points": 0}, "num_points must be a whole number of at least 1; got 0."),
+        ({"fraction": 0.4, "num_examples": 0}, "num_examples must be a whole number of at least 1; got 0."),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
@@ -111,7 +111,7 @@ def test_points_without_a_number_are_refused(index, message):
 
 def test_an_index_beyond_the_number_of_points_that_was_given_is_refused():
     with pytest.raises(ValueError, match=re.escape("remembers points by indices in 0..9; got 10.")):
-        ScoringBudget(0.5, num_points=10).reserve(torch.tensor([3, 10]))
+        ScoringBudget(0.5, num_examples=10).reserve(torch.tensor([3, 10]))
 
 
 # what is scored
@@ -140,7 +140,7 @@ def test_a_point_never_scored_counts_with_the_highest_loss_scored_last_and_a_bro
 
 
 def test_with_nothing_remembered_the_irreducible_losses_decide():
-    budget = ScoringBudget(0.5, oldest_fraction=0.0, num_points=4)
+    budget = ScoringBudget(0.5, oldest_fraction=0.0, num_examples=4)
     candidates = reducr.Candidates(irreducible_loss=torch.tensor([0.3, 0.1, 0.2, 0.4]))
     assert budget.positions(torch.arange(4), candidates, rule("rho_loss"), num_selected=1).tolist() == [1, 2]
 
@@ -188,7 +188,7 @@ def test_what_the_selector_makes_of_a_loss_decides_and_not_the_loss_itself():
 
 @pytest.mark.parametrize(("fraction", "num_selected", "expected"), [(0.29, 1, 29), (0.1, 12, 12), (1.0, 5, 100)])
 def test_how_many_are_scored(fraction, num_selected, expected):
-    budget = ScoringBudget(fraction, num_points=100)
+    budget = ScoringBudget(fraction, num_examples=100)
     scored = budget.positions(torch.arange(100), known(100), rule(), num_selected=num_selected)
     assert len(scored) == expected
     assert scored.tolist() == sorted(set(scored.tolist()))
@@ -197,7 +197,7 @@ def test_how_many_are_scored(fraction, num_selected, expected):
 def test_a_budget_of_all_draws_nothing():
     generator = seeded()
     before = generator.get_state()
-    ScoringBudget(1.0, num_points=9).positions(torch.arange(9), known(9), rule(), num_selected=2, generator=generator)
+    ScoringBudget(1.0, num_examples=9).positions(torch.arange(9), known(9), rule(), num_selected=2, generator=generator)
     assert torch.equal(generator.get_state(), before)
 
 
@@ -229,12 +229,12 @@ def test_the_memory_grows_to_the_largest_index_and_keeps_what_it_has():
     assert sum(tensor.element_size() for tensor in (budget.loss, budget.scored_step)) == 8  # bytes a point
 
 
-@pytest.mark.parametrize("num_points", [None, NUM_POINTS])
-def test_the_state_is_all_that_matters(num_points):
-    budget = filled(num_points=num_points)
-    other = ScoringBudget(0.5, num_points=num_points)
+@pytest.mark.parametrize("num_examples", [None, NUM_POINTS])
+def test_the_state_is_all_that_matters(num_examples):
+    budget = filled(num_examples=num_examples)
+    other = ScoringBudget(0.5, num_examples=num_examples)
     other.load_state_dict(copy.deepcopy(budget.state_dict()))
-    within = nn.ModuleDict({"budget": ScoringBudget(0.5, num_points=num_points)})
+    within = nn.ModuleDict({"budget": ScoringBudget(0.5, num_examples=num_examples)})
     within.load_state_dict({f"budget.{name}": value for name, value in budget.state_dict().items()})
     for one in (other, within["budget"]):
         for name, value in budget.state_dict().items():
@@ -248,7 +248,7 @@ def test_the_state_is_all_that_matters(num_points):
 
 def test_the_state_of_something_else_is_refused():
     with pytest.raises(ValueError, match="loss is of 20 points, not 30; scored_step is of 20 points, not 30"):
-        ScoringBudget(0.5, num_points=30).load_state_dict(filled().state_dict())
+        ScoringBudget(0.5, num_examples=30).load_state_dict(filled().state_dict())
     with pytest.raises(
         ValueError, match="not the state of such a ScoringBudget: it has no scored_step; it has no step"
     ):

@@ -1,4 +1,4 @@
-from reducr.seeds import mixed_seed
+from reducr._internal.seeds import mixed_seed
 
 
 def test_every_word_changes_the_seed_within_32_bits():

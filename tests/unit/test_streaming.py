@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from reducr.data import ShardedStream, read_tar
+from reducr.streaming import ShardedStream, read_tar
 
 pytestmark = [
     # Python 3.12 and later warn of every process that is forked beside threads, as a loader's workers are
@@ -233,7 +233,7 @@ RANK = """
 import pickle, sys
 from torch import distributed
 from torch.utils.data import DataLoader
-from reducr.data import ShardedStream
+from reducr.streaming import ShardedStream
 
 stream = ShardedStream(list("abcdefg"), read=iter) if sys.argv[3] == "before" else None
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)

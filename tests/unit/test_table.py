@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reducr.data.features import Features
-from reducr.data.table import Table
+from reducr.data.own.features import Features
+from reducr.data.own.table import Table
 
 DATA_DIR = os.environ.get("REDUCR_DATA_DIR")
 needs_data = pytest.mark.skipif(DATA_DIR is None, reason="set REDUCR_DATA_DIR to the folder with the real files")

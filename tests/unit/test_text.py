@@ -4,8 +4,8 @@ import re
 import pytest
 import torch
 
-from reducr.data.module import RawData
-from reducr.data.text import SPECIAL_TOKENS, TextDataModule, Texts, Tokenization
+from reducr.data.core.module import RawData
+from reducr.data.io.text import SPECIAL_TOKENS, TextDataModule, Texts, Tokenization
 
 WORDS = ("red", "green", "blue", "round", "square", "large", "small", "door", "window", "roof")
 PAD, UNK, CLS, SEP = range(4)
@@ -217,7 +217,7 @@ def test_a_second_run_uses_the_cache(tmp_path, published, name):
 
 def test_what_the_cache_holds_is_what_is_read(tmp_path):
     """The array with another value in it, and a manifest that vouches for it: the tokens come from the file."""
-    from reducr.files import file_checksum
+    from reducr._internal.files import file_checksum
 
     texts = Texts(sentences(20))
     Tokenization(cache_dir=tmp_path).encoded(texts, all_of(texts))

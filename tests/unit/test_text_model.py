@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reducr.models import Ensemble, SmallTextClassifier, TransformersTextClassifier
+from reducr.irreducible.ensemble import Ensemble
+from reducr.models import SmallTextClassifier, TransformersTextClassifier
 
 SIZES = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
 BERT = {"pretrained": False, "architecture": "bert", "config": SIZES}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reducr.data.transforms import Augment, Preprocess
+from reducr.data.core.transforms import Augment, Preprocess
 
 CIFAR = ([0.5] * 3, [0.5] * 3)
 

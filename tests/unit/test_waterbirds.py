@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reducr.data.waterbirds import Waterbirds
+from reducr.data.published.waterbirds import Waterbirds
 
 DATA_DIR = os.environ.get("REDUCR_DATA_DIR")
 COLUMNS = ["img_id", "img_filename", "y", "split", "place", "place_filename"]

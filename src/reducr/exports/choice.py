@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reducr.names import unknown_name
+from reducr._internal.names import unknown_name
 
 ORDERS = ("times", "score", "both")
 QUOTAS = ("none", "equal", "training", "selected")

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from reducr._internal.files import new_folder_atomically, write_text_atomically
+from reducr._internal.names import unknown_name
+from reducr._internal.run_folder import read_start
 from reducr.data import DataModule
-from reducr.data.module import PARTS, WritesParts
+from reducr.data.core.module import PARTS, WritesParts
 from reducr.exports.choice import Counts, best_first, chosen_points
 from reducr.exports.losses import losses_at_the_end, suspected_label_errors
-from reducr.files import new_folder_atomically, write_text_atomically
-from reducr.names import unknown_name
 from reducr.pipeline.run import check_same_data, make_datamodule, recorded_arrays
 from reducr.pipeline.setup import METHOD_ALIASES, SeedData
-from reducr.runs import read_start
-from reducr.step import num_selected_of
+from reducr.scoring.scorer import num_selected_of
 
 _DEFAULT_METHOD = "reducr"
 _OF_POINTS = ("num_times_selected", "num_times_scored", "score_sum")
@@ -63,7 +63,7 @@ class Export:
 
     Args:
         folder: that holds it.
-        num_points: N of the training part.
+        num_examples: N of the training part.
         num_chosen: of these.
         num_suspected: label errors among the N; None where none were looked for.
         counts: points of each class: in the training part, and chosen.
@@ -74,7 +74,7 @@ class Export:
     """
 
     folder: Path
-    num_points: int
+    num_examples: int
     num_chosen: int
     num_suspected: int | None
     counts: Mapping[str, tuple[int, int]]
@@ -203,7 +203,7 @@ def _exported(recorded: _Recorded, config: DictConfig, out: Path, options: Expor
         data_options, notes = _write_data(folder / "data", recorded, datamodule, chosen, options)
         export = Export(
             folder=out,
-            num_points=len(target),
+            num_examples=len(target),
             num_chosen=len(chosen),
             num_suspected=int(is_suspected.sum()) if options.drops_label_errors else None,
             counts=dict(zip(class_names, zip(*counts, strict=True), strict=True)),

@@ -9,13 +9,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from reducr.data import PointLoader
-from reducr.functional import point_cross_entropy
-from reducr.integrations.lightning import model_state
+from reducr.data import ExampleLoader
+from reducr.functional import per_example_cross_entropy
+from reducr.lightning import model_state
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import SeedData
-from reducr.step import scoring_pass
+from reducr.scoring.scorer import scoring_pass
 
 _BATCH_SIZE = 1000
 
@@ -71,6 +71,6 @@ def losses_at_the_end(config: DictConfig, data: SeedData, *, seed_folder: Path, 
     model = data.make_model(config.model, num_outputs=train.num_classes, seed=0)
     model.load_state_dict(model_state(checkpoint))
     with torch.no_grad(), scoring_pass(model, "eval"):
-        batches = PointLoader(train, batch_size=_BATCH_SIZE)
-        losses = [point_cross_entropy(model(batch.input), batch.target) for batch in batches]
-    return torch.cat(losses).double(), point_cross_entropy(logits, train.target).double()
+        batches = ExampleLoader(train, batch_size=_BATCH_SIZE)
+        losses = [per_example_cross_entropy(model(batch.input), batch.target) for batch in batches]
+    return torch.cat(losses).double(), per_example_cross_entropy(logits, train.target).double()

@@ -4,7 +4,7 @@ from reducr.functional.diversity import last_layer_gram, orthogonal_order
 from reducr.functional.losses import (
     adjusted_irreducible_loss,
     adjusted_joint_irreducible_loss,
-    point_cross_entropy,
+    per_example_cross_entropy,
     selection_dtype,
     zero_one_loss,
 )
@@ -45,7 +45,7 @@ __all__ = [
     "max_min_payoff",
     "mutual_information",
     "orthogonal_order",
-    "point_cross_entropy",
+    "per_example_cross_entropy",
     "power_log_probabilities",
     "predictive_entropy",
     "quota_scores",

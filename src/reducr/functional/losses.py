@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reducr.checks import check_gradient_weight, check_range
+from reducr._internal.checks import check_gradient_weight, check_range
 
 _NO_TARGET = -(2**63)  # not -100, whose points cross_entropy gives a loss of zero unless told otherwise
 _VECTOR_WIDTH = 16
@@ -43,7 +43,7 @@ def zero_one_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return is_wrong.masked_fill_(~logits.isfinite().all(dim=1), torch.nan)
 
 
-def point_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def per_example_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each point, in float32 or better.
 
     Formula: ``loss_i = logsumexp(logits_i) - logits_i[target_i]``.
@@ -60,7 +60,7 @@ def point_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
             to be waited for, the latter ends the process.
 
     Example:
-        >>> point_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
+        >>> per_example_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
         tensor([1.3863, 1.3863])
     """
     _check_targets(logits, targets)
@@ -96,7 +96,7 @@ def adjusted_irreducible_loss(
 
     Raises:
         ValueError: if ``gradient_weight`` is below 1, ``group_of_target`` has not C integers, or as for
-            ``point_cross_entropy``.
+            ``per_example_cross_entropy``.
 
     Example:
         >>> adjusted_irreducible_loss(torch.zeros(1, 2), torch.tensor([0]), gradient_weight=3.0)
@@ -143,7 +143,7 @@ def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient
         (B, G) losses in nats, float32 or better.
 
     Raises:
-        ValueError: if ``gradient_weight`` is below 1, or as for ``point_cross_entropy``.
+        ValueError: if ``gradient_weight`` is below 1, or as for ``per_example_cross_entropy``.
 
     Example:
         >>> adjusted_joint_irreducible_loss(torch.zeros(1, 2, 3), torch.tensor([0]), gradient_weight=10.0)

@@ -5,17 +5,18 @@ Everything here that a selector can be fed from has ``lookup(batch) -> Tensor``,
 
 from reducr.irreducible.adjusted import AdjustedGroupLoss, AdjustedIrreducibleLoss, PlainIrreducibleLoss
 from reducr.irreducible.build import build_logit_table, build_loss_table, build_table
+from reducr.irreducible.cross_fit import CrossFitReference
 from reducr.irreducible.fingerprint import DataFingerprint
-from reducr.irreducible.live import GroupIrreducibleLoss, HeadIrreducibleLoss, LiveLogits
 from reducr.irreducible.objective import WEIGHT_NORMALISATIONS, IrreducibleObjective
+from reducr.irreducible.reference import GroupIrreducibleLoss, HeadIrreducibleLoss, LiveLogits
 from reducr.irreducible.store import load_table, save_table
 from reducr.irreducible.table import IrreducibleTable, TableLogits, TableLoss
-from reducr.irreducible.twins import Twins
 
 __all__ = [
     "WEIGHT_NORMALISATIONS",
     "AdjustedGroupLoss",
     "AdjustedIrreducibleLoss",
+    "CrossFitReference",
     "DataFingerprint",
     "GroupIrreducibleLoss",
     "HeadIrreducibleLoss",
@@ -25,7 +26,6 @@ __all__ = [
     "PlainIrreducibleLoss",
     "TableLogits",
     "TableLoss",
-    "Twins",
     "build_logit_table",
     "build_loss_table",
     "build_table",

@@ -8,15 +8,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from reducr._internal.checks import check_gradient_weight
 from reducr.batch import Batch
-from reducr.checks import check_gradient_weight
 from reducr.functional import (
     adjusted_irreducible_loss,
     adjusted_joint_irreducible_loss,
-    point_cross_entropy,
+    per_example_cross_entropy,
     selection_dtype,
 )
-from reducr.irreducible.live import target_logits
+from reducr.irreducible.reference import target_logits
 from reducr.irreducible.table import IrreducibleTable, TableLogits, TableLoss
 
 
@@ -39,7 +39,7 @@ class PlainIrreducibleLoss:
 
     def lookup(self, batch: Batch) -> Tensor:
         """(B,) nats."""
-        return point_cross_entropy(target_logits(self.source.logits(batch)), batch.target)
+        return per_example_cross_entropy(target_logits(self.source.logits(batch)), batch.target)
 
     def tabulated(self, targets: Tensor) -> TableLoss:
         """The losses of all N points of a table of logits, computed once, so that a step only looks them up.

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from reducr._internal.checks import check_gradient_weight
 from reducr.batch import Batch
-from reducr.checks import check_gradient_weight
-from reducr.forward import model_output
-from reducr.functional import point_cross_entropy
+from reducr.batch.model_output import model_output
+from reducr.functional import per_example_cross_entropy
 
 WEIGHT_NORMALISATIONS = ("weights", "points")
 
@@ -56,10 +56,12 @@ class IrreducibleObjective:
         """The weighted sum of the losses on ``batch``, and what it is to be divided by, each () or (H,) for H heads."""
         logits, outcome = model_output(model, batch.input), self.outcome(batch)
         if logits.ndim == 2:
-            loss = point_cross_entropy(logits, outcome)
+            loss = per_example_cross_entropy(logits, outcome)
         else:
             size, num_heads = logits.shape[:2]
-            loss = point_cross_entropy(logits.flatten(0, 1), outcome.repeat_interleave(num_heads)).reshape(size, -1)
+            loss = per_example_cross_entropy(logits.flatten(0, 1), outcome.repeat_interleave(num_heads)).reshape(
+                size, -1
+            )
         if self.weighted_groups is None:
             return loss.sum(), len(loss)
         groups = self.weighted_groups.to(batch.group.device)

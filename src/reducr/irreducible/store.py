@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from reducr.files import file_checksum, replaced_atomically, write_text_atomically
+from reducr._internal.files import file_checksum, replaced_atomically, write_text_atomically
 from reducr.irreducible.fingerprint import DataFingerprint
 from reducr.irreducible.table import IrreducibleTable
 

@@ -1,7 +1,6 @@
 """Models: small ones for two cores, residual networks, text classifiers, published models, and many models in one."""
 
 from reducr.models.by_input import small_model
-from reducr.models.ensemble import Ensemble, MultiHead
 from reducr.models.pretrained import TransformersImageClassifier, timm_model, transformers_image_model
 from reducr.models.resnet import ResNet, resnet8, resnet18, resnet50
 from reducr.models.small import MLP, SmallCNN
@@ -9,8 +8,6 @@ from reducr.models.text import SmallTextClassifier, TransformersTextClassifier
 
 __all__ = [
     "MLP",
-    "Ensemble",
-    "MultiHead",
     "ResNet",
     "SmallCNN",
     "SmallTextClassifier",

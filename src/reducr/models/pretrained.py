@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reducr.names import unknown_name
+from reducr._internal.names import unknown_name
 
 
 class TransformersImageClassifier(nn.Module):

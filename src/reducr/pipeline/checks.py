@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from reducr._internal.checks import check_gradient_weight
+from reducr._internal.distributed import check_mode, num_ranks
+from reducr._internal.names import unknown_name
 from reducr.batch import Batch
-from reducr.checks import check_gradient_weight
 from reducr.data import DataModule
-from reducr.distributed import check_mode, num_ranks
 from reducr.irreducible import WEIGHT_NORMALISATIONS
-from reducr.names import unknown_name
 from reducr.pipeline.setup import Method, SeedData, make_scoring_budget, scoped_seed, scoring_options
-from reducr.scoring import ScoringForward, check_budget, check_compiled
-from reducr.step import (
+from reducr.scoring.budget import ScoringForward, check_budget, check_compiled
+from reducr.scoring.scorer import (
     SCORING_MODES,
     check_model_output,
     dropout_samples,
@@ -156,7 +156,7 @@ def _check_warm_start(config: DictConfig, method: Method, data: SeedData, *, tra
 def _check_method(config: DictConfig, method: Method, data: SeedData, *, trains_irreducible: bool) -> None:
     train = data.splits.train
     selector = method.make_selector(train.num_groups)
-    num_selected, num_drawn = method.num_points(config.fraction, config.num_candidates)
+    num_selected, num_drawn = method.num_examples(config.fraction, config.num_candidates)
     if num_drawn and config.distributed is not None:
         raise ValueError(
             f"holdout_fraction={method.holdout_fraction} of {method.name!r} is for one process in this version: leave "

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reducr.files import write_text_atomically
+from reducr._internal.files import write_text_atomically
 from reducr.irreducible import DataFingerprint, IrreducibleTable, load_table
 
 _RECORD = "stage.json"

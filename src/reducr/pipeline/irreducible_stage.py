@@ -15,13 +15,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from reducr.companions import Companion
-from reducr.data import PointDataset, PointLoader
-from reducr.distributed import is_main, num_ranks, of_all, raising_together, share
-from reducr.files import file_checksum
-from reducr.integrations.lightning import IrreducibleModule, fit_irreducible, model_state
+from reducr._internal.distributed import all_gather_objects, is_main_rank, num_ranks, raising_on_all_ranks, shard
+from reducr._internal.files import file_checksum
+from reducr.data import ExampleDataset, ExampleLoader
 from reducr.irreducible import (
     AdjustedIrreducibleLoss,
+    CrossFitReference,
     DataFingerprint,
     GroupIrreducibleLoss,
     HeadIrreducibleLoss,
@@ -31,15 +30,16 @@ from reducr.irreducible import (
     PlainIrreducibleLoss,
     TableLogits,
     TableLoss,
-    Twins,
     build_table,
     save_table,
 )
-from reducr.models.ensemble import Ensemble, MultiHead
+from reducr.irreducible.ensemble import Ensemble, MultiHead
+from reducr.lightning import IrreducibleModule, fit_irreducible, model_state
 from reducr.pipeline.finished_stages import FinishedStages, has_record, write_record
 from reducr.pipeline.setup import SeedData, make_model, make_optimizer, scoped_seed, stream_seed
+from reducr.scoring.scorer import IrreducibleLookup
 from reducr.selectors import Selector
-from reducr.step import IrreducibleLookup
+from reducr.training.auxiliary import AuxiliaryModel
 
 _TABLE_BATCH_SIZE = 1000
 _HELD_NUMBERS = 2**26
@@ -86,12 +86,12 @@ class IrreducibleLosses:
     Args:
         lookup: of the losses; None for a rule that needs none.
         seconds: it took to make them.
-        companions: irreducible models that go on learning from the selected points.
+        auxiliary_models: irreducible models that go on learning from the selected points.
     """
 
     lookup: IrreducibleLookup | None = None
     seconds: float = 0.0
-    companions: list[Companion] = field(default_factory=list)
+    auxiliary_models: list[AuxiliaryModel] = field(default_factory=list)
 
 
 class IrreducibleStage:
@@ -137,7 +137,7 @@ class IrreducibleStage:
         groups = None
         if needs_groups and self.options.kind != "adjusted":
             groups = tuple(selector.weighted_groups.tolist())
-        source, seconds, companions = self._source(groups)
+        source, seconds, auxiliary_models = self._source(groups)
         if groups is not None:
             lookup = source
         elif needs_groups:
@@ -153,7 +153,7 @@ class IrreducibleStage:
             started = time.perf_counter()
             lookup = lookup.tabulated(targets)
             seconds += time.perf_counter() - started
-        return IrreducibleLosses(lookup, seconds, companions)
+        return IrreducibleLosses(lookup, seconds, auxiliary_models)
 
     def uses_plain_model(self, selector: Selector) -> bool:
         """Whether the losses for ``selector`` come from the plain model trained on the holdout part."""
@@ -192,7 +192,7 @@ class IrreducibleStage:
         is_all = len(groups) == self.data.splits.train.num_groups
         return "all" if is_all else f"class_{'_'.join(map(str, groups))}"
 
-    def _source(self, groups: Groups | None) -> tuple[Any, float, list[Companion]]:
+    def _source(self, groups: Groups | None) -> tuple[Any, float, list[AuxiliaryModel]]:
         """What gives logits (plain) or losses (groups), the seconds it took to make, and what learns along."""
         if self.options.lookup == "table":
             table = self.table(groups)
@@ -204,10 +204,10 @@ class IrreducibleStage:
             return self._live(trained, groups), seconds, []
         # copies for every user, as they go on learning
         trained = [[replace(one, model=copy.deepcopy(one.model).requires_grad_()) for one in part] for part in trained]
-        companions = [
-            Companion(one.model, one.objective, rate=self.options.update_rate) for part in trained for one in part
+        auxiliary_models = [
+            AuxiliaryModel(one.model, one.objective, rate=self.options.update_rate) for part in trained for one in part
         ]
-        return self._live(trained, groups, is_frozen=False), seconds, companions
+        return self._live(trained, groups, is_frozen=False), seconds, auxiliary_models
 
     def _live(self, trained: Sequence[Sequence[TrainedModel]], groups: Groups | None, *, is_frozen: bool = True) -> Any:
         """The models themselves as a source; one list of models for each half of twins, else one list."""
@@ -225,7 +225,7 @@ class IrreducibleStage:
                 sources.append(GroupIrreducibleLoss([model_of.get(group) for group in range(num_groups)], **options))
         if len(sources) == 1:
             return sources[0]
-        return Twins(*sources, is_in_first=self._is_in_first)
+        return CrossFitReference(*sources, is_in_first=self._is_in_first)
 
     def _built_table(self, groups: Groups | None, name: str) -> IrreducibleTable:
         trained = [self._trained(groups, half) for half in self._halves]
@@ -235,14 +235,14 @@ class IrreducibleStage:
         train = self.data.splits.train
         table = build_table(
             source.logits if groups is None else source.lookup,
-            PointLoader(train, batch_size=_TABLE_BATCH_SIZE, over_ranks=True),
-            num_points=len(train),
+            ExampleLoader(train, batch_size=_TABLE_BATCH_SIZE, sync=True),
+            num_examples=len(train),
             kind="group_loss" if groups is not None else "joint_logits" if is_joint else "logits",
-            over_ranks=True,
+            sync=True,
         )
         models = [one for part in trained for one in part]
         self.seconds_by_part[name] = sum(one.seconds for one in models) + time.perf_counter() - started
-        if is_main():
+        if is_main_rank():
             # what was written just before an interruption, and not recorded
             shutil.rmtree(self.folder / f"table_{name}", ignore_errors=True)
             save_table(
@@ -272,14 +272,14 @@ class IrreducibleStage:
         is_in_first[torch.randperm(size, generator=generator)[: size // 2]] = True
         return is_in_first
 
-    def _points(self, half: str | None) -> PointDataset:
+    def _points(self, half: str | None) -> ExampleDataset:
         """What the models of that half, or of no half, are trained on."""
         if half is None:
             return self.data.splits.irreducible
         is_in = self._is_in_first if half == "first" else ~self._is_in_first
         return self.data.splits.train.take(torch.nonzero(is_in).flatten())
 
-    def _asked_about(self, half: str | None) -> PointDataset:
+    def _asked_about(self, half: str | None) -> ExampleDataset:
         """The training points whose losses those models give; of twins the other one's half."""
         return self.data.splits.train if half is None else self._points("second" if half == "first" else "first")
 
@@ -297,13 +297,13 @@ class IrreducibleStage:
         else:
             groups_of = {f"class_{group}{suffix}": (group,) for group in groups}
         new = [name for name in groups_of if name not in self._models and self._finished(f"train {name}") is None]
-        with raising_together():
-            for place in share(len(new)):
+        with raising_on_all_ranks():
+            for place in shard(len(new)):
                 self._fit(new[place], groups_of[new[place]], half)
-        for seconds, steps in of_all((self.seconds_by_part, self.steps_by_model)):
+        for seconds, steps in all_gather_objects((self.seconds_by_part, self.steps_by_model)):
             self.seconds_by_part |= seconds
             self.steps_by_model |= steps
-        if new and is_main():
+        if new and is_main_rank():
             self._write_record()
             for name in new:
                 shutil.rmtree(self.folder / name / "resume", ignore_errors=True)
@@ -378,14 +378,14 @@ class IrreducibleStage:
             optimizer=make_optimizer(optimizer),
             augment=self.data.augment,
         )
-        points = PointLoader(self._points(half), batch_size=self.options.batch_size, shuffle=True, seed=seed)
+        points = ExampleLoader(self._points(half), batch_size=self.options.batch_size, shuffle=True, seed=seed)
         self.display.begin(f"seed {self.data.seed}: irreducible model {name}", self.options.num_epochs * len(points))
         checkpoint = self._checkpoint(name)
         with scoped_seed(seed):
             steps = fit_irreducible(
                 module,
                 points,
-                training_part=PointLoader(self._asked_about(half), batch_size=_TABLE_BATCH_SIZE),
+                training_part=ExampleLoader(self._asked_about(half), batch_size=_TABLE_BATCH_SIZE),
                 num_epochs=self.options.num_epochs,
                 keeps_lowest_loss=self.options.checkpoint_rule == "lowest_loss",
                 ensemble=next((part for part in module.model.modules() if isinstance(part, Ensemble)), None),

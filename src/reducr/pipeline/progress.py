@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from reducr.distributed import is_main
+from reducr._internal.distributed import is_main_rank
 from reducr.reports import make_console
 
 _DRAWN_PER_SECOND = 4  # drawing takes time from training
@@ -32,7 +32,7 @@ class RunDisplay:
     """
 
     def __init__(self, num_parts: int, *, console: Console | None = None) -> None:
-        self.console = console or (make_console() if is_main() else Console(quiet=True))
+        self.console = console or (make_console() if is_main_rank() else Console(quiet=True))
         self._progress = _WithNote(
             TextColumn("{task.description:<38}"),
             BarColumn(),

@@ -14,17 +14,9 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from reducr.data import DataModule, Splits
-from reducr.data.module import RawData
-from reducr.distributed import is_main, of_main, raising_together, ranks_met, wait_for_all
-from reducr.files import remove_partial_files, replaced_atomically, write_text_atomically
-from reducr.pipeline.checks import check_seeds, check_setup
-from reducr.pipeline.irreducible_stage import IrreducibleStage
-from reducr.pipeline.progress import RunDisplay
-from reducr.pipeline.setup import Method, SeedData, build, methods_of, seeds_of
-from reducr.pipeline.target_stage import resume_folder, train_method
-from reducr.reports import make_console, write_report
-from reducr.runs import (
+from reducr._internal.distributed import barrier, broadcast, is_main_rank, process_group, raising_on_all_ranks
+from reducr._internal.files import remove_partial_files, replaced_atomically, write_text_atomically
+from reducr._internal.run_folder import (
     CHECKPOINT_RULES,
     ResultRow,
     claimed,
@@ -35,6 +27,14 @@ from reducr.runs import (
     write_results,
     write_start,
 )
+from reducr.data import DataModule, Splits
+from reducr.data.core.module import RawData
+from reducr.pipeline.checks import check_seeds, check_setup
+from reducr.pipeline.irreducible_stage import IrreducibleStage
+from reducr.pipeline.progress import RunDisplay
+from reducr.pipeline.setup import Method, SeedData, build, methods_of, seeds_of
+from reducr.pipeline.target_stage import resume_folder, train_method
+from reducr.reports import make_console, write_report
 
 
 def run_experiment(config: DictConfig) -> Path:
@@ -108,7 +108,7 @@ def resume_run(folder: Path) -> Path:
 
 
 def _run_irreducible(config: DictConfig, *, folder: Path | None = None) -> Path:
-    with ranks_met():
+    with process_group():
         return _train_irreducible(config, folder)
 
 
@@ -159,7 +159,7 @@ def _run(config: DictConfig, *, trains_irreducible: bool, folder: Path | None = 
             f"gradient_weighted_class={config.gradient_weighted_class} is an option of `reducr irreducible`; here "
             "irreducible=trained trains a model for every class. Leave it out."
         )
-    with ranks_met():
+    with process_group():
         return _train(config, trains_irreducible=trains_irreducible, folder=folder)
 
 
@@ -186,10 +186,10 @@ def _train(config: DictConfig, *, trains_irreducible: bool, folder: Path | None)
                 left = _left_to_do(methods, seed, rows, display)
                 for finished in _run_seed(config, left, data_of(seed), folder, display) if left else ():
                     rows += finished
-                    if is_main():
+                    if is_main_rank():
                         write_results(folder, rows)
     finally:
-        if rows and is_main():
+        if rows and is_main_rank():
             write_report(
                 [folder],
                 out=folder,
@@ -239,7 +239,7 @@ def _run_seed(
     for method in methods:
         rows = train_method(config, method, data, stage, folder=seed_folder / method.name)
         yield rows
-        if is_main():
+        if is_main_rank():
             shutil.rmtree(resume_folder(seed_folder / method.name), ignore_errors=True)
         last = rows[CHECKPOINT_RULES.index("last")]
         display.finish(
@@ -258,21 +258,21 @@ def make_datamodule(config: DictConfig) -> DataModule:
 
 def _claimed(folder: Path) -> AbstractContextManager[None]:
     """By rank 0 for all."""
-    return claimed(folder) if is_main() else nullcontext()
+    return claimed(folder) if is_main_rank() else nullcontext()
 
 
 def _remove_leftovers(folder: Path) -> None:
     """Of a process that was killed in this folder; by rank 0, before any goes on."""
-    if is_main():
+    if is_main_rank():
         remove_partial_files(folder)
-    wait_for_all()
+    barrier()
 
 
 def _new_folder(config: DictConfig, command: str) -> Path:
     """The new run folder, made by rank 0 for all."""
-    with raising_together():
-        folder = _made_folder(config, command) if is_main() else None
-    made: Path = of_main(folder)
+    with raising_on_all_ranks():
+        folder = _made_folder(config, command) if is_main_rank() else None
+    made: Path = broadcast(folder)
     return made
 
 
@@ -296,7 +296,7 @@ def _record_data(data: SeedData, folder: Path, display: RunDisplay) -> None:
     if path.is_file():
         check_same_data(path, arrays)
         return
-    if not is_main():
+    if not is_main_rank():
         return
     with replaced_atomically(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)

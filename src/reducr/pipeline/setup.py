@@ -16,15 +16,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from reducr.checks import is_finite_number
-from reducr.data import DataModule, PointDataset, Splits
-from reducr.data.outcomes import Outcomes
+from reducr._internal.checks import is_finite_number
+from reducr._internal.names import check_options, unknown_name
+from reducr._internal.seeds import mixed_seed
+from reducr.data import DataModule, ExampleDataset, Splits
+from reducr.irreducible.joint_labels import JointLabels
 from reducr.models.preprocessed import Preprocessed
-from reducr.names import check_options, unknown_name
-from reducr.scoring import ScoringBudget
-from reducr.seeds import mixed_seed
+from reducr.scoring.budget import ScoringBudget
+from reducr.scoring.scorer import num_selected_of
 from reducr.selectors import Selector, make_selector
-from reducr.step import num_selected_of
 
 # names of the original repository, and ours
 METHOD_ALIASES = {
@@ -67,7 +67,7 @@ class Method:
     warm_start: bool = False
     holdout_fraction: float = 0.0
 
-    def num_points(self, fraction: float, num_candidates: int) -> tuple[int, int]:
+    def num_examples(self, fraction: float, num_candidates: int) -> tuple[int, int]:
         """How many points of every gradient step are selected, and how many drawn from the holdout part.
 
         Together they are as many as ``fraction`` of the candidates.
@@ -114,7 +114,7 @@ class SeedData:
 
     seed: int
     splits: Splits
-    outcomes: Outcomes
+    outcomes: JointLabels
     preprocess: nn.Module | None
     augment: nn.Module | None
     facts: Mapping[str, int]
@@ -124,7 +124,7 @@ class SeedData:
         """Make the splits of ``seed``."""
         splits = datamodule.splits(seed=seed)
         holdout = splits.holdout  # clean, so a group that follows from the target does so without exception
-        outcomes = Outcomes.of(
+        outcomes = JointLabels.of(
             holdout.target, holdout.group, num_classes=holdout.num_classes, num_groups=holdout.num_groups
         )
         probe = splits.train.batch(torch.arange(1)).input
@@ -143,7 +143,7 @@ class SeedData:
         """``model`` with this data set's preprocessing in front of it."""
         return model if self.preprocess is None else Preprocessed(copy.deepcopy(self.preprocess), model)
 
-    def training_points(self, train_on: str) -> PointDataset:
+    def training_examples(self, train_on: str) -> ExampleDataset:
         """The points a method may select from."""
         train, holdout = self.splits.train, self.splits.holdout
         return {"train": train, "holdout": holdout}.get(train_on) or train.concatenated(holdout)
@@ -216,7 +216,7 @@ def scoring_options(config: DictConfig) -> dict[str, Any]:
 
 
 def make_scoring_budget(
-    config: DictConfig, selector: Selector, *, num_points: int | None = None
+    config: DictConfig, selector: Selector, *, num_examples: int | None = None
 ) -> ScoringBudget | None:
     """A new budget for a rule that runs the model, if there is to be one.
 
@@ -230,7 +230,7 @@ def make_scoring_budget(
         return None
     if selector.needs.isdisjoint(("model_loss", "logits")):
         return None
-    return ScoringBudget(fraction, num_points=num_points, **({} if oldest is None else {"oldest_fraction": oldest}))
+    return ScoringBudget(fraction, num_examples=num_examples, **({} if oldest is None else {"oldest_fraction": oldest}))
 
 
 def build(node: DictConfig, **options: Any) -> Any:

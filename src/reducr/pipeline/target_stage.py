@@ -16,14 +16,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from reducr._internal.distributed import all_gather, barrier, is_main_rank
+from reducr._internal.files import replaced_atomically, write_text_atomically
+from reducr._internal.run_folder import CHECKPOINT_RULES, ResultRow
 from reducr.batch import Batch
-from reducr.checkpoints import Checkpoints
-from reducr.companions import Companion
-from reducr.data import PointDataset, PointLoader
-from reducr.distributed import gathered, is_main, wait_for_all
-from reducr.files import replaced_atomically, write_text_atomically
-from reducr.functional import point_cross_entropy
-from reducr.integrations.lightning import SelectionRecorder, TargetModule, fit_target, model_state
+from reducr.data import ExampleDataset, ExampleLoader
+from reducr.functional import per_example_cross_entropy
+from reducr.lightning import SelectionRecorder, TargetModule, fit_target, model_state
 from reducr.metrics import ClassificationReport, summary
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.setup import (
@@ -36,8 +35,9 @@ from reducr.pipeline.setup import (
     scoring_options,
     stream_seed,
 )
-from reducr.runs import CHECKPOINT_RULES, ResultRow
-from reducr.step import scoring_pass
+from reducr.scoring.scorer import scoring_pass
+from reducr.training.auxiliary import AuxiliaryModel
+from reducr.training.checkpoints import Checkpoints
 
 _TEST_BATCH_SIZE = 1000
 
@@ -60,24 +60,24 @@ def train_method(
         One row for each checkpoint rule.
     """
     checkpoints = folder / "checkpoints"
-    if is_main():
+    if is_main_rank():
         if Checkpoints(resume_folder(folder)).newest() is None:
             shutil.rmtree(folder, ignore_errors=True)  # interrupted before there was anything to go on from
         folder.mkdir(parents=True, exist_ok=True)
-    wait_for_all()
+    barrier()
     if method.selector is None:
         return _test_irreducible_model(method, data, stage, folder)
-    points = data.training_points(method.train_on)
-    module, irreducible_seconds = _target_module(config, method, data, stage, num_points=len(points))
-    candidates = PointLoader(
+    points = data.training_examples(method.train_on)
+    module, irreducible_seconds = _target_module(config, method, data, stage, num_examples=len(points))
+    candidates = ExampleLoader(
         points,
         batch_size=config.num_candidates,
         shuffle=True,
         drop_last=True,
         seed=stream_seed(data.seed, "order"),
-        over_ranks=True,
+        sync=True,
     )
-    recorder = SelectionRecorder(folder / "selected.npz", num_points=len(points), is_corrupted=points.is_corrupted)
+    recorder = SelectionRecorder(folder / "selected.npz", num_examples=len(points), is_corrupted=points.is_corrupted)
     loggers = [_logger(node, method, data.seed, folder) for node in config.logger.values()]
     names = data.splits.group_names or data.splits.class_names
     stage.display.begin(f"seed {data.seed}: {method.name}", config.num_steps, group_names=names)
@@ -111,9 +111,9 @@ def train_method(
         selected_fraction=module.num_selected_seen / module.num_candidates_seen,
         corrupted_fraction=recorder.corrupted_fraction,
     )
-    if config.record.point_losses:
+    if config.record.per_example_losses:
         module.model.load_state_dict(model_state(checkpoints / "last.ckpt"))
-        _write_point_losses(module.model, points, folder / "point_loss.npy")
+        _write_per_example_losses(module.model, points, folder / "point_loss.npy")
     return rows
 
 
@@ -130,7 +130,7 @@ def _logger(node: DictConfig, method: Method, seed: int, folder: Path) -> Any:
 
 
 def _target_module(
-    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage, *, num_points: int
+    config: DictConfig, method: Method, data: SeedData, stage: IrreducibleStage, *, num_examples: int
 ) -> tuple[TargetModule, float]:
     """A new target model with its selector and irreducible losses, and the seconds of the irreducible stage."""
     holdout = data.splits.holdout
@@ -144,17 +144,17 @@ def _target_module(
         model.load_state_dict(trained.model.state_dict())
         if not stage.uses_plain_model(selector):
             irreducible_seconds += trained.seconds
-    num_selected, num_drawn = method.num_points(config.fraction, config.num_candidates)
+    num_selected, num_drawn = method.num_examples(config.fraction, config.num_candidates)
     others = None
     if num_drawn:
         seed = stream_seed(data.seed, "holdout")
-        others = PointLoader(holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=seed)
+        others = ExampleLoader(holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=seed)
     module = TargetModule(
         model,
         selector,
         irreducible.lookup,
         optimizer=make_optimizer(config.optimizer),
-        holdout=PointLoader(holdout, batch_size=config.holdout.batch_size, over_ranks=True),
+        holdout=ExampleLoader(holdout, batch_size=config.holdout.batch_size, sync=True),
         num_classes=holdout.num_classes,
         fraction=num_selected / config.num_candidates if num_drawn else config.fraction,
         scoring_mode=config.scoring_mode,
@@ -162,13 +162,15 @@ def _target_module(
         augment=data.augment,
         proxy=proxy,
         distributed=config.distributed,
-        scoring_budget=make_scoring_budget(config, selector, num_points=num_points),
+        scoring_budget=make_scoring_budget(config, selector, num_examples=num_examples),
         **scoring_options(config),
-        test=PointLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE, over_ranks=True)
+        test=ExampleLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE, sync=True)
         if config.record.test_accuracy
         else None,
-        companions=irreducible.companions if proxy is None else [Companion(proxy), *irreducible.companions],
-        also_train_on=others,
+        auxiliary_models=irreducible.auxiliary_models
+        if proxy is None
+        else [AuxiliaryModel(proxy), *irreducible.auxiliary_models],
+        extra_batches=others,
         seed=stream_seed(data.seed, "selection"),
     )
     return module, irreducible_seconds
@@ -212,7 +214,7 @@ def _tested(
     predictions: dict[str, Any] = {}
     for rule, state in state_by_rule.items():
         model.load_state_dict(state)
-        batches = PointLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE, over_ranks=True)
+        batches = ExampleLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE, sync=True)
         report = evaluate(
             model,
             batches,
@@ -229,7 +231,7 @@ def _tested(
     csv.writer(text, lineterminator="\n").writerows(
         [["checkpoint_rule", "partition", "part", "count", "accuracy"], *lines]
     )
-    if is_main():
+    if is_main_rank():
         write_text_atomically(folder / "test_accuracy.csv", text.getvalue())
         with replaced_atomically(folder / "test_predictions.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **predictions)
@@ -237,15 +239,15 @@ def _tested(
 
 
 @torch.no_grad()
-def _write_point_losses(model: nn.Module, points: PointDataset, path: Path) -> None:
+def _write_per_example_losses(model: nn.Module, points: ExampleDataset, path: Path) -> None:
     """Write the loss of every training point (N,) float32, in eval mode."""
     device = next(model.parameters()).device
     losses = []
     with scoring_pass(model, "eval"):
-        for batch in PointLoader(points, batch_size=_TEST_BATCH_SIZE, over_ranks=True):
-            own = point_cross_entropy(model(batch.input.to(device)).cpu(), batch.target)
-            losses.append(torch.cat(gathered(own)))
-    if is_main():
+        for batch in ExampleLoader(points, batch_size=_TEST_BATCH_SIZE, sync=True):
+            own = per_example_cross_entropy(model(batch.input.to(device)).cpu(), batch.target)
+            losses.append(torch.cat(all_gather(own)))
+    if is_main_rank():
         with replaced_atomically(path) as temporary, temporary.open("wb") as file:
             np.save(file, torch.cat(losses).numpy().astype(np.float32))
 
@@ -272,5 +274,5 @@ def evaluate(
             if num_joint_groups is not None:
                 logits = logits.reshape(len(logits), -1, num_joint_groups).logsumexp(dim=2)
             report.update(logits, batch.target, batch.group)
-            predictions.append(torch.cat(gathered(logits.argmax(dim=1))))
+            predictions.append(torch.cat(all_gather(logits.argmax(dim=1))))
     return report.compute() | {"prediction": torch.cat(predictions)}

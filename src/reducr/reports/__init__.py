@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from reducr.files import write_text_atomically
-from reducr.reports.evidence import Comparison, Run, compared
+from reducr._internal.files import write_text_atomically
 from reducr.reports.gallery import OpenData, galleries
 from reducr.reports.page import Section, page
 from reducr.reports.plots import plots
+from reducr.reports.run_reader import Comparison, Run, compared
 from reducr.reports.tables import (
     Table,
     accuracy_tables,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from reducr.reports.evidence import Comparison, Floats, Series, Training
+from reducr.reports.run_reader import Comparison, Floats, Series, Training
 
 
 def accuracy_source(comparison: Comparison) -> str | None:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reducr.data.inputs import inputs_at
-from reducr.data.module import RawData
-from reducr.data.text import Texts
-from reducr.reports.evidence import Comparison, Floats, Series, Training
+from reducr.data.core.inputs import inputs_at
+from reducr.data.core.module import RawData
+from reducr.data.io.text import Texts
+from reducr.reports.run_reader import Comparison, Floats, Series, Training
 
 NUM_SHOWN = 12
 _LONGEST_TEXT = 280

@@ -8,9 +8,9 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from reducr.reports.evidence import Comparison, Run
 from reducr.reports.gallery import Gallery, Shown
 from reducr.reports.plots import Plot
+from reducr.reports.run_reader import Comparison, Run
 from reducr.reports.statistics import Estimate
 from reducr.reports.tables import NOTHING, Cell, Table, is_signed
 

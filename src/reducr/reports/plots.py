@@ -20,9 +20,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from reducr.files import replaced_atomically, write_text_atomically
+from reducr._internal.files import replaced_atomically, write_text_atomically
 from reducr.reports.curves import accuracy_source, mean_curve
-from reducr.reports.evidence import Comparison, Series, Training
+from reducr.reports.run_reader import Comparison, Series, Training
 from reducr.reports.tables import confusion, worst_class
 
 # each has a contrast of at least 3 with white and with a dark page, and its own dashes, marker and hatching

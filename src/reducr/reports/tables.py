@@ -14,10 +14,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from reducr._internal.run_folder import CHECKPOINT_RULES, ResultRow
 from reducr.reports.curves import accuracy_at, accuracy_source, ends, first_ends
-from reducr.reports.evidence import Comparison, Series
+from reducr.reports.run_reader import Comparison, Series
 from reducr.reports.statistics import Estimate, estimate, paired_difference
-from reducr.runs import CHECKPOINT_RULES, ResultRow
 
 Cell = str | Estimate
 NOTHING = "–"

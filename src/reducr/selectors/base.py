@@ -11,17 +11,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from reducr._internal.buffers import FixedDtypeBuffers
+from reducr._internal.checks import check_count, check_num_groups, check_range
+from reducr._internal.distributed import is_main_rank, num_ranks
 from reducr.batch import Candidates, Selection
-from reducr.checks import check_count, check_num_groups, check_range
-from reducr.distributed import is_main, num_ranks
-from reducr.group_weights import GroupWeights
+from reducr.selectors.group_weights import GroupWeights
 from reducr.selectors.samplers import make_sampler
-from reducr.state import ExactState
 
 HOLDOUT_LOSSES = ("cross_entropy", "zero_one")
 
 
-class Selector(ExactState):
+class Selector(FixedDtypeBuffers):
     """A scoring rule with a sampler: ``select`` reads the state, ``update`` writes it, nothing else does either.
 
     A candidate with a NaN or infinite loss is never selected, counted in ``num_non_finite``, warned of once, and
@@ -57,8 +57,8 @@ class Selector(ExactState):
     """Whether a score depends on its point and the state alone. A rule that draws, or looks at other candidates, says
     False: broken candidates are then none of those it looks at, and on several ranks it scores the candidates of all,
     so that what it needs of them crosses the network."""
-    weights_points: ClassVar[bool] = False
-    """Whether the losses of the selected points must be multiplied with ``Selection.point_weights``; such a rule is not
+    weights_examples: ClassVar[bool] = False
+    """Whether selected losses must be multiplied with ``Selection.example_weights``; such a rule is not
     pointwise."""
     default_sampler: ClassVar[str] = "top_k"
     nan_before_use = frozenset({"group_holdout_loss"})
@@ -101,7 +101,7 @@ class Selector(ExactState):
         """(G,) float64, what the selected candidates add to the cumulative payoff."""
         return torch.zeros(self.num_groups, dtype=torch.float64, device=selected.device)
 
-    def point_weights(
+    def example_weights(
         self, candidates: Candidates, valid_scores: Tensor, positions: Tensor, payoff: Tensor
     ) -> Tensor | None:
         """(b,) what the losses of the selected points are to be multiplied with, in the order of the positions.
@@ -113,7 +113,7 @@ class Selector(ExactState):
             payoff: (G,) of them.
 
         Returns:
-            None where all weights are 1, as always for rules that do not say ``weights_points``.
+            None where all weights are 1, as always for rules that do not say ``weights_examples``.
         """
         return None
 
@@ -174,7 +174,7 @@ class Selector(ExactState):
     ) -> Selection:
         """Choose ``num_selected`` of the candidates; reads the state and changes nothing.
 
-        The candidates of this process alone: ``selectors.over_ranks.select_over_ranks`` does it on several.
+        The candidates of this process alone: ``selectors.sync.select_distributed`` does it on several.
 
         Args:
             candidates: the fields in ``self.needs``, of B points.
@@ -191,7 +191,7 @@ class Selector(ExactState):
         self.check_candidates(candidates)
         check_num_selected(num_selected, candidates.num_candidates)
         scores = self.valid_scores(candidates, generator=generator)
-        num_non_finite = num_broken(scores)
+        num_non_finite = num_nonfinite(scores)
         positions = self.best(scores, num_selected=num_selected, num_non_finite=num_non_finite, generator=generator)
         payoff = self.total_payoff(candidates, positions)
         return Selection(
@@ -199,7 +199,7 @@ class Selector(ExactState):
             scores=scores,
             payoff=payoff,
             num_non_finite=num_non_finite,
-            point_weights=self.point_weights(candidates, scores, positions, payoff),
+            example_weights=self.example_weights(candidates, scores, positions, payoff),
             index=self.selected_index(candidates, positions),
         )
 
@@ -286,7 +286,7 @@ class Selector(ExactState):
         Returns:
             Positions in the candidates of all, one selection's after another's; all scores; the payoff of all;
             broken candidates of all. ``loss_weight`` is the mean: every micro-batch's loss has its own, and its own
-            ``point_weights``.
+            ``example_weights``.
 
         Raises:
             ValueError: if there is none.
@@ -323,7 +323,7 @@ class Selector(ExactState):
         """
         if not isinstance(selection, Selection):
             raise TypeError(f"update() takes what select() gave, a Selection; got {type(selection).__name__}.")
-        if selection.num_non_finite and not int(self.num_non_finite) and is_main():
+        if selection.num_non_finite and not int(self.num_non_finite) and is_main_rank():
             of = len(selection.scores) if num_ranks() == 1 else "all ranks'"
             warnings.warn(
                 f"step {int(self.step)}: {selection.num_non_finite} of {of} candidates have a NaN or infinite loss; "
@@ -367,7 +367,7 @@ class Selector(ExactState):
             check_range("index", given["index"], MOST_POINTS)
 
 
-def num_broken(valid_scores: Tensor) -> int:
+def num_nonfinite(valid_scores: Tensor) -> int:
     """How many of the ``valid_scores`` (B,) are minus infinity."""
     return 0 if valid_scores.min().item() > -torch.inf else int((valid_scores == -torch.inf).sum())
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from reducr import functional
+from reducr._internal.checks import is_finite_number
+from reducr._internal.names import unknown_name
 from reducr.batch import Candidates
-from reducr.checks import is_finite_number
-from reducr.group_weights import GroupWeights
-from reducr.names import unknown_name
 from reducr.selectors.base import HOLDOUT_LOSSES, Selector
+from reducr.selectors.group_weights import GroupWeights
 
 _LEAST_SHARE = 1e-9
 

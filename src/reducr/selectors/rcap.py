@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from reducr import functional
+from reducr._internal.checks import is_finite_number
 from reducr.batch import Candidates
-from reducr.checks import is_finite_number
 from reducr.selectors.base import Selector
 
 _LEAST_SHARE = 1e-9

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from reducr import functional
+from reducr._internal.checks import check_flag, group_vector
+from reducr._internal.names import unknown_name
 from reducr.batch import Candidates
-from reducr.checks import check_flag, group_vector
-from reducr.group_weights import GroupWeights
-from reducr.names import unknown_name
 from reducr.selectors.base import Selector
+from reducr.selectors.group_weights import GroupWeights
 
 
 class Reducr(Selector):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from reducr.names import check_options, unknown_name
+from reducr._internal.names import check_options, unknown_name
 from reducr.selectors.base import Selector
 from reducr.selectors.diversified import DivBS
 from reducr.selectors.drop import Drop
 from reducr.selectors.priority_sampling import PrioritySampling
-from reducr.selectors.random_subsets import Rs2
 from reducr.selectors.rcap import Rcap
 from reducr.selectors.reducr import FixedWeights, Payoff, Reducr
+from reducr.selectors.rs2 import Rs2
 from reducr.selectors.samplers import PHASE_OPTIONS, SAMPLERS
 from reducr.selectors.simple import ClassBalanced, IrreducibleLoss, RhoLoss, TrainLoss, Uniform
 from reducr.selectors.uncertainty import (

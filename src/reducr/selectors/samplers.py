@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from reducr import functional
-from reducr.checks import check_count, is_finite_number
-from reducr.names import check_options, unknown_name
+from reducr._internal.checks import check_count, is_finite_number
+from reducr._internal.names import check_options, unknown_name
 
 
 class Sampler(Protocol):

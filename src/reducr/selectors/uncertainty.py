@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from reducr import functional
+from reducr._internal.checks import check_count, is_finite_number
 from reducr.batch import Candidates
-from reducr.checks import check_count, is_finite_number
 from reducr.selectors.base import Selector
 
 

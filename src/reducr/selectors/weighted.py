@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reducr._internal.checks import is_finite_number
 from reducr.batch import Candidates
-from reducr.checks import is_finite_number
 from reducr.functional import group_weights
-from reducr.group_weights import GroupWeights
 from reducr.selectors.base import Selector
+from reducr.selectors.group_weights import GroupWeights
 from reducr.selectors.samplers import UniformAtEnds
 from reducr.selectors.simple import uniform_numbers
 
@@ -41,7 +41,7 @@ class GroupDro(Selector):
 
     name = "group_dro"
     is_pointwise = False
-    weights_points = True
+    weights_examples = True
     needs = frozenset({"model_loss", "groups"})
 
     def __init__(
@@ -70,7 +70,7 @@ class GroupDro(Selector):
         """(G,) mean of the payoffs (K, G)."""
         return payoffs.mean(dim=0)
 
-    def point_weights(
+    def example_weights(
         self, candidates: Candidates, valid_scores: Tensor, positions: Tensor, payoff: Tensor
     ) -> Tensor | None:
         """(b,) ``b q_g / b_g``, float32."""
@@ -106,7 +106,7 @@ class InfoBatch(Selector):
 
     name = "infobatch"
     is_pointwise = False
-    weights_points = True
+    weights_examples = True
     needs = frozenset({"model_loss"})
 
     def __init__(
@@ -131,7 +131,7 @@ class InfoBatch(Selector):
         is_pruned = is_low & (uniform_numbers(candidates, generator) < self.prune_probability)
         return uniform_numbers(candidates, generator) - is_pruned.float()
 
-    def point_weights(
+    def example_weights(
         self, candidates: Candidates, valid_scores: Tensor, positions: Tensor, payoff: Tensor
     ) -> Tensor | None:
         """(b,) float32: 1 / (1 - r) for points below the mean loss, 1 for others."""

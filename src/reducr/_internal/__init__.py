@@ -1,0 +1,1 @@
+"""Private building blocks: checks, names, files, seeds, buffers, collectives."""

@@ -1,0 +1,1 @@
+"""Splits, class imbalance, noise, transforms: what every data set shares."""

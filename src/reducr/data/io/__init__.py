@@ -1,0 +1,1 @@
+"""Reading and caching of images, text and delimited files, and downloads."""

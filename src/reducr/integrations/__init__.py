@@ -1,1 +1,0 @@
-"""Selection inside training loops: plain PyTorch (``loop``) and Lightning (``lightning``)."""

@@ -1,0 +1,127 @@
+"""Irreducible models evaluated on the batch itself: for streams without an index, and for augmented points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from reducr.batch import Batch
+from reducr.batch.model_output import model_output
+from reducr.functional import per_example_cross_entropy
+
+
+class LiveLogits:
+    """Logits of one irreducible model, evaluated in eval mode without gradients.
+
+    The model is put into eval mode, and stays in it; it follows the batches to their device.
+
+    Args:
+        model: called with ``batch.input``; gives (B, C), or (B, C * G) outcomes of a joint model.
+        num_joint_groups: G where the model predicts (target, group) outcomes, target-major; None where it predicts
+            targets.
+        is_frozen: switch off the gradients of the model's parameters; not where it goes on learning.
+    """
+
+    def __init__(self, model: nn.Module, *, num_joint_groups: int | None = None, is_frozen: bool = True) -> None:
+        self.model = model.eval()
+        if is_frozen:
+            self.model.requires_grad_(False)
+        self.num_joint_groups = num_joint_groups
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """(B, C), or (B, C, G) for a joint model."""
+        _follow(self.model, batch)
+        logits: Tensor = model_output(self.model, batch.input)
+        if self.num_joint_groups is None:
+            return logits
+        return logits.reshape(len(logits), -1, self.num_joint_groups)
+
+
+class GroupIrreducibleLoss:
+    """Losses of one trained model per group, evaluated on the batch: column c is the loss of model c.
+
+    Args:
+        models: G models that give (B, C) logits, each trained with the weighting of its group; None for a group
+            whose column is not needed (weight zero in ``fixed_weights``), which is then NaN.
+        num_joint_groups: as for ``LiveLogits``, of every model.
+        is_frozen: as for ``LiveLogits``.
+
+    Raises:
+        ValueError: if every model is None.
+    """
+
+    def __init__(
+        self, models: Sequence[nn.Module | None], *, num_joint_groups: int | None = None, is_frozen: bool = True
+    ) -> None:
+        if all(model is None for model in models):
+            raise ValueError("GroupIrreducibleLoss needs at least one model; got none.")
+        self.sources = [
+            None if model is None else LiveLogits(model, num_joint_groups=num_joint_groups, is_frozen=is_frozen)
+            for model in models
+        ]
+
+    def lookup(self, batch: Batch) -> Tensor:
+        """(B, G) nats."""
+        columns = [
+            None if source is None else per_example_cross_entropy(target_logits(source.logits(batch)), batch.target)
+            for source in self.sources
+        ]
+        absent = torch.full_like(next(column for column in columns if column is not None), torch.nan)
+        return torch.stack([absent if column is None else column for column in columns], dim=1)
+
+
+class HeadIrreducibleLoss:
+    """Losses of the heads of one model (multi-headed, or an ensemble in one pass): column c is the loss of head c.
+
+    Args:
+        model: gives (B, H, C) logits, or (B, H, C * J) over (target, group) outcomes; put into eval mode.
+        groups: the group of each of the H heads, whose weighting it was trained with.
+        num_groups: G; the column of a group without a head is NaN.
+        num_joint_groups: J where heads predict (target, group) outcomes, target-major; None where they predict targets.
+        is_frozen: as for ``LiveLogits``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        groups: Sequence[int],
+        num_groups: int,
+        num_joint_groups: int | None = None,
+        is_frozen: bool = True,
+    ) -> None:
+        self.model = model.eval()
+        if is_frozen:
+            self.model.requires_grad_(False)
+        self.groups = torch.tensor(list(groups))
+        self.num_groups = num_groups
+        self.num_joint_groups = num_joint_groups
+
+    @torch.no_grad()
+    def lookup(self, batch: Batch) -> Tensor:
+        """(B, G) nats."""
+        _follow(self.model, batch)
+        logits: Tensor = model_output(self.model, batch.input)
+        size, num_heads = logits.shape[:2]
+        logits = logits.reshape(size * num_heads, -1)
+        if self.num_joint_groups is not None:
+            logits = target_logits(logits.reshape(len(logits), -1, self.num_joint_groups))
+        losses = per_example_cross_entropy(logits, batch.target.repeat_interleave(num_heads)).reshape(size, num_heads)
+        columns = losses.new_full((size, self.num_groups), torch.nan)
+        columns[:, self.groups.to(losses.device)] = losses
+        return columns
+
+
+def target_logits(logits: Tensor) -> Tensor:
+    """(B, C) of (B, C, G) joint logits: the outcomes of each target summed over the groups; (B, C) stay as they are."""
+    return logits if logits.ndim == 2 else logits.logsumexp(dim=2)
+
+
+def _follow(model: nn.Module, batch: Batch) -> None:
+    """Move ``model`` to the device of ``batch``."""
+    parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.device != batch.target.device:
+        model.to(batch.target.device)

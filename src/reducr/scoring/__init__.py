@@ -1,0 +1,1 @@
+"""The scoring pass: options, precision, chunks, budgets and the holdout loss."""

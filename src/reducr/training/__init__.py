@@ -1,0 +1,1 @@
+"""Selection in a training loop: the loader, the plain loop, auxiliary models, checkpoints, exact resumption."""

@@ -1,0 +1,59 @@
+import re
+from dataclasses import replace
+
+import pytest
+
+from reducr._internal.run_folder import RESULT_COLUMNS, ResultRow, create_run_folder, read_results, write_results
+
+ROW = ResultRow(
+    method="reducr",
+    seed=3,
+    checkpoint_rule="last",
+    worst_class_accuracy=0.625,
+    worst_group_accuracy=0.5,
+    mean_accuracy=0.75,
+    steps=1000,
+    irreducible_seconds=10.5,
+    selection_seconds=2.25,
+    training_seconds=4.0,
+    total_seconds=20.125,
+    selected_fraction=0.1,
+    corrupted_fraction=None,
+)
+
+
+def test_rows_are_read_as_they_were_written(tmp_path):
+    rows = [ROW, replace(ROW, method="uniform", selected_fraction=None, corrupted_fraction=0.3)]
+    write_results(tmp_path, rows)
+    assert read_results(tmp_path) == rows
+    assert (tmp_path / "results.csv").read_text() == (
+        ",".join(RESULT_COLUMNS)
+        + "\nreducr,3,last,0.625,0.5,0.75,1000,10.5,2.25,4,20.125,0.1,"
+        + "\nuniform,3,last,0.625,0.5,0.75,1000,10.5,2.25,4,20.125,,0.3\n"
+    )
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path} has no results.csv: it is not the folder of")):
+        read_results(tmp_path)
+    (tmp_path / "results.csv").write_text("method,seed\n")
+    with pytest.raises(ValueError, match=r"has columns \['method', 'seed'\]; expected \['method'"):
+        read_results(tmp_path)
+
+
+def test_new_folders_never_meet_an_old_one(tmp_path):
+    folders = [create_run_folder(tmp_path, "digits") for _ in range(5)]
+    assert len(set(folders)) == 5
+    assert all(folder.parent == tmp_path / "digits" and not any(folder.iterdir()) for folder in folders)
+
+
+def test_a_given_folder_must_be_new_or_empty(tmp_path):
+    assert create_run_folder(tmp_path, "digits", run_dir=tmp_path / "new") == tmp_path / "new"
+    assert create_run_folder(tmp_path, "digits", run_dir=tmp_path / "new").is_dir()
+    (tmp_path / "new" / "results.csv").write_text("precious")
+    with pytest.raises(FileExistsError, match="exists and is not empty; a run is never overwritten"):
+        create_run_folder(tmp_path, "digits", run_dir=tmp_path / "new")
+    assert (tmp_path / "new" / "results.csv").read_text() == "precious"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="a run is never overwritten"):
+        create_run_folder(tmp_path, "digits", run_dir=tmp_path / "file")
