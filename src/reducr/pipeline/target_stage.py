@@ -111,7 +111,7 @@ def train_method(
         selected_fraction=module.num_selected_seen / module.num_candidates_seen,
         corrupted_fraction=recorder.corrupted_fraction,
     )
-    if config.record.per_example_losses:
+    if config.record.point_losses:
         module.model.load_state_dict(model_state(checkpoints / "last.ckpt"))
         _write_per_example_losses(module.model, points, folder / "point_loss.npy")
     return rows
