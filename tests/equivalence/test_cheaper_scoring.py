@@ -16,7 +16,7 @@ from reducr.data.published.digits import Digits
 from reducr.downsampler import Downsampler
 from reducr.functional import per_example_cross_entropy
 from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, PlainIrreducibleLoss, TableLogits
-from reducr.lightning import SelectionRecorder, TargetModule, fit_target
+from reducr.lightning import RunProgress, SelectionRecorder, TargetModule, fit_target
 from reducr.models import MLP, resnet18
 from reducr.pipeline import run_experiment
 from reducr.scoring.budget import ScoringBudget
@@ -256,9 +256,7 @@ def fitted(digits, module, folder, *, advance=lambda step, worst: None):
         num_steps=NUM_STEPS,
         refresh_steps=7,
         folder=folder,
-        recorder=recorder,
-        loggers=[],
-        advance=advance,
+        callbacks=[recorder, RunProgress(advance)],
         trainer_options={"accelerator": "cpu"},
         resume_seconds=0,
     )

@@ -14,6 +14,7 @@ from reducr.irreducible.ensemble import Ensemble
 from reducr.lightning import (
     CSVMetrics,
     IrreducibleModule,
+    RunProgress,
     SelectionRecorder,
     TargetModule,
     fit_irreducible,
@@ -65,9 +66,8 @@ def train(digits, folder, *, refresh_steps, holdout_decay, rule="reducr", stop=N
         num_steps=NUM_STEPS,
         refresh_steps=refresh_steps,
         folder=folder,
-        recorder=recorder,
+        callbacks=[recorder, RunProgress(stopping_at(stop))],
         loggers=[CSVMetrics(save_dir=folder, name="", version="csv", flush_logs_every_n_steps=5)],
-        advance=stopping_at(stop),
         trainer_options={"accelerator": "cpu"},
         resume_seconds=0,
     )
@@ -142,9 +142,8 @@ def test_irreducible_training(digits, tmp_path, kind, keeps_lowest_loss):
             training_part=ExampleLoader(digits.train, batch_size=200),
             num_epochs=6,
             keeps_lowest_loss=keeps_lowest_loss,
-            ensemble=ensemble,
             checkpoint=folder / "model.ckpt",
-            advance=stopping_at(stop),
+            callbacks=[RunProgress(stopping_at(stop))],
             trainer_options={"accelerator": "cpu"},
             resume_seconds=0,
         )

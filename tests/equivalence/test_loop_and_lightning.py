@@ -97,9 +97,7 @@ def run_lightning(digits, name, folder):
         num_steps=NUM_STEPS,
         refresh_steps=REFRESH_STEPS,
         folder=folder,
-        recorder=recorder,
-        loggers=[],
-        advance=lambda step, worst: None,
+        callbacks=[recorder],
         trainer_options={"accelerator": "cpu"},
     )
     assert steps == NUM_STEPS
@@ -193,9 +191,7 @@ def test_augmentation_other_points_proxy_and_learning_irreducible_models(digits,
         num_steps=NUM_STEPS,
         refresh_steps=REFRESH_STEPS,
         folder=tmp_path,
-        recorder=recorder,
-        loggers=[],
-        advance=lambda step, worst: None,
+        callbacks=[recorder],
         trainer_options={"accelerator": "cpu"},
     )
     assert torch.equal(torch.stack(recorder.index_by_step), torch.stack(picked))

@@ -9,7 +9,7 @@ import torch
 
 import reducr
 from reducr.data import ExampleDataset, ExampleLoader
-from reducr.lightning import CSVMetrics, SelectionRecorder, TargetModule, fit_target, model_state
+from reducr.lightning import CSVMetrics, RunProgress, SelectionRecorder, TargetModule, fit_target, model_state
 from reducr.metrics import ClassificationReport, summary
 
 NUM_STEPS = 9
@@ -53,9 +53,8 @@ def fitted(points, folder, *, num_steps=NUM_STEPS, stop=None, trainer_options=No
         num_steps=num_steps,
         refresh_steps=2,
         folder=folder / "checkpoints",
-        recorder=recorder,
+        callbacks=[recorder, RunProgress(advance)],
         loggers=[CSVMetrics(save_dir=folder, name="", version="csv", flush_logs_every_n_steps=4)],
-        advance=advance,
         trainer_options={"accelerator": "cpu"} | (trainer_options or {}),
     )
     return module, recorder, seen

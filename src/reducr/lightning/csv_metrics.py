@@ -1,4 +1,4 @@
-"""Metrics in a CSV file that a resumed run goes on writing."""
+"""CSV logger whose file a resumed run continues."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from reducr._internal.files import write_text_atomically
 
 
 class CSVMetrics(CSVLogger):
-    """Lightning's CSVLogger, but ``go_on_from`` keeps what a run has written before it was interrupted.
+    """Lightning's CSVLogger; a resumed run appends to the file instead of replacing it.
 
-    Lines also reach the file every ``flush_logs_every_n_steps`` where not every step has one.
+    Lines also reach the file every ``flush_logs_every_n_steps`` steps if some steps log nothing.
     """
 
     _last_step: int | None = None
 
-    def go_on_from(self, step: int) -> None:
-        """Keep the lines up to ``step``, where the run goes on, and drop those after it, which will come again."""
+    def resume_from(self, step: int) -> None:
+        """Keep the lines up to ``step`` and drop later ones, which the resumed run writes again."""
         self._last_step = step
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
-        """Take up a line."""
+        """Buffer a line, and write the buffer if it is due."""
         super().log_metrics(metrics, step)
-        waiting = self.experiment.metrics
-        if waiting and waiting[-1]["step"] - waiting[0]["step"] >= self._flush_logs_every_n_steps:
+        buffer = self.experiment.metrics
+        if buffer and buffer[-1]["step"] - buffer[0]["step"] >= self._flush_logs_every_n_steps:
             self.save()
 
     @property
@@ -51,17 +51,17 @@ class _Writer(ExperimentWriter):
         super().__init__(log_dir=log_dir)
 
     def _check_log_dir_exists(self) -> None:
-        """In place of removing the file that is there."""
+        """Keep the lines to resume after; Lightning's own method removes the file."""
         path = Path(self.metrics_file_path)
         if self.last_step is None or not path.is_file():
             path.unlink(missing_ok=True)
             return
         with path.open(newline="", encoding="utf-8") as file:
             header, *lines = csv.reader(file)
-        place = header.index("step")
-        whole = (line for line in lines if len(line) == len(header))
-        kept = [line for line in whole if int(line[place]) <= self.last_step]
+        step_column = header.index("step")
+        whole_lines = (line for line in lines if len(line) == len(header))
+        earlier_lines = [line for line in whole_lines if int(line[step_column]) <= self.last_step]
         text = io.StringIO()
-        csv.writer(text).writerows([header, *kept])
+        csv.writer(text).writerows([header, *earlier_lines])
         write_text_atomically(path, text.getvalue())
         self.metrics_keys = header

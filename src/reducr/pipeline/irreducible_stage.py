@@ -34,7 +34,7 @@ from reducr.irreducible import (
     save_table,
 )
 from reducr.irreducible.ensemble import Ensemble, MultiHead
-from reducr.lightning import IrreducibleModule, fit_irreducible, model_state
+from reducr.lightning import IrreducibleModule, RunProgress, fit_irreducible, model_state
 from reducr.pipeline.finished_stages import FinishedStages, has_record, write_record
 from reducr.pipeline.setup import SeedData, make_model, make_optimizer, scoped_seed, stream_seed
 from reducr.scoring.scorer import IrreducibleLookup
@@ -388,9 +388,8 @@ class IrreducibleStage:
                 training_part=ExampleLoader(self._asked_about(half), batch_size=_TABLE_BATCH_SIZE),
                 num_epochs=self.options.num_epochs,
                 keeps_lowest_loss=self.options.checkpoint_rule == "lowest_loss",
-                ensemble=next((part for part in module.model.modules() if isinstance(part, Ensemble)), None),
                 checkpoint=checkpoint,
-                advance=self.display.advance,
+                callbacks=[RunProgress(self.display.advance)],
                 trainer_options=self.config.trainer,
                 resume_seconds=self.config.model_io.resume_seconds,
             )

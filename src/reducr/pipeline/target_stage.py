@@ -22,7 +22,7 @@ from reducr._internal.run_folder import CHECKPOINT_RULES, ResultRow
 from reducr.batch import Batch
 from reducr.data import ExampleDataset, ExampleLoader
 from reducr.functional import per_example_cross_entropy
-from reducr.lightning import SelectionRecorder, TargetModule, fit_target, model_state
+from reducr.lightning import RunProgress, SelectionRecorder, TargetModule, fit_target, model_state
 from reducr.metrics import ClassificationReport, summary
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.setup import (
@@ -89,10 +89,8 @@ def train_method(
             num_steps=config.num_steps,
             refresh_steps=config.holdout.refresh_steps or len(candidates),
             folder=checkpoints,
-            recorder=recorder,
+            callbacks=[recorder, RunProgress(stage.display.advance, stage.display.show_weights)],
             loggers=loggers,
-            advance=stage.display.advance,
-            show_weights=stage.display.show_weights,
             trainer_options=config.trainer,
             resume_seconds=config.model_io.resume_seconds,
         )
