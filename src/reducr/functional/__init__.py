@@ -1,5 +1,8 @@
 """Pure maths of selection: tensors in, tensors out, no state and no gradients."""
 
+from typing import TYPE_CHECKING
+
+from reducr._internal.deprecation import module_getattr
 from reducr.functional.diversity import last_layer_gram, orthogonal_order
 from reducr.functional.losses import (
     adjusted_irreducible_loss,
@@ -55,3 +58,6 @@ __all__ = [
     "top_k",
     "zero_one_loss",
 ]
+
+if not TYPE_CHECKING:  # a __getattr__ would hide misspelt names from type checkers
+    __getattr__ = module_getattr(__name__, {"point_cross_entropy": "per_example_cross_entropy"}, removed_in="0.3.0")
