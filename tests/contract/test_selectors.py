@@ -426,7 +426,9 @@ def test_an_unknown_selector_is_answered_with_the_nearest(name):
 
 @every_selector
 def test_an_unknown_option_is_answered_with_the_nearest(name):
-    with pytest.raises(ValueError, match=rf"unknown option of selector '{name}'.*Did you mean 'num_epochs'"):
+    with pytest.raises(
+        ValueError, match=rf"unknown option 'num_epoch' of selector '{name}'.*Did you mean 'num_epochs'"
+    ):
         reducr.make_selector(name, num_groups=NUM_GROUPS, num_epoch=3)
 
 

@@ -99,7 +99,7 @@ def composed(*overrides):
         (["holdout_fraction=0.96"], "is 10, which leaves none of the selected points for 'uniform'"),
         (
             ["+methods.reducr.warm_strat=true"],
-            "unknown option of method 'reducr' 'warm_strat'. Did you mean 'warm_start'",
+            "unknown option 'warm_strat' of method 'reducr'. Did you mean 'warm_start'",
         ),
         (
             ["warm_start=true", "model@irreducible.model=mlp", "irreducible.model.hidden_sizes=[8]"],

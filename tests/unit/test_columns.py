@@ -128,6 +128,6 @@ def test_several_columns_make_the_second_text():
 
 def test_a_missing_column_is_answered_with_the_nearest():
     with pytest.raises(
-        ValueError, match=r"unknown column of train\.csv 'txet'\. Did you mean 'text'\? There are: label"
+        ValueError, match=r"unknown column 'txet' of train\.csv\. Did you mean 'text'\? There are: label"
     ):
         check_columns(["label", "txet"], ["label", "text"], name="train.csv")

@@ -230,12 +230,18 @@ def test_faults_of_options(tmp_path):
 
 def test_missing_columns_and_splits_are_answered_with_the_nearest(tmp_path):
     path = saved(tmp_path / "data", {"train": of_texts(), "test": of_texts(["t"], [1])})
-    columns = f"unknown column of split 'train' of {path} "
-    fails(module(path, input_column="txet"), columns + "'txet'. Did you mean 'text'? There are: label, text.")
-    fails(module(path, target_column="lable"), columns + "'lable'. Did you mean 'label'? There are: label, text.")
+    owner = f"of split 'train' of {path}"
+    fails(
+        module(path, input_column="txet"),
+        f"unknown column 'txet' {owner}. Did you mean 'text'? There are: label, text.",
+    )
+    fails(
+        module(path, target_column="lable"),
+        f"unknown column 'lable' {owner}. Did you mean 'label'? There are: label, text.",
+    )
     fails(
         module(path, test_split="tset"),
-        f"unknown split of {path} 'tset'. Did you mean 'test'? There are: test, train.",
+        f"unknown split 'tset' of {path}. Did you mean 'test'? There are: test, train.",
     )
 
 

@@ -235,7 +235,7 @@ LONG_TAIL, KEEP, PROBABILITY = ({"kind": kind} for kind in ("long_tail", "keep_f
         ({"kind": ["long_tail"]}, "unknown X.kind ['long_tail']. Did you mean 'long_tail'?"),
         (
             LONG_TAIL | {"ratio": 10, "order": [0, 1]},
-            "unknown option of X 'order'. Did you mean 'class_order'? There are: class_order, ratio.",
+            "unknown option 'order' of X. Did you mean 'class_order'? There are: class_order, ratio.",
         ),
         (LONG_TAIL, "X needs ratio; got no ratio."),
         (PROBABILITY | {"classes": [3]}, "X needs classes and probability; got no probability."),

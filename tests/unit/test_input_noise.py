@@ -128,7 +128,7 @@ def test_input_noise_from_a_yaml():
         ({"fraction": 0.1}, "X needs fraction and standard_deviation; got no standard_deviation."),
         (
             {"fraction": 0.1, "standard_deviaton": 1},
-            "unknown option of X 'standard_deviaton'. Did you mean 'standard_deviation'?",
+            "unknown option 'standard_deviaton' of X. Did you mean 'standard_deviation'?",
         ),
         ({"fraction": 1.1, "standard_deviation": 1}, "X: the fraction of noisy inputs must be in [0, 1]; got 1.1."),
         ({"fraction": None, "standard_deviation": 1}, "X: the fraction of noisy inputs must be in [0, 1]; got None."),

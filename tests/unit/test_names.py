@@ -26,8 +26,8 @@ def build(first, *, temperature=1.0, beta=2.0):
 
 
 def test_check_options_knows_keyword_only_parameters_and_the_extra_names():
-    with pytest.raises(ValueError, match=r"unknown option of build 'epoch'\. Did you mean 'num_epochs'"):
+    with pytest.raises(ValueError, match=r"unknown option 'epoch' of build\. Did you mean 'num_epochs'"):
         check_options("build", build, {"beta": 1.0, "num_epochs": 3, "epoch": 2}, also=["num_epochs"])
-    with pytest.raises(ValueError, match=r"unknown option of build 'first'.*There are: beta, temperature\."):
+    with pytest.raises(ValueError, match=r"unknown option 'first' of build.*There are: beta, temperature\."):
         check_options("build", build, {"first": 1})
     assert check_options("build", build, {"beta": 1.0, "num_epochs": 3}, also=["num_epochs"]) is None

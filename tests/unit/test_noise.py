@@ -190,7 +190,7 @@ def test_label_noise_from_a_yaml(value, label_noise):
         ),
         (False, "structured, matrix) and its options; got False."),
         ({"kind": "pairvise", "fraction": 0.1}, "unknown X.kind 'pairvise'. Did you mean 'pairwise'?"),
-        ({"kind": "pairwise", "fractoin": 0.1}, "unknown option of X 'fractoin'. Did you mean 'fraction'?"),
+        ({"kind": "pairwise", "fractoin": 0.1}, "unknown option 'fractoin' of X. Did you mean 'fraction'?"),
         ({"kind": "structured"}, "X needs fraction and confused_with; got no fraction and no confused_with."),
         (1.5, "X: the fraction of noisy labels must be in [0, 1]; got 1.5."),
         ({"kind": "pairwise", "fraction": "0.1"}, "X: the fraction of noisy labels must be in [0, 1]; got '0.1'."),

@@ -116,7 +116,7 @@ def test_with_an_architecture_and_random_parameters_the_name_is_not_looked_at():
         ({"pretrained": False, "architecture": "bert"}, r"unknown architecture for ImageClassification 'bert'"),
         (
             {"pretrained": False, "architecture": "resnet", "config": {"depth": [1]}},
-            r"unknown config entry of resnet 'depth'\. Did you mean 'depths'",
+            r"unknown config entry 'depth' of resnet\. Did you mean 'depths'",
         ),
         (
             {"pretrained": False, "architecture": "resnet", "config": {"num_labels": 4}},

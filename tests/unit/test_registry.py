@@ -93,7 +93,7 @@ def test_an_installed_package_adds_a_selector_without_being_imported(install, tm
     assert unknown.startswith("unknown selector 'margim'. Did you mean 'margin'")
     assert ", margin, " in also_unknown
     assert "positions=tensor([1, 0])" in selection
-    assert "unknown option of selector 'margin' with sampler 'top_k' 'scael'. Did you mean 'scale'" in option
+    assert "unknown option 'scael' of selector 'margin' with sampler 'top_k'. Did you mean 'scale'" in option
 
 
 def test_a_registry_is_a_mapping(install):

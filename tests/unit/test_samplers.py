@@ -133,8 +133,8 @@ def test_a_schedule_and_uniform_ends_share_the_number_of_epochs():
     ("name", "options", "message"),
     [
         ("top_q", {}, "unknown sampler 'top_q'. Did you mean 'top_k'?"),
-        ("power", {"betta": 1.0}, "unknown option of sampler 'power' 'betta'. Did you mean 'beta'?"),
-        ("top_k", {"temperature": 1.0}, "unknown option of sampler 'top_k' 'temperature'"),
+        ("power", {"betta": 1.0}, "unknown option 'betta' of sampler 'power'. Did you mean 'beta'?"),
+        ("top_k", {"temperature": 1.0}, "unknown option 'temperature' of sampler 'top_k'"),
         ("power", {"beta": -1.0}, "beta must be a finite number of at least 0; got -1.0."),
         ("rank", {"beta": float("nan")}, "beta must be a finite number of at least 0; got nan."),
         ("softmax", {"temperature": 0.0}, "temperature must be a finite number above 0; got 0.0."),

@@ -159,7 +159,7 @@ def test_uniform_draws_every_point_equally_often():
         (
             "reducr",
             {"temperature": 1.0},
-            "unknown option of selector 'reducr' with sampler 'top_k'",
+            "unknown option 'temperature' of selector 'reducr' with sampler 'top_k'",
         ),
         ("fixed_weights", {"group_weights": [0.0, 0.0]}, "group_weights must not be negative nor all zero"),
         ("fixed_weights", {"group_weights": [1.0, -1.0]}, "group_weights must not be negative nor all zero"),

@@ -494,13 +494,13 @@ def test_what_is_needed(tmp_path):
 def test_a_missing_column_is_answered_with_the_nearest(tmp_path, option):
     texts = None if option == "feature_columns" else "text"
     data = table(texts_file(tmp_path / "rows.csv"), **({"text_columns": texts} | {option: "lable"}))
-    fails(data, "unknown column of rows.csv 'lable'. Did you mean 'label'? There are: label, text.")
+    fails(data, "unknown column 'lable' of rows.csv. Did you mean 'label'? There are: label, text.")
 
 
 def test_a_column_that_the_second_file_lacks(tmp_path):
     texts_file(tmp_path / "rows.csv")
     write(tmp_path / "test.csv", ["text", "class"], [("t", "yes")])
-    with pytest.raises(ValueError, match=r"^unknown column of test\.csv 'label'\.(.*) There are: class, text\.$"):
+    with pytest.raises(ValueError, match=r"^unknown column 'label' of test\.csv\.(.*) There are: class, text\.$"):
         table("rows.csv", data_dir=tmp_path, test_file="test.csv").read()
 
 
@@ -643,7 +643,7 @@ def test_rows_of_other_widths_than_the_header(tmp_path):
     ):
         table(path).read()
     path.write_text("text;label\na;x\nb;y\n")
-    fails(table(path), "unknown column of rows.csv 'label'. Did you mean 'text;label'? There are: text;label.")
+    fails(table(path), "unknown column 'label' of rows.csv. Did you mean 'text;label'? There are: text;label.")
 
 
 def test_faults_of_headers_and_empty_files(tmp_path):
@@ -653,7 +653,7 @@ def test_faults_of_headers_and_empty_files(tmp_path):
     path.write_text("text,label\n")
     fails(table(path), "rows.csv has no rows.")
     path.write_text("")
-    fails(table(path), "unknown column of rows.csv 'label'. There are: none.")
+    fails(table(path), "unknown column 'label' of rows.csv. There are: none.")
     path.write_text("label\nx\ny\n")
     fails(table(path, text_columns=None), "rows.csv has no column beside label: no input is left.")
 

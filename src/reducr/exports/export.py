@@ -135,7 +135,7 @@ class _Recorded:
         if options.seeds is not None:
             for seed in options.seeds:
                 if seed not in known:
-                    raise unknown_name(f"seed of {method}", str(seed), map(str, known))
+                    raise unknown_name("seed", str(seed), map(str, known), of=method)
         seeds = tuple(dict.fromkeys(known if options.seeds is None else options.seeds))
         if not seeds:
             raise ValueError("--seeds must name at least one seed.")
@@ -340,7 +340,7 @@ def _has_same_training_part(one: Mapping[str, NDArray[Any]], other: Mapping[str,
 def _by_number(quota_of_class: Mapping[str, int], class_names: Sequence[str]) -> dict[int, int]:
     for name in quota_of_class:
         if name not in class_names:
-            raise unknown_name("class of --quota", name, class_names)
+            raise unknown_name("class", name, class_names, of="--quota")
     return {class_names.index(name): count for name, count in quota_of_class.items()}
 
 

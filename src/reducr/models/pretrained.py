@@ -205,7 +205,7 @@ def _settings(for_model: Any, architecture: str, config: dict[str, Any], num_cla
     default = for_model(architecture)
     for entry in config:
         if not hasattr(default, entry):
-            raise unknown_name(f"config entry of {architecture}", entry, default.to_dict())
+            raise unknown_name("config entry", entry, default.to_dict(), of=architecture)
     return for_model(architecture, **config, num_labels=num_classes)
 
 

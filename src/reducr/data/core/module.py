@@ -338,7 +338,7 @@ def _by_part(option: str, values: Mapping[str, Any] | None, make: Callable[..., 
     values = values or {}
     for part in values:
         if part not in PARTS:
-            raise unknown_name(f"part of datamodule.{option}", part, PARTS)
+            raise unknown_name("part", part, PARTS, of=f"datamodule.{option}")
     return {part: make(values.get(part), name=f"datamodule.{option}.{part}") for part in PARTS}
 
 

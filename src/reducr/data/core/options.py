@@ -51,7 +51,7 @@ def make_from_options(build: Callable[..., Made], options: Mapping[str, Any], *,
     parameters = inspect.signature(build).parameters
     for option in options:
         if option not in parameters:
-            raise unknown_name(f"option of {name}", option, parameters)
+            raise unknown_name("option", option, parameters, of=name)
     needed = [option for option, parameter in parameters.items() if parameter.default is parameter.empty]
     missing = [option for option in needed if option not in options]
     if missing:

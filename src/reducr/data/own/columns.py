@@ -355,7 +355,7 @@ def check_columns(wanted: Iterable[str], columns: Sequence[str], *, name: str) -
     """Raise ValueError for the first of ``wanted`` that is not one of the ``columns`` of what is called ``name``."""
     for column in wanted:
         if column not in columns:
-            raise unknown_name(f"column of {name}", column, columns)
+            raise unknown_name("column", column, columns, of=name)
 
 
 def _comparable(cells: list[str], fault: str) -> list[Any]:

@@ -109,7 +109,7 @@ class HuggingFace(ColumnDataModule):
         splits = self._loaded()
         for split in self.splits_of_parts.values():
             if split not in splits:
-                raise unknown_name(f"split of {self.path}", split, splits)
+                raise unknown_name("split", split, splits, of=str(self.path))
         wanted = [*self.input_columns, *self.other_columns]
         for split in self.splits_of_parts.values():
             check_columns(wanted, splits[split].column_names, name=f"split {split!r} of {self.path}")
