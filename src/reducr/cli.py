@@ -64,7 +64,7 @@ _EXTRAS = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
-    "train": ("lightning", "hydra", "torchmetrics", "sklearn", "matplotlib", "rich"),
+    "train": ("lightning", "hydra", "torchmetrics", "sklearn", "scipy", "matplotlib", "rich"),
 }
 _USER_FAULTS = (ValueError, TypeError, OSError)
 
