@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 ALLOWED = {  # the packages in which each library may be imported
     "Lightning": {"lightning", "pipeline"},
-    "Hydra": {"cli", "pipeline", "exports"},
+    "Hydra": {"cli", "pipeline"},
     "Matplotlib": {"reports"},
     "Transformers": {"models", "data", "hugging_face"},
 }

@@ -1,4 +1,4 @@
-"""``reducr export``: real runs of a few steps, what is written of them, and runs on what was written."""
+"""``reducr export``: short real runs, the files an export of them holds, and runs on these files."""
 
 import csv
 import json
@@ -52,17 +52,17 @@ def digits(tmp_path_factory):
     return run(folder, "experiment=digits", "seeds=[0,1]", *QUICK, compare="reducr,uniform,uniform_with_holdout")
 
 
-def test_points_are_those_that_the_run_folder_says(digits, tmp_path, capsys):
+def test_the_best_examples_of_the_run_are_exported(digits, tmp_path, capsys):
     table, facts = export(digits, "--fraction", 0.1, "--at-least", 3, out=tmp_path / "out")
     data, selected = arrays(digits / "seed_0" / "data.npz"), arrays(digits / "seed_0" / "reducr" / "selected.npz")
     size = len(data["train_target"])
     index = table["index"].to_numpy()
     assert len(index) == len(set(index.tolist())) == size // 10
-    counts = [sum(int(step == one) for step in selected["index"].ravel()) for one in index.tolist()]
+    counts = [sum(int(step == i) for step in selected["index"].ravel()) for i in index.tolist()]
     assert table["num_times_selected"].to_pylist() == counts
     assert sum(counts) > 20
     times, sums = selected["num_times_scored"][index], selected["score_sum"][index]
-    assert 0 < (times == 0).sum() < len(times)  # classes of too few points that were candidates
+    assert 0 < (times == 0).sum() < len(times)  # classes with too few examples that were candidates
     plain = [score / count if count else np.nan for score, count in zip(sums, times, strict=True)]
     np.testing.assert_allclose(table["mean_score"].to_numpy(), plain, rtol=1e-15)
     for column, name in (("source", "train_source"), ("target", "train_target"), ("group", "train_group"),
@@ -77,7 +77,7 @@ def test_points_are_those_that_the_run_folder_says(digits, tmp_path, capsys):
     assert json.loads(table.schema.metadata[b"reducr"])["seeds"] == [0]
     printed = capsys.readouterr().out
     assert f"{size // 10} of {size} points, those of reducr\n" in printed
-    assert "Of seed 0 alone: seed 1 drew training parts of their own." in printed
+    assert "Counted seed 0 only: seed 1 drew a different training part." in printed
 
 
 @pytest.mark.parametrize(("order", "columns"), [
@@ -108,22 +108,25 @@ def test_suspected_label_errors_are_left_out(digits, tmp_path):
     ("options", "message"),
     [
         (["--fraction", "10"], "fraction must be in (0, 1], the share of the candidates to keep; got 10.0."),
-        (["--fraction", "0.01"], "4 points are to be chosen; with at least 1 of each class"),
+        (["--fraction", "0.01"], "Cannot keep 4 examples: with at least 1 per class"),
         (
             ["--fraction", "0.1", "--method", "reduce"],
             "Did you mean 'reducr'? There are: reducr, uniform, uniform_with",
         ),
         (["--fraction", "0.1", "--method", "uniform_with_holdout"], "selects from the holdout part too"),
         (["--fraction", "0.1", "--seeds", "7"], "unknown seed '7' of reducr. There are: 0, 1."),
-        (["--fraction", "0.1", "--seeds", "0", "1"], "seed 1 has another training part than seed 0"),
+        (["--fraction", "0.1", "--seeds", "0", "1"], "Seeds 0 and 1 have different training parts"),
         (
             ["--fraction", "0.1", "--quota", "3"],
             "--quota must be CLASS=N, a class and a whole number of points; got '3'",
         ),
-        (["--fraction", "0.1", "--quota", "x=3"], "unknown class 'x' of --quota"),
-        (["--fraction", "0.1", "--at-least", "-1"], "--at-least must be 0 or more; got -1."),
-        (["--fraction", "0.1", "--link"], "--link changes nothing: no images are written for this data set."),
-        (["--fraction", "1", "--drop-label-errors"], "are left. Give a smaller fraction, or keep the suspected ones."),
+        (["--fraction", "0.1", "--quota", "x=3"], "unknown class 'x' of `--quota`"),
+        (["--fraction", "0.1", "--at-least", "-1"], "`--at-least` must be 0 or more; got -1."),
+        (["--fraction", "0.1", "--link"], "`--link` has no effect: this data set is not exported as images."),
+        (
+            ["--fraction", "1", "--drop-label-errors"],
+            "suspected label errors. Lower the fraction, or omit `--drop-label-errors`.",
+        ),
     ],
 )
 def test_faults(digits, tmp_path, capsys, options, message):
@@ -136,7 +139,7 @@ def test_what_is_there_is_never_overwritten(digits, tmp_path, capsys):
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(SystemExit):
         main(["export", str(digits), "--fraction", "0.1", "--out", str(tmp_path / "out")])
-    assert "exists and is not empty; an export is never overwritten. Choose another --out." in capsys.readouterr().err
+    assert "exists and is not empty; an export is never overwritten. Choose another `--out`." in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
@@ -146,14 +149,13 @@ def test_no_run_no_selection_no_scores_no_pyarrow(digits, tmp_path, capsys, monk
     copy = tmp_path / "run"
     shutil.copytree(digits, copy, ignore=shutil.ignore_patterns("checkpoints", "uniform*", "seed_1"))
     killed = refused(copy, *options, "--drop-label-errors", out=out, capsys=capsys)
-    assert "there is no" in killed
-    assert "last.ckpt: the run was killed. Finish it with `reducr resume`" in killed
+    assert "last.ckpt does not exist: the run was interrupted. Finish it with `reducr resume" in killed
     file = copy / "seed_0" / "reducr" / "selected.npz"
     index = arrays(file)["index"]
     np.savez(file, index=index, num_times_selected=index)
     assert "has no scores: an earlier version wrote it" in refused(copy, *options, out=out, capsys=capsys)
     file.unlink()
-    assert "no method of" in refused(copy, *options, out=out, capsys=capsys)
+    assert "No method in" in refused(copy, *options, out=out, capsys=capsys)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pyarrow is not installed: pip install 'reducr[table]'" in refused(digits, *options, out=out, capsys=capsys)
 
@@ -256,7 +258,7 @@ def test_a_hugging_face_data_set(tmp_path):
     assert written["train"]["note"][:] == [f"note {place}" for place in places]
     assert written["train"]["label"][:] == [columns["label"][place] for place in places]
     assert written["test"].features["label"].names == names
-    assert "as they were read, without datamodule.label_noise.train of the run." in facts["notes"][-1]
+    assert "as read from the source, without datamodule.label_noise.train." in facts["notes"][-1]
     again = run(tmp_path / "again", *options, *given(facts), "num_candidates=10")
     assert len(arrays(again / "seed_0" / "data.npz")["train_target"]) == len(table)
 

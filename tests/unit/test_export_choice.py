@@ -1,4 +1,4 @@
-"""Which points an export keeps: against plain loops, and by the laws that its docstrings promise."""
+"""Which examples an export keeps: against plain loops, and by the laws that its docstrings promise."""
 
 import numpy as np
 import pytest
@@ -6,28 +6,34 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from reducr.exports import ORDERS, QUOTAS, best_first, chosen_points, class_quotas
-from reducr.exports.losses import suspected_label_errors
+from reducr.exports import (
+    ORDERS,
+    QUOTAS,
+    best_first,
+    chosen_examples,
+    class_quotas,
+    suspected_label_errors,
+)
 
-POINTS = st.lists(
+EXAMPLES = st.lists(
     st.tuples(st.integers(0, 3), st.integers(0, 3), st.sampled_from([0.0, 0.5, 1.0, np.nan])), min_size=1, max_size=40
 )
 
 
-@given(POINTS)
-def test_orders_are_those_of_plain_sorting(points):
-    times, score = (np.array([point[place] for point in points]) for place in (1, 2))
+@given(EXAMPLES)
+def test_orders_are_those_of_plain_sorting(examples):
+    times, score = (np.array([example[place] for example in examples]) for place in (1, 2))
     plain = [-np.inf if np.isnan(value) else value for value in score]
-    by_times = sorted(range(len(points)), key=lambda i: (-times[i], -plain[i], i))
-    by_score = sorted(range(len(points)), key=lambda i: (-plain[i], -times[i], i))
-    by_both = sorted(range(len(points)), key=lambda i: (by_times.index(i) + by_score.index(i), i))
+    by_times = sorted(range(len(examples)), key=lambda i: (-times[i], -plain[i], i))
+    by_score = sorted(range(len(examples)), key=lambda i: (-plain[i], -times[i], i))
+    by_both = sorted(range(len(examples)), key=lambda i: (by_times.index(i) + by_score.index(i), i))
     for order, expected in zip(ORDERS, (by_times, by_score, by_both), strict=True):
         assert best_first(times, score, order=order).tolist() == expected
 
 
-@given(POINTS, st.sampled_from(QUOTAS), st.integers(0, 3), st.data())
-def test_an_export_has_the_points_that_are_asked_for(points, quotas, at_least, data):
-    target, times, score = (np.array([point[place] for point in points]) for place in range(3))
+@given(EXAMPLES, st.sampled_from(QUOTAS), st.integers(0, 3), st.data())
+def test_an_export_keeps_as_many_examples_as_asked_for(examples, quotas, at_least, data):
+    target, times, score = (np.array([example[place] for example in examples]) for place in range(3))
     ranked = best_first(times, score, order="times")
     available = np.bincount(target, minlength=4)
     must = np.minimum(at_least, available)
@@ -36,17 +42,17 @@ def test_an_export_has_the_points_that_are_asked_for(points, quotas, at_least, d
     is_fixed = np.array([number in fixed for number in range(4)])
     least = sum(fixed.values()) + must[~is_fixed].sum()
     num_chosen = data.draw(st.integers(int(least), int(sum(fixed.values()) + available[~is_fixed].sum())))
-    chosen = chosen_points(
+    chosen = chosen_examples(
         ranked, target, num_chosen=num_chosen, num_classes=4, quotas=quotas, num_times_selected=times,
-        at_least=at_least, given=fixed,
+        at_least=at_least, fixed=fixed,
     )  # fmt: skip
     counts = np.bincount(target[chosen], minlength=4)
     assert len(set(chosen.tolist())) == len(chosen) == num_chosen
-    assert chosen.tolist() == [one for one in ranked if one in chosen]  # best first
+    assert chosen.tolist() == [i for i in ranked if i in chosen]  # best first
     assert all(counts[number] == count for number, count in fixed.items())
     assert (counts >= must)[~is_fixed].all()
-    for number in range(4):  # the best of every class
-        assert [one for one in chosen if target[one] == number] == [one for one in ranked if target[one] == number][
+    for number in range(4):  # the best of each class
+        assert [i for i in chosen if target[i] == number] == [i for i in ranked if target[i] == number][
             : counts[number]
         ]
     if quotas == "equal":
@@ -68,9 +74,9 @@ def test_quotas_in_proportion_are_websters():
 @pytest.mark.parametrize(
     ("num_chosen", "options", "message"),
     [
-        (4, {"given": {1: 3}}, "class 1 has 2 points that may be chosen, and a quota of 3"),
-        (2, {"at_least": 1}, "with at least 1 of each class and quotas for 0 of 3 classes it can be 3 to 12"),
-        (4, {"given": {0: 1, 1: 1, 2: 1}}, "quotas for 3 of 3 classes it can be 3 to 3"),
+        (4, {"fixed": {1: 3}}, "The quota of class 1 is 3, but 2 of its examples can be kept"),
+        (2, {"at_least": 1}, "with at least 1 per class and quotas for 0 of 3 classes, an export holds 3 to 12"),
+        (4, {"fixed": {0: 1, 1: 1, 2: 1}}, "quotas for 3 of 3 classes, an export holds 3 to 3"),
     ],
 )  # fmt: skip
 def test_numbers_that_do_not_add_up(num_chosen, options, message):
@@ -82,7 +88,7 @@ def test_unknown_orders_and_quotas():
     with pytest.raises(ValueError, match=r"unknown order 'scores'. Did you mean 'score'"):
         best_first(np.zeros(1), np.zeros(1), order="scores")
     with pytest.raises(ValueError, match=r"unknown quotas 'equals'. Did you mean 'equal'"):
-        chosen_points(
+        chosen_examples(
             np.arange(1), np.zeros(1, dtype=int), num_chosen=1, num_classes=1, quotas="equals",
             num_times_selected=np.ones(1),
         )  # fmt: skip

@@ -1,6 +1,6 @@
-"""The downsampled data set of a run, for training something else on it."""
+"""Export the downsampled data set of a run, to train another model on it."""
 
-from reducr.exports.choice import ORDERS, QUOTAS, best_first, chosen_points, class_quotas
+from reducr.exports.choice import ORDERS, QUOTAS, best_first, chosen_examples, class_quotas, suspected_label_errors
 from reducr.exports.export import Export, ExportOptions, export_run
 
 __all__ = [
@@ -9,7 +9,8 @@ __all__ = [
     "Export",
     "ExportOptions",
     "best_first",
-    "chosen_points",
+    "chosen_examples",
     "class_quotas",
     "export_run",
+    "suspected_label_errors",
 ]
