@@ -73,4 +73,6 @@ def test_each_ranks_own_best(of_ranks):
 
 def test_a_trainer_without_a_mode_is_refused(of_ranks):
     for error in found(of_ranks, "no mode"):
-        assert error.startswith("ValueError: 2 ranks train together with distributed=None: each would select by itself")
+        assert error.startswith(
+            "ValueError: 2 processes train together and `distributed` is None: each would select alone"
+        )

@@ -163,5 +163,5 @@ def test_local_selection_and_ranks_that_were_not_told(tmp_path):
         check=False,
     )
     assert done.returncode != 0
-    assert "2 ranks train together with distributed=None" in done.stderr
+    assert "2 processes train together and `distributed` is None" in done.stderr
     assert not (tmp_path / "other").exists()

@@ -123,7 +123,7 @@ def test_local_selections_add_up_their_payoffs(of_ranks, weighting):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("no_mode", r"ranks train together with distributed=None: .*Choose distributed='global'"),
+        ("no_mode", r"processes train together and `distributed` is None: .*Set `distributed='global'`"),
         ("unknown_mode", r"unknown distributed mode 'globl'. Did you mean 'global'"),
         ("all_broken", r"step 0: the losses of all 20 candidates are NaN or infinite"),
         ("too_many", r"between 1 and the number of candidates of all \d ranks, 20; got 21"),

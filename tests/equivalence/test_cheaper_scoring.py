@@ -226,7 +226,7 @@ def test_a_resumed_loop_goes_on_bit_for_bit(digits, accumulate_steps, save_after
 
 def test_the_state_of_a_run_without_a_budget_is_refused_by_one_with(digits):
     state = loader_of(digits, model_of()).state_dict()
-    with pytest.raises(ValueError, match=r"a Downsampler holds counts, .*, scoring_budget, .*; got counts"):
+    with pytest.raises(ValueError, match=r"a Downsampler must hold counts, .*, scoring_budget, .*; got counts"):
         loader_of(digits, model_of(), scoring_budget=ScoringBudget(0.4)).load_state_dict(state)
 
 

@@ -41,13 +41,13 @@ class Partly(Running):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("count"), "it has no count"),
-        (lambda state: state.update(momentum=torch.zeros(1)), "momentum is unknown here"),
-        (lambda state: state.update(count=3), "count is a int"),
-        (lambda state: state.update(total=torch.zeros(3)), "total is torch.float32 (3,), and torch.float64 (2,) here"),
+        (lambda state: state.pop("count"), "count is missing"),
+        (lambda state: state.update(momentum=torch.zeros(1)), "momentum is not expected"),
+        (lambda state: state.update(count=3), "count must be a tensor, not int"),
+        (lambda state: state.update(total=torch.zeros(3)), "total must be torch.float64 (2,), not torch.float32 (3,)"),
         (
             lambda state: state.update(total=state["total"].half()),
-            "total is torch.float16 (2,), and torch.float64 (2,)",
+            "total must be torch.float64 (2,), not torch.float16 (2,)",
         ),
         (lambda state: state["total"].fill_(torch.nan), "total is not finite"),
         (lambda state: state["total"][0].fill_(torch.inf), "total is not finite"),
@@ -57,7 +57,7 @@ def test_a_state_that_does_not_fit_is_refused_as_a_whole(change, message):
     running, state = Running(), {name: value.clone() for name, value in Running().state_dict().items()}
     state["count"].fill_(7)
     change(state)
-    with pytest.raises(ValueError, match=re.escape(f"this is not the state of such a Running: {message}")):
+    with pytest.raises(ValueError, match=re.escape(f"the state does not fit this Running: {message}")):
         running.load_state_dict(state)
     assert running.count.tolist() == 2**40 + 1
 
@@ -87,8 +87,8 @@ def test_what_grows_may_have_any_length_in_a_state():
     inner.load_state_dict({"times": torch.tensor([5], dtype=torch.int32)})
     assert inner.times.tolist() == [5]
     for times, message in (
-        (torch.tensor([1]), r"times is torch.int64 \(1,\), and torch.int32 \(1,\) here"),
-        (torch.zeros(2, 2, dtype=torch.int32), r"times is torch.int32 \(2, 2\), and torch.int32 \(1,\) here"),
+        (torch.tensor([1]), r"times must be torch.int32 \(1,\), not torch.int64 \(1,\)"),
+        (torch.zeros(2, 2, dtype=torch.int32), r"times must be torch.int32 \(1,\), not torch.int32 \(2, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):
             inner.load_state_dict({"times": times})

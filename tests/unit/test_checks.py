@@ -76,10 +76,10 @@ def test_the_first_integer_out_of_range_is_named(values, message):
 
 def test_groups_without_points_are_named():
     assert check_every_group_has_examples(torch.tensor([5, 1])) is None
-    with pytest.raises(ValueError, match="at least one holdout point; group 0, 2 of 3 has none"):
+    with pytest.raises(ValueError, match="at least one holdout example; group 0, 2 of 3 has none"):
         check_every_group_has_examples(torch.tensor([0, 5, 0]))
-    with pytest.raises(ValueError, match=r"every class needs at least one test point; 'a', 'c' of 3 has none\."):
-        check_every_group_has_examples(torch.tensor([0, 5, 0]), kind="class", names="abc", points="test point")
+    with pytest.raises(ValueError, match=r"every class needs at least one test example; 'a', 'c' of 3 has none\."):
+        check_every_group_has_examples(torch.tensor([0, 5, 0]), kind="class", names="abc", points="test example")
 
 
 def test_numbers_given_as_a_list_are_not_rounded():
@@ -120,9 +120,9 @@ def test_flags_are_true_or_false(value):
 
 
 @pytest.mark.parametrize(
-    ("state", "found"), [(None, "a NoneType"), ({}, "nothing"), ({"a": 1}, "a"), ({"a": 1, "b": 2, 3: 4}, "3, a, b")]
+    ("state", "found"), [(None, "NoneType"), ({}, "nothing"), ({"a": 1}, "a"), ({"a": 1, "b": 2, 3: 4}, "3, a, b")]
 )
 def test_the_state_of_something_else_is_known_by_its_keys(state, found):
     assert check_state_keys("a loader", {"b": 1, "a": 2}, ("a", "b")) is None
-    with pytest.raises(ValueError, match=re.escape(f"the state of a loader holds a, b; got {found}.")):
+    with pytest.raises(ValueError, match=re.escape(f"the state of a loader must hold a, b; got {found}.")):
         check_state_keys("a loader", state, ("a", "b"))

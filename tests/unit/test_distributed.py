@@ -72,7 +72,7 @@ def test_an_unknown_mode_is_answered_with_the_nearest():
 @pytest.mark.parametrize("mode", MODES)
 def test_processes_that_have_not_met_are_an_error(mode, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match=r"WORLD_SIZE=4 processes were started.* Call .*init_process_group\(\) first"):
+    with pytest.raises(ValueError, match=r"WORLD_SIZE=4, but .* not initialised.* Call .*init_process_group\(\) first"):
         check_mode(mode)
     check_mode_name(mode)
     check_mode(None)

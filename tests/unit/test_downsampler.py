@@ -426,7 +426,7 @@ def test_a_rule_without_a_holdout_term_keeps_the_loss_it_is_given():
 
 def test_holdout_batches_without_a_group_name_it():
     one = downsampler(holdout=[batch_of(2)])
-    with pytest.raises(ValueError, match="every group needs at least one holdout point; group 2 of 3 has none"):
+    with pytest.raises(ValueError, match="every group needs at least one holdout example; group 2 of 3 has none"):
         one.prepare()
 
 
@@ -488,13 +488,13 @@ def test_a_copy_draws_what_the_original_draws(copied):
     [
         (
             lambda state: None,
-            "the state of a Downsampler holds counts, generator, group_counts, holdout_loss, seconds, ",
+            "the state of a Downsampler must hold counts, generator, group_counts, holdout_loss, seconds, ",
         ),
         (lambda state: {}, "selector, waiting; got nothing."),
         (lambda state: {**state, "epoch": 1}, "got counts, epoch, generator"),
         (
             lambda state: {**state, "selector": reducr.make_selector("reducr", num_groups=4).state_dict()},
-            "not the state of such a Reducr: group_holdout_loss is torch.float64 (4,), and torch.float64 (3,) here",
+            "the state does not fit this Reducr: group_holdout_loss must be torch.float64 (3,), not torch.float64 (4,)",
         ),
     ],
 )
@@ -566,7 +566,9 @@ def test_the_state_of_a_loader_counts_the_last_batch_as_trained_on():
     assert loader.report().num_steps == state["downsampler"]["counts"]["num_steps"] == 1
     next(passed)
     assert loader.report().num_steps == 1
-    with pytest.raises(ValueError, match="the state of a SelectiveLoader holds downsampler, loader; got counts, gen"):
+    with pytest.raises(
+        ValueError, match="the state of a SelectiveLoader must hold downsampler, loader; got counts, gen"
+    ):
         loader.load_state_dict(state["downsampler"])
 
 

@@ -86,7 +86,7 @@ def test_rescale_keeps_the_means_and_sets_the_weight_of_the_past():
 def test_groups_without_points_are_named():
     holdout = GroupHoldoutLoss(4)
     holdout.update(torch.tensor([1.0, 2.0]), torch.tensor([0, 2]))
-    with pytest.raises(ValueError, match="at least one holdout point; group 1, 3 of 4 has none"):
+    with pytest.raises(ValueError, match="at least one holdout example; group 1, 3 of 4 has none"):
         holdout.mean()
 
 

@@ -319,7 +319,7 @@ def test_a_group_without_a_holdout_point_is_named():
     """Noise leaves groups alone, imbalance does not: class 0 keeps one of its holdout points."""
     thinned = {"holdout": {"kind": "keep_fractions", "fractions": {0: 0.01}}}
     module = Classes(3, 100, group=lambda place: (place % 3 == 0) * (place // 3 % 2 + 1), imbalance=thinned)
-    with pytest.raises(ValueError, match=r"every group needs at least one holdout point; 'site \d' of 3 has none"):
+    with pytest.raises(ValueError, match=r"every group needs at least one holdout example; 'site \d' of 3 has none"):
         module.splits(seed=0)
 
 

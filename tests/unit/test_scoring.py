@@ -250,10 +250,10 @@ def test_the_state_of_something_else_is_refused():
     with pytest.raises(ValueError, match="loss is of 20 points, not 30; scored_step is of 20 points, not 30"):
         ScoringBudget(0.5, num_examples=30).load_state_dict(filled().state_dict())
     with pytest.raises(
-        ValueError, match="not the state of such a ScoringBudget: it has no scored_step; it has no step"
+        ValueError, match="the state does not fit this ScoringBudget: scored_step is missing; step is missing"
     ):
         ScoringBudget(0.5).load_state_dict({"loss": torch.zeros(3)})
-    with pytest.raises(ValueError, match=re.escape("loss is torch.float32 (2, 2), and torch.float32 (0,) here")):
+    with pytest.raises(ValueError, match=re.escape("loss must be torch.float32 (0,), not torch.float32 (2, 2)")):
         ScoringBudget(0.5).load_state_dict(filled().state_dict() | {"loss": torch.zeros(2, 2)})
 
 

@@ -1,1 +1,1 @@
-"""Private building blocks: checks, names, files, seeds, buffers, collectives."""
+"""Private building blocks: checks, names, files, random seeds and states, buffers, collectives, deprecation."""

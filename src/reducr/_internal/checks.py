@@ -1,4 +1,4 @@
-"""Checks of what a user gives, each with the message that says what was expected and what came."""
+"""Checks of arguments. Each error says what was expected and what came."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def is_finite_number(value: Any) -> bool:
-    """Whether ``value`` is one number, and neither NaN nor infinite.
+    """Whether ``value`` is a single number that is neither NaN nor infinite.
 
     Example:
         >>> is_finite_number(0.1), is_finite_number(float("nan")), is_finite_number("0.1"), is_finite_number(None)
@@ -24,7 +24,7 @@ def is_finite_number(value: Any) -> bool:
 
 
 def check_count(name: str, value: Any, *, least: int = 1) -> None:
-    """Raise ValueError unless ``value`` is a whole number of at least ``least`` that a tensor can hold."""
+    """Raise ValueError unless ``value`` is a whole number in [least, 2^63)."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
         raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
 
@@ -32,14 +32,14 @@ def check_count(name: str, value: Any, *, least: int = 1) -> None:
 def check_flag(name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` is True or False."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False; got {value!r}.")  # noqa: TRY004  (a fault of the configuration)
+        raise ValueError(f"{name} must be True or False; got {value!r}.")  # noqa: TRY004  (a configuration error)
 
 
 def check_state_keys(kind: str, state: Any, keys: Iterable[str]) -> None:
-    """Raise ValueError unless ``state`` is a dict of just these ``keys``, that of ``kind``."""
+    """Raise ValueError unless ``state``, the state of ``kind``, is a dict with exactly these ``keys``."""
     if not isinstance(state, Mapping) or set(state) != set(keys):
-        found = ", ".join(sorted(map(str, state))) if isinstance(state, Mapping) else f"a {type(state).__name__}"
-        raise ValueError(f"the state of {kind} holds {', '.join(sorted(keys))}; got {found or 'nothing'}.")
+        content = ", ".join(sorted(map(str, state))) if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"the state of {kind} must hold {', '.join(sorted(keys))}; got {content or 'nothing'}.")
 
 
 def check_num_groups(num_groups: int) -> None:
@@ -48,19 +48,26 @@ def check_num_groups(num_groups: int) -> None:
 
 
 def check_gradient_weight(gradient_weight: float) -> None:
-    """Raise ValueError unless ``gradient_weight`` is a number in [1, 1e30], which float32 can multiply with."""
+    """Raise ValueError unless ``gradient_weight`` is in [1, 1e30]: products with larger ones overflow float32."""
     if not (is_finite_number(gradient_weight) and 1 <= gradient_weight <= 1e30):
         raise ValueError(
-            f"gradient_weight must be a finite number of at least 1 (1 leaves the plain model), and at most 1e30; got "
+            "gradient_weight must be a finite number of at least 1 (1 means no weighting) and at most 1e30; got "
             f"{gradient_weight}."
         )
 
 
 def check_range(name: str, values: Tensor, stop: int, *, place: str = "position") -> None:
-    """Raise ValueError naming the first of the integers ``values`` (B,) outside [0, stop) by its ``place``."""
+    """Raise ValueError naming the first of the integers ``values`` (B,) that is outside [0, stop).
+
+    Args:
+        name: of the values.
+        values: (B,) integers.
+        stop: upper bound, exclusive.
+        place: what a position in ``values`` is called.
+    """
     if not values.numel():
         return
-    values = values.long()  # narrow integers cannot be compared with any stop
+    values = values.long()  # narrow integers overflow in a comparison with a large stop
     least, largest = torch.aminmax(values)
     if least.item() >= 0 and largest.item() < stop:
         return
@@ -73,40 +80,40 @@ def check_range(name: str, values: Tensor, stop: int, *, place: str = "position"
 
 
 def check_every_group_has_examples(
-    counts: Tensor, *, kind: str = "group", names: Sequence[str] | None = None, points: str = "holdout point"
+    counts: Tensor, *, kind: str = "group", names: Sequence[str] | None = None, points: str = "holdout example"
 ) -> None:
-    """Raise ValueError naming the groups whose count of holdout points in ``counts`` (G,) is zero.
+    """Raise ValueError naming the groups without an example.
 
     Args:
-        counts: (G,).
-        kind: what they are called, ``group`` or ``class``.
-        names: (G,); None for their numbers.
-        points: what is counted.
+        counts: (G,) number of examples.
+        kind: what a group is called, ``group`` or ``class``.
+        names: (G,) names of the groups; None for their numbers.
+        points: what is counted, in the singular.
     """
     empty = torch.nonzero(counts <= 0).flatten().tolist()
     if empty:
         listed = f"{kind} {', '.join(map(str, empty))}" if names is None else ", ".join(repr(names[i]) for i in empty)
         raise ValueError(
-            f"every {kind} needs at least one {points}; {listed} of {len(counts)} has none. Add points of it, or "
+            f"every {kind} needs at least one {points}; {listed} of {len(counts)} has none. Add examples of it, or "
             f"merge it into another {kind}."
         )
 
 
 def group_vector(values: Tensor | list[float] | None, num_groups: int, name: str) -> Tensor:
-    """``values`` as a new (G,) float64 tensor; zeros for None.
+    """A new (G,) float64 tensor of ``values``; zeros for None.
 
     Raises:
-        ValueError: if there are not G real numbers or one is not finite.
+        ValueError: unless there are G finite real numbers.
     """
     if values is None:
         return torch.zeros(num_groups, dtype=torch.float64)
     try:
-        given = torch.as_tensor(values)
+        tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must hold one number for each of the {num_groups} groups; got {values!r}.") from error
-    if given.is_complex():
-        raise ValueError(f"{name} must hold real numbers; got {given.dtype}.")
-    # lists are read in float64 at once, so that no number is rounded on the way
+    if tensor.is_complex():
+        raise ValueError(f"{name} must hold real numbers; got {tensor.dtype}.")
+    # from `values` again: a list read as float32 first would be rounded
     vector = torch.as_tensor(values, dtype=torch.float64).detach().clone()
     if vector.shape != (num_groups,):
         raise ValueError(

@@ -1,29 +1,11 @@
-"""Training on several processes, called ranks: what crosses between them. In one process all is the identity.
+"""Collective operations between training processes, called ranks. With one process they return what they are given.
 
-Every rank scores candidates of its own. Two modes say which of them are selected:
+The distributed modes ``global`` and ``local`` are explained in ``reducr.selectors.distributed``.
 
-``global``
-    The best ``num_selected`` of all ranks' candidates together, as one process would choose from the candidates of rank
-    0, of rank 1, ... one after another. Each rank trains on those that are its own. Scores and the losses of the
-    selected points cross the network, never inputs or logits.
-``local``
-    Every rank selects ``num_selected`` of its own candidates. Only payoffs cross, which are summed.
-
-In both the group weights are the same on all ranks, bit for bit.
-
-``loss_weight``: ranks average their gradients, as DistributedDataParallel does, but rarely have equally many of the b
-selected points. Rank r, with b_r of them, multiplies its mean loss by ``loss_weight = b_r R / b``, so that the average
-over the R ranks is the gradient of the mean over all selected points::
-
-    1/R sum_r (b_r R / b) (1/b_r) sum_{i on rank r} g_i  =  1/b sum_i g_i
-
-A rank without a selected point takes part in the step all the same, with a stand-in: one of its own candidates at
-loss_weight 0. Without batch statistics (BatchNorm) the step is that of one process up to rounding.
-
-A rank that raises in one of these exchanges makes all of them raise. One that dies, or raises elsewhere and ends,
-breaks the connection: the others raise when their backend sees that, which gloo does at once. One that hangs, they wait
-for as long as the ``timeout`` of ``torch.distributed.init_process_group`` (by default 30 minutes with gloo, 10 with
-nccl).
+An exception inside ``raising_on_all_ranks`` is raised on every rank. A rank that dies, or exits with any other
+exception, closes its connection: the others raise as soon as their backend notices, which gloo does at once. If a rank
+hangs, the others wait for the ``timeout`` of ``torch.distributed.init_process_group`` (by default 30 minutes with gloo,
+10 with nccl).
 """
 
 from __future__ import annotations
@@ -45,28 +27,28 @@ _CHUNK_ELEMENTS = 2**22
 
 
 def num_ranks() -> int:
-    """R, the number of processes that train together."""
+    """Number of processes R that train together; 1 without a process group."""
     return dist.get_world_size() if _is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process, in [0, R)."""
+    """Rank of this process, in [0, R)."""
     return dist.get_rank() if _is_initialized() else 0
 
 
 def is_main_rank() -> bool:
-    """Whether this process is the one that writes files and warns: rank 0."""
+    """Whether this is rank 0, which writes files and emits warnings for all ranks."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Go on when every rank has come here."""
+    """Wait until every rank has called this."""
     if num_ranks() > 1:
         dist.barrier()
 
 
 def broadcast(value: Any) -> Any:
-    """What rank 0 has as ``value``, which can be pickled, on every rank."""
+    """The ``value`` of rank 0, on every rank. It must be picklable."""
     if num_ranks() == 1:
         return value
     values = [value]
@@ -75,7 +57,7 @@ def broadcast(value: Any) -> Any:
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """What every rank has as ``value``, which can be pickled, in the order of the ranks."""
+    """The ``value`` of every rank, in the order of the ranks. It must be picklable."""
     if num_ranks() == 1:
         return [value]
     values = [None] * num_ranks()
@@ -85,10 +67,12 @@ def all_gather_objects(value: Any) -> list[Any]:
 
 @contextmanager
 def process_group(*, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
-    """Let the processes that torchrun has started meet, and part in the end; nothing in one process.
+    """Initialise ``torch.distributed`` for the processes that torchrun started, and destroy the group at the end.
+
+    Does nothing with one process, or if a group is already initialised.
 
     Args:
-        timeout: how long one that waits for another waits at most.
+        timeout: longest time that a rank waits for another.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" or not dist.is_available() or dist.is_initialized():
         yield
@@ -104,7 +88,7 @@ def process_group(*, timeout: timedelta = timedelta(minutes=30)) -> Iterator[Non
 
 
 def shard(num_items: int) -> range:
-    """Which of ``num_items`` are this rank's, when all ranks share them out: every R-th.
+    """Positions of this rank's items when ``num_items`` are divided between all ranks: every R-th.
 
     Example:
         >>> list(shard(3))
@@ -120,43 +104,46 @@ def check_mode_name(mode: str | None) -> None:
 
 
 def check_mode(mode: str | None) -> None:
-    """See that ``mode`` fits the processes there are; call it when they have met, before the first selection.
+    """Check ``mode`` against the process group. Call it once the group is initialised, before the first selection.
 
     Raises:
-        ValueError: for an unknown mode, no mode with several ranks, or a mode where several processes were started
-            that have not met.
+        ValueError: for an unknown mode, for None with several ranks, or for a mode if several processes were started
+            without a process group.
     """
     check_mode_name(mode)
     if mode is None and num_ranks() > 1:
         raise ValueError(
-            f"{num_ranks()} ranks train together with distributed=None: each would select by itself, and their group "
-            "weights would drift apart. Choose distributed='global' (the best of all ranks' candidates together) or "
-            "'local' (the best of each rank's)."
+            f"{num_ranks()} processes train together and `distributed` is None: each would select alone, and their "
+            "group weights would drift apart. Set `distributed='global'` (the best of all processes' candidates) or "
+            "`distributed='local'` (the best of each process's own)."
         )
     if mode is not None and (started := os.environ.get("WORLD_SIZE", "1")) != "1" and not _is_initialized():
         raise ValueError(
-            f"distributed={mode!r}, and WORLD_SIZE={started} processes were started, but torch.distributed is not "
-            "initialised, so that each would train alone. Call torch.distributed.init_process_group() first."
+            f"distributed={mode!r} and WORLD_SIZE={started}, but torch.distributed is not initialised, so every "
+            "process would train alone. Call torch.distributed.init_process_group() first."
         )
 
 
 def all_gather_stacked(tensor: Tensor) -> Tensor:
-    """(R, ...) the tensors of all ranks, bit for bit, which must agree in shape and dtype."""
+    """Stack the tensors (...) of all ranks, bit for bit, to (R, ...). Shapes and dtypes must agree."""
     if num_ranks() == 1 or not tensor.numel():
         return tensor.detach().expand(num_ranks(), *tensor.shape)
-    # as bytes, because no backend carries every dtype
-    own = tensor.detach().to(_device_for(tensor)).contiguous().reshape(-1).view(torch.uint8)
-    everyone = [torch.empty_like(own) for _ in range(num_ranks())]
-    dist.all_gather(everyone, own)
-    return torch.stack(everyone).view(tensor.dtype).reshape(num_ranks(), *tensor.shape).to(tensor.device)
+    # as bytes, because no backend supports every dtype
+    own_bytes = tensor.detach().to(_device_for(tensor)).contiguous().reshape(-1).view(torch.uint8)
+    all_bytes = [torch.empty_like(own_bytes) for _ in range(num_ranks())]
+    dist.all_gather(all_bytes, own_bytes)
+    return torch.stack(all_bytes).view(tensor.dtype).reshape(num_ranks(), *tensor.shape).to(tensor.device)
 
 
 def all_gather(tensor: Tensor, *, sizes: list[int] | None = None) -> list[Tensor]:
-    """The tensors of all ranks, bit for bit, in the order of the ranks; their first axes may differ, also be 0.
+    """The tensors of all ranks, bit for bit, in the order of the ranks.
 
     Args:
-        tensor: at least one axis; dtype and further axes agree on all ranks.
-        sizes: lengths of the first axes of all ranks, where they are known; else they are exchanged first.
+        tensor: (n_r, ...), where n_r >= 0 may differ between ranks; dtype and further axes must agree.
+        sizes: n_r of every rank; None exchanges them first.
+
+    Returns:
+        R tensors (n_r, ...) on the device of ``tensor``, without gradients if there are several ranks.
     """
     if num_ranks() == 1:
         return [tensor]
@@ -168,17 +155,17 @@ def all_gather(tensor: Tensor, *, sizes: list[int] | None = None) -> list[Tensor
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over all ranks, added in their order: the same bits on every rank, whatever the backend."""
+    """Sum of the tensors of all ranks. They are added in the order of the ranks, so every rank gets the same bits."""
     return all_gather_stacked(tensor).sum(dim=0)
 
 
 def all_reduce_sum_(values: Tensor) -> None:
-    """Replace whole numbers by their sums over all ranks, a chunk at a time, so that no second copy is needed.
+    """Replace integers by their sums over all ranks, in chunks, without a second copy of the whole tensor.
 
-    Floats of which only one rank has any, and the others zeros, are summed exactly as ``values.view(torch.int32)``.
+    Float32 values that are zero on all ranks but one are summed exactly as ``values.view(torch.int32)``.
 
     Args:
-        values: contiguous integers, of one shape on all ranks.
+        values: contiguous integers; the same shape on all ranks.
     """
     if num_ranks() == 1:
         return
@@ -190,9 +177,11 @@ def all_reduce_sum_(values: Tensor) -> None:
 
 
 def raise_on_all_ranks(error: Exception | None) -> None:
-    """If any rank has an ``error``, raise on all: its own there, elsewhere one that names the first such rank.
+    """Raise on every rank if any rank has an ``error``. Every rank must call this, with None if it has no error.
 
-    Every rank must call it, those without an error with None.
+    Raises:
+        Exception: ``error`` itself on a rank that has one; elsewhere a ValueError or RuntimeError that names the first
+            rank with an error.
     """
     if num_ranks() == 1:
         if error is not None:
@@ -210,7 +199,7 @@ def raise_on_all_ranks(error: Exception | None) -> None:
 
 @contextmanager
 def raising_on_all_ranks() -> Iterator[None]:
-    """What any rank raises in this block is raised on all (see ``raise_together``); all must run through it."""
+    """Raise an exception of this block on every rank (see ``raise_on_all_ranks``). Every rank must enter the block."""
     error = None
     try:
         yield
@@ -224,6 +213,6 @@ def _is_initialized() -> bool:
 
 
 def _device_for(tensor: Tensor) -> torch.device:
-    """The tensor's own device if the backend serves it, else the one it does: nccl carries nothing from a CPU."""
-    served = [part.split(":")[0] for part in dist.get_backend_config().split(",")]
-    return tensor.device if tensor.device.type in served else torch.device(served[0])
+    """The tensor's own device if the backend supports it, else one that it supports: nccl cannot read CPU memory."""
+    supported = [part.split(":")[0] for part in dist.get_backend_config().split(",")]
+    return tensor.device if tensor.device.type in supported else torch.device(supported[0])

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then moved into it."""
+"""Atomic writes: a file or folder is written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pathlib import Path
 
 @contextmanager
 def replaced_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes ``path`` when the block ends without an exception.
+    """A temporary path in the same folder, renamed to ``path`` when the block ends without an exception.
 
-    A crash while writing leaves what was at ``path`` before.
+    A crash while writing leaves the old file at ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what processes that were killed while writing have left anywhere in ``folder``; none may be writing."""
+    """Remove the temporary files that killed processes left in ``folder``. No process may be writing there."""
     for path in list(folder.rglob(".*.partial")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -38,10 +38,10 @@ def remove_partial_files(folder: Path) -> None:
 
 @contextmanager
 def new_folder_atomically(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that becomes it when the block ends without an exception, and else goes.
+    """A temporary folder beside ``folder``, renamed to it when the block ends without an exception, else removed.
 
     Raises:
-        OSError: if ``folder`` is by then there and not empty.
+        OSError: if ``folder`` exists by then and is not empty.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -54,12 +54,12 @@ def new_folder_atomically(folder: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader sees the old file or the new one, never a part."""
+    """Write ``text`` to ``path``. Readers see the old file or the new one, never a part."""
     with replaced_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def file_checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,10 +6,9 @@ import numpy as np
 
 
 def mixed_seed(*words: int) -> int:
-    """A 32-bit seed from whole numbers of at least 0; a change of any of the ``words`` gives an unrelated one.
+    """A 32-bit seed mixed from integers >= 0. Changing any of the ``words`` gives an unrelated seed.
 
-    torch's generator on the CPU reads the low 32 bits of a seed and no more, so seeds put together by shifting would
-    lose their upper part.
+    The CPU generator of torch reads only the low 32 bits of a seed, so words combined by shifting would be lost.
 
     Example:
         >>> mixed_seed(0, 1) == mixed_seed(1, 0)
