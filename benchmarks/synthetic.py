@@ -47,7 +47,7 @@ def made_irreducible(batches: Sequence[Batch]) -> TableLoss:
     """Losses in closed form from a table of logits, computed once for all points as the training program does."""
     targets = torch.cat([batch.target for batch in batches])
     logits = np.random.default_rng(0).standard_normal((len(targets), NUM_CLASSES), dtype=np.float32)
-    return AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(logits, kind="logits"))).tabulated(targets)
+    return AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(logits, kind="logits"))).tabulate(targets)
 
 
 def floor_step(model: nn.Module, optimizer: Optimizer, batches: Sequence[Batch]) -> Timed:

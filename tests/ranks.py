@@ -25,7 +25,7 @@ from reducr._internal.distributed import all_gather, all_gather_stacked, all_red
 from reducr.batch import Batch, Candidates
 from reducr.functional import per_example_cross_entropy
 from reducr.irreducible import IrreducibleTable, build_table
-from reducr.irreducible.build import merged_columns
+from reducr.irreducible.build import merge_columns
 from reducr.scoring.holdout import GroupHoldoutLoss
 from reducr.selectors import SAMPLERS
 from reducr.selectors.distributed import select_distributed
@@ -306,10 +306,10 @@ def tables():
         "outside": error_of(build, [7] if rank() == 1 else own),
         "shapes": error_of(build, own, table_values(7, rank() + 1), "logits"),
         "failing": error_of(build_table, fails, batches_of(own), num_examples=7, kind="loss", sync=True),
-        "columns": merged_columns(group_losses if len(shard(NUM_GROUPS)) else None).values,
-        "columns_twice": error_of(merged_columns, twice),
-        "columns_of_a_kind": error_of(merged_columns, built if rank() == 1 else twice),
-        "no_columns": error_of(merged_columns, None),
+        "columns": merge_columns(group_losses if len(shard(NUM_GROUPS)) else None).values,
+        "columns_twice": error_of(merge_columns, twice),
+        "columns_of_a_kind": error_of(merge_columns, built if rank() == 1 else twice),
+        "no_columns": error_of(merge_columns, None),
     }
 
 

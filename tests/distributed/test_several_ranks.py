@@ -203,11 +203,11 @@ def test_tables_of_shared_rows_are_those_of_one_process(of_ranks):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("twice", r"7 points must come exactly once; 1 do not, the first is index 0, which came \d times"),
-        ("missing", r"7 points must come exactly once; \d do not, the first is index \d, which came 0 times"),
-        ("shapes", r"the ranks' parts of a table must have one shape; got \[\(7, 1\), \(7, 2\)"),
-        ("columns_twice", r"group 0 has a column on \d ranks; every group belongs to one"),
-        ("no_columns", r"needs the table of at least one rank; got None on all"),
+        ("twice", r"7 examples must come exactly once; 1 did not, such as index 0, which came \d times"),
+        ("missing", r"7 examples must come exactly once; \d did not, such as index \d, which came 0 times"),
+        ("shapes", r"the tables of all ranks must have the same shape; got \[\(7, 1\), \(7, 2\)"),
+        ("columns_twice", r"group 0 has a column on \d ranks; every group must belong to one"),
+        ("no_columns", r"needs a table on at least one rank; got None on all"),
     ],
 )
 def test_faults_of_tables_are_raised_by_all(of_ranks, fault, message):

@@ -64,7 +64,7 @@ def test_single_models_serve_as_trained_however_they_were_asked_for(stages, tmp_
         (
             "plain",
             ["datamodule.label_noise.holdout=0.1"],
-            "was trained on another holdout part: the targets, or their order, are not those it was built for",
+            "was trained on another holdout part: the targets or their order differ",
         ),
         ("plain", ["datamodule.label_noise.train=0.1"], "does not belong to this data: the targets"),
         ("plain", ["seed=null", "seeds=[0,1]"], "is not a finished irreducible stage"),

@@ -34,11 +34,11 @@ def states_differ_by(first, second):
     [
         ("mlp", torch.float32, 1e-6),
         ("small_cnn", torch.float32, 1e-6),
-        # batch normalisation over six points magnifies rounding errors, those of float32 up to 1e-4
+        # batch normalisation over six examples magnifies rounding errors, those of float32 up to 1e-4
         ("resnet", torch.float64, 1e-8),
     ],
 )
-def test_twenty_steps_are_those_of_separate_training(name, dtype, tolerance):
+def test_twenty_steps_equal_separate_training(name, dtype, tolerance):
     models = make_models(MAKES[name], dtype=dtype)
     ensemble = Ensemble(models)
     together = torch.optim.AdamW(ensemble.parameters(), lr=1e-3)
@@ -66,7 +66,7 @@ def test_twenty_steps_are_those_of_separate_training(name, dtype, tolerance):
 
 @pytest.mark.parametrize("name", MAKES)
 @pytest.mark.parametrize("is_training", [True, False])
-def test_without_gradients_logits_and_statistics_are_those_of_each_model_alone(name, is_training):
+def test_without_gradients_logits_and_statistics_equal_those_of_each_model(name, is_training):
     models = make_models(MAKES[name])
     ensemble = Ensemble(models).train(is_training)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_without_gradients_logits_and_statistics_are_those_of_each_model_alone(n
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 2, 4)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_layers_with_and_without_bias_on_points_of_any_shape(shape, bias):
+def test_linear_layers_with_and_without_bias_on_inputs_of_any_shape(shape, bias):
     models = make_models(lambda: nn.Sequential(nn.Linear(4, 3, bias=bias), nn.ReLU(), nn.Linear(3, 2, bias=bias)))
     ensemble = Ensemble(models)
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -89,7 +89,7 @@ def test_linear_layers_with_and_without_bias_on_points_of_any_shape(shape, bias)
             torch.testing.assert_close(stacked.grad[c], parameter.grad)
 
 
-def test_the_models_given_are_copied():
+def test_the_models_are_copied():
     models = make_models(MAKES["mlp"])
     ensemble = Ensemble(models)
     before = ensemble(make_images())
@@ -100,7 +100,7 @@ def test_the_models_given_are_copied():
 
 
 @pytest.mark.parametrize("name", MAKES)
-def test_members_come_back_as_they_went_in_and_are_copies(name):
+def test_members_equal_the_models_and_are_copies(name):
     models = make_models(MAKES[name])
     ensemble = Ensemble(models)
     for c, model in enumerate(models):
@@ -191,14 +191,14 @@ def test_heads_are_the_outputs_in_order_and_share_the_trunk():
     assert next(model.head(1).parameters()) is next(trunk.parameters())
 
 
-def test_outputs_that_cannot_be_shared_out_are_refused():
-    with pytest.raises(ValueError, match=r"must give \(B, 4 \* C\) outputs; got \(6, 6\).*num_classes = 4 times"):
+def test_outputs_that_are_not_a_multiple_of_the_heads_are_refused():
+    with pytest.raises(ValueError, match=r"must return \(B, 4 \* C\) outputs; got \(6, 6\).*num_classes = 4 times"):
         MultiHead(MLP(num_features=16, num_classes=6), num_heads=4)(make_images())
 
 
-@pytest.mark.parametrize("place", [-1, 3])
-def test_there_are_as_many_members_and_heads_as_asked_for(place):
-    with pytest.raises(ValueError, match=rf"member must be in 0\.\.2; got {place}\."):
-        Ensemble(make_models(MAKES["mlp"])).member(place)
-    with pytest.raises(ValueError, match=rf"head must be in 0\.\.2; got {place}\."):
-        MultiHead(MLP(num_features=16, num_classes=6), num_heads=3).head(place)
+@pytest.mark.parametrize("position", [-1, 3])
+def test_members_and_heads_out_of_range_are_refused(position):
+    with pytest.raises(ValueError, match=rf"member must be in 0\.\.2; got {position}\."):
+        Ensemble(make_models(MAKES["mlp"])).member(position)
+    with pytest.raises(ValueError, match=rf"head must be in 0\.\.2; got {position}\."):
+        MultiHead(MLP(num_features=16, num_classes=6), num_heads=3).head(position)

@@ -32,7 +32,7 @@ def data():
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_row_i_is_the_logits_of_point_i_in_any_order_of_reading(data, shuffle):
+def test_row_i_holds_the_logits_of_example_i_in_any_order_of_reading(data, shuffle):
     model = make_model()
     table = build_logit_table(model, ExampleLoader(data, batch_size=5, shuffle=shuffle), num_examples=23)
     assert table.kind == "logits"
@@ -57,7 +57,7 @@ def test_a_joint_table_has_targets_then_groups(data):
     np.testing.assert_allclose(table.values.reshape(23, 6), model.eval()(data.input).detach().numpy(), atol=1e-6)
 
 
-def test_a_loss_table_says_what_the_live_models_say(data):
+def test_a_loss_table_equals_the_losses_of_the_live_models(data):
     models = [make_model(seed=seed) for seed in range(3)]
     table = build_loss_table(models, ExampleLoader(data, batch_size=5), num_examples=23)
     assert table.kind == "group_loss"
@@ -69,28 +69,26 @@ def test_a_loss_table_says_what_the_live_models_say(data):
     assert TableLoss(table).lookup(batch)[:, 1].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_a_point_that_comes_twice_is_named(data):
+def test_a_repeated_example_is_named(data):
     batches = [*ExampleLoader(data, batch_size=5), data.batch(torch.tensor([7]))]
-    with pytest.raises(ValueError, match="1 do not, the first is index 7, which came 2 times"):
+    with pytest.raises(ValueError, match="1 did not, such as index 7, which came 2 times"):
         build_logit_table(make_model(), batches, num_examples=23)
 
 
-def test_a_point_that_comes_twice_in_one_batch_is_named(data):
+def test_an_example_repeated_within_a_batch_is_named(data):
     batches = [*ExampleLoader(data, batch_size=5, drop_last=True), data.batch(torch.tensor([20, 21, 21, 22]))]
-    with pytest.raises(ValueError, match="1 do not, the first is index 21, which came 2 times"):
+    with pytest.raises(ValueError, match="1 did not, such as index 21, which came 2 times"):
         build_logit_table(make_model(), batches, num_examples=23)
 
 
-def test_points_that_never_come_are_named(data):
+def test_missing_examples_are_named(data):
     loader = ExampleLoader(data, batch_size=5, drop_last=True)
-    with pytest.raises(
-        ValueError, match="every one of the 23 points must come exactly once; 3 do not, the first is index 20"
-    ):
+    with pytest.raises(ValueError, match="each of the 23 examples must come exactly once; 3 did not, such as index 20"):
         build_logit_table(make_model(), loader, num_examples=23)
 
 
 def test_no_batch_at_all_is_an_error():
-    with pytest.raises(ValueError, match="23 do not, the first is index 0, which came 0 times"):
+    with pytest.raises(ValueError, match="23 did not, such as index 0, which came 0 times"):
         build_logit_table(make_model(), [], num_examples=23)
 
 

@@ -10,7 +10,7 @@ def data_of(size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 1000])
-def test_it_is_the_same_for_the_same_data_and_survives_a_manifest(size):
+def test_equal_data_has_equal_fingerprints_also_through_a_manifest(size):
     fingerprint = DataFingerprint.of(data_of(size))
     assert fingerprint == DataFingerprint.of(data_of(size))
     assert DataFingerprint.from_dict(fingerprint.to_dict()) == fingerprint
@@ -19,14 +19,12 @@ def test_it_is_the_same_for_the_same_data_and_survives_a_manifest(size):
 
 
 @pytest.mark.parametrize("size", [2, 64])
-def test_every_input_counts_up_to_64_points(size):
+def test_every_input_counts_up_to_64_examples(size):
     plain = DataFingerprint.of(data_of(size))
     for position in range(size):
         changed = data_of(size)
         changed.pool[position, 1] += 0.5
-        assert plain.differences(DataFingerprint.of(changed)) == [
-            "the inputs, or their order, are not those it was built for"
-        ]
+        assert plain.differences(DataFingerprint.of(changed)) == ["the inputs or their order differ"]
 
 
 @pytest.mark.parametrize("position", [0, 999])
@@ -42,14 +40,14 @@ def test_an_input_of_another_shape_with_the_same_bytes_differs():
     assert DataFingerprint.of(flat).input_checksum != DataFingerprint.of(square).input_checksum
 
 
-def test_another_length_is_told_alone():
+def test_another_length_is_the_only_difference_reported():
     assert DataFingerprint.of(data_of(10)).differences(DataFingerprint.of(data_of(12))) == [
-        "it was built for 10 points, the data has 12"
+        "it was built for 10 examples, the data has 12"
     ]
 
 
 class LongData:
-    """More points than float32 counts exactly, made when they are asked for."""
+    """More examples than float32 can count exactly, created on access."""
 
     def __init__(self, size):
         self.size = size

@@ -37,7 +37,7 @@ def test_the_model_is_in_eval_mode_and_frozen(batch):
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not first.requires_grad
-    assert all(torch.equal(now, then) for now, then in zip(model.buffers(), buffers, strict=True))
+    assert all(torch.equal(buffer, before) for buffer, before in zip(model.buffers(), buffers, strict=True))
 
 
 def test_plain_loss_is_the_cross_entropy_of_the_model_in_eval_mode(batch):
@@ -47,7 +47,7 @@ def test_plain_loss_is_the_cross_entropy_of_the_model_in_eval_mode(batch):
     assert losses.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_joint_outcomes_are_target_major(batch):
+def test_joint_labels_are_target_major(batch):
     class Constant(nn.Module):
         def forward(self, inputs):
             return torch.arange(6.0).expand(len(inputs), 6)
@@ -82,7 +82,7 @@ def test_a_group_without_a_model_has_a_column_of_nan(batch):
 
 @pytest.mark.parametrize("models", [[None, None], []])
 def test_no_model_at_all_is_refused(models):
-    with pytest.raises(ValueError, match="GroupIrreducibleLoss needs at least one model; got none"):
+    with pytest.raises(ValueError, match="GroupIrreducibleLoss needs at least one model; got only None"):
         GroupIrreducibleLoss(models)
 
 
@@ -97,7 +97,7 @@ class Heads(nn.Module):
         return torch.stack([model(inputs) for model in self.models], dim=1)
 
 
-def test_heads_give_the_losses_of_single_models(batch):
+def test_heads_have_the_losses_of_single_models(batch):
     models = [make_model(seed=seed) for seed in range(3)]
     heads = HeadIrreducibleLoss(Heads(models), groups=[0, 1, 2], num_groups=3).lookup(batch)
     assert torch.allclose(heads, GroupIrreducibleLoss(models).lookup(batch))

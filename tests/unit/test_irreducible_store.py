@@ -8,14 +8,14 @@ import torch
 from reducr.data import ExampleDataset
 from reducr.irreducible import DataFingerprint, IrreducibleTable, load_table, save_table
 
-NUM_POINTS = 100
+NUM_EXAMPLES = 100
 
 
-def make_data(*, order=None, targets=None, groups=None, size=NUM_POINTS, shift=0.0, dtype=torch.float32):
+def make_data(*, order=None, targets=None, groups=None, size=NUM_EXAMPLES, shift=0.0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(NUM_POINTS, 3, generator=generator)
-    target = torch.randint(0, 4, (NUM_POINTS,), generator=generator) if targets is None else targets
-    order = torch.arange(NUM_POINTS) if order is None else order
+    inputs = torch.randn(NUM_EXAMPLES, 3, generator=generator)
+    target = torch.randint(0, 4, (NUM_EXAMPLES,), generator=generator) if targets is None else targets
+    order = torch.arange(NUM_EXAMPLES) if order is None else order
     order = order[:size]
     return ExampleDataset(
         (inputs[order] + shift).to(dtype),
@@ -28,13 +28,13 @@ def make_data(*, order=None, targets=None, groups=None, size=NUM_POINTS, shift=0
 
 @pytest.fixture
 def table():
-    values = np.random.default_rng(0).normal(size=(NUM_POINTS, 4)).astype(np.float32)
+    values = np.random.default_rng(0).normal(size=(NUM_EXAMPLES, 4)).astype(np.float32)
     return IrreducibleTable(values, kind="logits")
 
 
 @pytest.fixture
 def folder(tmp_path, table):
-    """A folder with a good table."""
+    """A folder with an intact table."""
     folder = tmp_path / "tables" / "plain"
     save_table(
         folder,
@@ -47,14 +47,14 @@ def folder(tmp_path, table):
 
 
 def check_refused(folder, data, reason, **options):
-    """Loading must name the folder and give the reason."""
+    """Loading raises an error with the folder and the reason."""
     with pytest.raises(ValueError, match=re.escape(str(folder))) as caught:
         load_table(folder, fingerprint=DataFingerprint.of(data), **options)
     assert reason in str(caught.value)
 
 
 @pytest.mark.parametrize("verify_checksum", [True, False])
-def test_what_was_saved_is_loaded_memory_mapped(folder, table, verify_checksum):
+def test_a_saved_table_is_loaded_memory_mapped(folder, table, verify_checksum):
     loaded = load_table(folder, fingerprint=DataFingerprint.of(make_data()), verify_checksum=verify_checksum)
     assert loaded.kind == "logits"
     assert isinstance(loaded.values, np.memmap)
@@ -63,44 +63,44 @@ def test_what_was_saved_is_loaded_memory_mapped(folder, table, verify_checksum):
     assert np.array_equal(rows.numpy(), table.values[[7, 2]])
 
 
-def test_the_manifest_says_what_the_table_is(folder):
+def test_the_manifest_describes_the_table(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["format"] == 1
     assert manifest["kind"] == "logits"
-    assert manifest["shape"] == [NUM_POINTS, 4]
+    assert manifest["shape"] == [NUM_EXAMPLES, 4]
     assert manifest["dtype"] == "float32"
     assert manifest["settings"] == {"gradient_weight": 10.0}
     assert manifest["sources"] == {"model.ckpt": "ab12"}
-    assert manifest["data_fingerprint"]["length"] == NUM_POINTS
+    assert manifest["data_fingerprint"]["length"] == NUM_EXAMPLES
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "values.npy"]
 
 
-def test_other_labels_are_refused(folder):
+def test_other_targets_are_refused(folder):
     targets = make_data().target.clone()
-    targets[NUM_POINTS // 2] = (targets[NUM_POINTS // 2] + 1) % 4
-    check_refused(folder, make_data(targets=targets), "the targets, or their order, are not those it was built for")
+    targets[NUM_EXAMPLES // 2] = (targets[NUM_EXAMPLES // 2] + 1) % 4
+    check_refused(folder, make_data(targets=targets), "the targets or their order differ")
 
 
 def test_another_order_is_refused(folder):
-    order = torch.arange(NUM_POINTS).flip(0)
-    check_refused(folder, make_data(order=order), "the inputs, or their order, are not those it was built for")
+    order = torch.arange(NUM_EXAMPLES).flip(0)
+    check_refused(folder, make_data(order=order), "the inputs or their order differ")
 
 
 def test_another_length_is_refused(folder):
-    check_refused(folder, make_data(size=90), "it was built for 100 points, the data has 90")
+    check_refused(folder, make_data(size=90), "it was built for 100 examples, the data has 90")
 
 
 def test_other_inputs_are_refused(folder):
-    check_refused(folder, make_data(shift=0.5), "the inputs, or their order, are not those it was built for")
+    check_refused(folder, make_data(shift=0.5), "the inputs or their order differ")
 
 
 def test_inputs_of_another_type_are_refused(folder):
-    check_refused(folder, make_data(dtype=torch.float64), "the inputs, or their order")
+    check_refused(folder, make_data(dtype=torch.float64), "the inputs or their order differ")
 
 
 def test_other_groups_are_refused(folder):
-    groups = torch.zeros(NUM_POINTS, dtype=torch.int64)
-    check_refused(folder, make_data(groups=groups), "the groups, or their order, are not those it was built for")
+    groups = torch.zeros(NUM_EXAMPLES, dtype=torch.int64)
+    check_refused(folder, make_data(groups=groups), "the groups or their order differ")
 
 
 @pytest.mark.parametrize("verify_checksum", [True, False])
@@ -115,11 +115,11 @@ def test_altered_values_are_refused(folder):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(bytes(content))
-    check_refused(folder, make_data(), "damaged: values.npy is not the file its manifest describes")
+    check_refused(folder, make_data(), "damaged: the checksum of values.npy does not match its manifest")
 
 
 @pytest.mark.parametrize(
-    "values", [np.zeros((NUM_POINTS, 3), dtype=np.float32), np.zeros((NUM_POINTS, 4), dtype=np.float64)]
+    "values", [np.zeros((NUM_EXAMPLES, 3), dtype=np.float32), np.zeros((NUM_EXAMPLES, 4), dtype=np.float64)]
 )
 def test_values_of_another_shape_or_type_are_refused_without_the_checksum_too(folder, values):
     np.save(folder / "values.npy", values)
@@ -158,19 +158,19 @@ def test_another_format_is_refused(folder):
 def test_an_existing_table_is_never_overwritten(folder, table):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     other = IrreducibleTable(table.values + 1, kind="logits")
-    with pytest.raises(ValueError, match="already holds a table; it is never overwritten") as caught:
+    with pytest.raises(ValueError, match=r"already holds a table\. Tables are never overwritten") as caught:
         save_table(folder, other, fingerprint=DataFingerprint.of(make_data()), settings={}, sources={})
     assert str(folder) in str(caught.value)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_table_of_another_length_than_its_data_is_not_saved(tmp_path, table):
-    with pytest.raises(ValueError, match="the table has 100 rows, the data 90 points"):
+    with pytest.raises(ValueError, match="a table needs one row per example; got 100 rows for 90 examples"):
         save_table(tmp_path, table, fingerprint=DataFingerprint.of(make_data(size=90)), settings={}, sources={})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_values_left_by_a_crash_before_the_manifest_are_no_table_and_can_be_replaced(tmp_path, table):
+def test_values_without_a_manifest_after_a_crash_are_not_a_table_and_can_be_replaced(tmp_path, table):
     (tmp_path / "values.npy").write_bytes(b"half a table")
     fingerprint = DataFingerprint.of(make_data())
     with pytest.raises(FileNotFoundError, match=r"manifest\.json is missing"):

@@ -43,23 +43,23 @@ def test_rows_are_read_by_index_in_the_order_of_the_batch(losses):
 def test_an_index_of_narrow_integers_is_an_index(losses, dtype):
     table = IrreducibleTable(losses, kind="group_loss")
     assert table.rows(torch.tensor([3, 0]).to(dtype)).tolist() == [[9.0, 10.0, 11.0], [0.0, 1.0, 2.0]]
-    with pytest.raises(ValueError, match="index 4 has no row in an irreducible table of 4 points"):
+    with pytest.raises(ValueError, match="index 4 has no row in an irreducible table of 4 examples"):
         table.rows(torch.tensor([3, 4]).to(dtype))
 
 
-def test_a_table_of_no_points():
+def test_an_empty_table():
     table = IrreducibleTable(np.zeros((0, 3), dtype=np.float32), kind="group_loss")
     assert table.rows(torch.tensor([], dtype=torch.int64)).shape == (0, 3)
-    with pytest.raises(ValueError, match="index 0 has no row in an irreducible table of 0 points"):
+    with pytest.raises(ValueError, match="index 0 has no row in an irreducible table of 0 examples"):
         table.rows(torch.tensor([0]))
 
 
-def test_a_table_of_one_loss_a_point(losses):
+def test_a_table_of_one_loss_per_example(losses):
     table = IrreducibleTable(losses[:, 1].copy(), kind="loss")
     assert TableLoss(table).lookup(batch_of([2, 1])).tolist() == [7.0, 4.0]
 
 
-def test_what_is_read_may_be_changed_without_changing_the_table(losses):
+def test_changing_the_rows_read_does_not_change_the_table(losses):
     table = IrreducibleTable(losses, kind="group_loss")
     table.rows(torch.tensor([0, 1])).zero_()
     assert table.rows(torch.tensor([1])).tolist() == [[3.0, 4.0, 5.0]]
@@ -68,7 +68,7 @@ def test_what_is_read_may_be_changed_without_changing_the_table(losses):
 @pytest.mark.parametrize(("index", "first"), [([0, 4], 4), ([2, -1, 7], -1)])
 def test_an_index_without_a_row_is_named(losses, index, first):
     table = IrreducibleTable(losses, kind="group_loss")
-    with pytest.raises(ValueError, match=f"index {first} has no row in an irreducible table of 4 points"):
+    with pytest.raises(ValueError, match=f"index {first} has no row in an irreducible table of 4 examples"):
         table.rows(torch.tensor(index))
 
 
@@ -108,7 +108,7 @@ def test_plain_loss_of_joint_logits_sums_over_the_groups():
     assert PlainIrreducibleLoss(source).lookup(batch_of([0], target=[0])).tolist() == [pytest.approx(float(np.log(2)))]
 
 
-def test_adjusted_loss_by_hand_from_table_logits():
+def test_adjusted_loss_of_table_logits_equals_the_hand_calculation():
     source = TableLogits(IrreducibleTable(np.zeros((2, 2), dtype=np.float32), kind="logits"))
     losses = AdjustedIrreducibleLoss(source, gradient_weight=3.0).lookup(batch_of([1], target=[1]))
     assert losses.exp().tolist() == [pytest.approx([4.0, 4 / 3])]
@@ -134,7 +134,7 @@ def test_adjusted_loss_refuses_a_gradient_weight_below_one_at_construction():
 
 
 @pytest.mark.parametrize(
-    ("index", "found"),
+    ("index", "description"),
     [
         (torch.tensor([0.0, 1.0]), "torch.float32 (2,)"),
         (torch.tensor([True, False]), "torch.bool (2,)"),
@@ -142,14 +142,14 @@ def test_adjusted_loss_refuses_a_gradient_weight_below_one_at_construction():
         (torch.tensor(1), "torch.int64 ()"),
     ],
 )
-def test_an_index_is_one_integer_for_each_point(losses, index, found):
-    message = f"an index must be one integer for each point, (B,); got {found}. Floats cannot tell points apart beyond"
+def test_an_index_that_is_not_one_integer_per_example_is_refused(losses, index, description):
+    message = f"index must hold one integer per example, (B,); got {description}. Floats cannot tell"
     with pytest.raises(ValueError, match=re.escape(message)):
         IrreducibleTable(losses, kind="group_loss").rows(index)
 
 
 @pytest.mark.parametrize(
-    ("values", "found"),
+    ("values", "description"),
     [
         (torch.zeros(4, 3), "torch.float32"),
         ([[0.0]], "list"),
@@ -157,8 +157,8 @@ def test_an_index_is_one_integer_for_each_point(losses, index, found):
         (np.zeros((4, 3), dtype=np.longdouble), str(np.dtype(np.longdouble))),
     ],
 )
-def test_values_that_are_no_array_of_floats_are_refused(values, found):
-    message = f"values of a table must be a numpy array of floats of at most 64 bits; got {found}. Of a tensor give"
+def test_values_that_are_not_an_array_of_floats_are_refused(values, description):
+    message = f"values of a table must be a numpy array of float16, float32 or float64; got {description}. For a"
     with pytest.raises(TypeError, match=re.escape(message)):
         IrreducibleTable(values, kind="group_loss")
 
@@ -167,14 +167,14 @@ def test_values_that_are_no_array_of_floats_are_refused(values, found):
     "groups", [torch.tensor([0.0, 1.0]), torch.tensor([0, -1]), torch.tensor([[0, 1]]), torch.tensor([])]
 )
 def test_groups_of_classes_are_checked_at_construction(losses, groups):
-    message = "group_of_target must hold one integer of at least 0 for each class, (C,); got "
+    message = "group_of_target must hold one non-negative integer per class, (C,); got "
     with pytest.raises(ValueError, match=re.escape(f"{message}{groups.dtype} {groups.tolist()}.")):
         AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(losses, kind="logits")), group_of_target=groups)
 
 
 @pytest.mark.parametrize("group_of_target", [None, torch.tensor([1, 0, 1, 1, 0])])
 @pytest.mark.parametrize("size", [40, 2**14 + 3])
-def test_tabulated_losses_are_those_looked_up_from_logits_bit_for_bit(size, group_of_target):
+def test_tabulated_losses_equal_those_from_logits_bit_for_bit(size, group_of_target):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(size, 5, generator=generator) * 4
     targets = torch.randint(5, (size,), generator=generator)
@@ -183,7 +183,7 @@ def test_tabulated_losses_are_those_looked_up_from_logits_bit_for_bit(size, grou
         AdjustedIrreducibleLoss(source, group_of_target=group_of_target),
         PlainIrreducibleLoss(source),
     ):
-        tabulated = losses.tabulated(targets)
+        tabulated = losses.tabulate(targets)
         for _ in range(20):
             index = torch.randint(size, (33,), generator=generator)
             batch = Batch(index, None, targets[index], targets[index])
@@ -195,21 +195,19 @@ def test_tabulated_losses_of_a_joint_model():
     targets = torch.tensor([0, 1, 2, 2, 1, 0])
     losses = AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(logits.numpy(), kind="joint_logits")))
     batch = Batch(torch.tensor([4, 0]), None, targets[[4, 0]], targets[[4, 0]])
-    assert torch.equal(losses.tabulated(targets).lookup(batch), losses.lookup(batch))
+    assert torch.equal(losses.tabulate(targets).lookup(batch), losses.lookup(batch))
 
 
-def test_losses_without_a_table_or_with_other_points_cannot_be_tabulated(losses):
+def test_tabulate_refuses_other_sources_and_other_lengths(losses):
     source = TableLogits(IrreducibleTable(losses, kind="logits"))
-    with pytest.raises(
-        ValueError, match=r"whose targets are given, \(3,\); got a table of 4\. Give TableLogits and one"
-    ):
-        AdjustedIrreducibleLoss(source).tabulated(torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"one target per row; got a table of 4 rows and targets of shape \(3,\)"):
+        AdjustedIrreducibleLoss(source).tabulate(torch.tensor([0, 1, 2]))
     live = PlainIrreducibleLoss(LiveLogits(torch.nn.Linear(2, 3)))
-    with pytest.raises(ValueError, match=r"from a table of logits .*; got LiveLogits\."):
-        live.tabulated(torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"tabulate\(\) needs TableLogits .*; got LiveLogits and"):
+        live.tabulate(torch.tensor([0]))
 
 
-def test_lazy_losses_are_those_of_the_whole_batch_bit_for_bit():
+def test_lazy_losses_equal_those_of_the_whole_batch_bit_for_bit():
     generator = torch.Generator().manual_seed(0)
     size, num_groups = 3000, 200
     logits = torch.randn(size, num_groups, generator=generator) * 3
@@ -225,14 +223,14 @@ def test_lazy_losses_are_those_of_the_whole_batch_bit_for_bit():
         selector = make_selector("reducr", num_groups=num_groups, step_size=0.1)
         selector.set_group_holdout_loss(torch.ones(num_groups))
         candidates = Candidates(model_loss=model_loss, group_irreducible_loss=table)
-        assert candidates.chunk_size < size  # chosen among in parts
+        assert candidates.chunk_size < size  # so the selector works in chunks
         selection = selector.select(candidates, num_selected=1500)
         with pytest.warns(RuntimeWarning, match="1 of 3000 candidates have a NaN or infinite loss"):
             selector.update(selection)
         selections.append((selection.positions, selection.scores, selection.payoff, selector.group_weights))
         assert selection.num_non_finite == 1
-    for one, two in zip(*selections, strict=True):
-        assert torch.equal(one, two)
+    for from_whole, from_lazy in zip(*selections, strict=True):
+        assert torch.equal(from_whole, from_lazy)
     excess = (model_loss.unsqueeze(1) - whole).clamp(min=0)
     weights = torch.full((num_groups,), 1 / num_groups)
     expected = (excess @ weights).masked_fill(torch.isnan(model_loss), -torch.inf)

@@ -1,6 +1,7 @@
-"""Irreducible losses: what a reference model that has seen clean holdout data cannot explain of a point.
+"""Irreducible losses: the loss of each example under a reference model trained on clean holdout data.
 
-Everything here that a selector can be fed from has ``lookup(batch) -> Tensor``, of shape (B,) or (B, G).
+The reference model is the paper's irreducible model. Every source of losses here has ``lookup(batch) -> Tensor``, of
+shape (B,) or (B, G) in nats, and can be passed to a loader as ``irreducible``.
 """
 
 from reducr.irreducible.adjusted import AdjustedGroupLoss, AdjustedIrreducibleLoss, PlainIrreducibleLoss

@@ -1,4 +1,4 @@
-"""Losses from the logits of ONE irreducible model: its own, or every group's in closed form."""
+"""Irreducible losses from the logits of one reference model: plain, or for every group in closed form."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from reducr.functional import (
 from reducr.irreducible.reference import target_logits
 from reducr.irreducible.table import IrreducibleTable, TableLogits, TableLoss
 
+_CHUNK_ROWS = 2**14
+
 
 class LogitSource(Protocol):
-    """Where the logits of the plain irreducible model come from: a table, or the live model."""
+    """Source of the logits of the plain reference model (the paper's irreducible model): a table or a live model."""
 
     def logits(self, batch: Batch) -> Tensor:
-        """(B, C), or (B, C, G) for a joint model."""
+        """Logits of shape (B, C), or (B, C, G) for a joint model."""
 
 
 class PlainIrreducibleLoss:
-    """The irreducible loss of RHO-LOSS: the cross-entropy of the plain irreducible model.
+    """The irreducible loss of RHO-LOSS: the cross-entropy of the plain reference model.
 
     Args:
-        source: of (B, C) logits; (B, C, G) logits of a joint model are summed over the groups.
+        source: gives (B, C) logits, or (B, C, G) logits of a joint model, which are summed over the groups.
+
+    Source: Mindermann et al. 2022 (arXiv 2206.07137), section 3.
     """
 
     def __init__(self, source: LogitSource) -> None:
@@ -41,33 +45,36 @@ class PlainIrreducibleLoss:
         """(B,) nats."""
         return per_example_cross_entropy(target_logits(self.source.logits(batch)), batch.target)
 
-    def tabulated(self, targets: Tensor) -> TableLoss:
-        """The losses of all N points of a table of logits, computed once, so that a step only looks them up.
+    def tabulate(self, targets: Tensor) -> TableLoss:
+        """Compute the losses of all N examples of a table of logits once, so that each step only looks them up.
 
         Args:
-            targets: (N,), in the order of the index; they must be those of the batches to come.
+            targets: (N,) int64, in the order of the index; must equal the targets of the batches.
+
+        Returns:
+            Losses of shape (N,), held in memory.
 
         Raises:
-            ValueError: if the source is no table, or has another number of points.
+            ValueError: if the source is not a table, or has another number of examples.
         """
-        return TableLoss(_tabulated(self, targets, kind="loss"))
+        return TableLoss(_loss_table(self, targets, kind="loss"))
 
 
 class AdjustedIrreducibleLoss:
-    """Every group-irreducible loss in closed form from one model (see ``functional.adjusted_irreducible_loss``).
+    """The irreducible loss of every group, in closed form from one model.
 
-    C times cheaper to train, to evaluate and to store than one trained model per group.
+    G times cheaper to train, evaluate and store than one trained model per group. See
+    ``functional.adjusted_irreducible_loss`` for the formula.
 
     Args:
-        source: of (B, C) logits where groups follow from targets, or (B, C, G) logits of a joint model where they
-            do not.
-        gradient_weight: g >= 1, the weight that a group's own irreducible model would have been trained with.
-        group_of_target: (C,) the group of each target; None where groups are the targets, and for joint logits.
+        source: gives (B, C) logits if groups follow from targets, else (B, C, G) logits of a joint model.
+        gradient_weight: g >= 1, the weight that a trained model of a group would give to the examples of that group.
+        group_of_target: (C,) int64, the group of each target; None if groups equal targets, or for joint logits.
 
     Raises:
-        ValueError: if ``gradient_weight`` is below 1, or ``group_of_target`` is not one group for each class.
+        ValueError: if ``gradient_weight`` is below 1, or ``group_of_target`` does not hold one group per class.
 
-    Source: docs/method.md section 4; deviation from arXiv 2312.00486 explained in docs/deviations.md.
+    Source: docs/method.md, section 4; docs/deviations.md explains the deviation from arXiv 2312.00486.
     """
 
     def __init__(
@@ -84,25 +91,25 @@ class AdjustedIrreducibleLoss:
         """(B, G) nats."""
         return self.lazy(batch).rows(slice(None))
 
-    def tabulated(self, targets: Tensor) -> TableLoss:
-        """As ``PlainIrreducibleLoss.tabulated``: (N, G) numbers, held in memory."""
-        return TableLoss(_tabulated(self, targets, kind="group_loss"))
+    def tabulate(self, targets: Tensor) -> TableLoss:
+        """As ``PlainIrreducibleLoss.tabulate``, with losses of shape (N, G)."""
+        return TableLoss(_loss_table(self, targets, kind="group_loss"))
 
     def lazy(self, batch: Batch) -> AdjustedGroupLoss:
-        """(B, G) nats, computed some rows at a time where they are wanted."""
+        """(B, G) nats, computed only for the rows that are read."""
         logits = self.source.logits(batch)
         return AdjustedGroupLoss(logits, batch.target, self.gradient_weight, self.group_of_target)
 
 
 @dataclass(frozen=True)
 class AdjustedGroupLoss:
-    """Every group-irreducible loss (B, G) in closed form, without ever holding B x G numbers: a ``LazyGroupLoss``.
+    """A ``LazyGroupLoss``: computes rows of the (B, G) group irreducible losses in closed form, never all at once.
 
     Args:
-        logits: (B, C) of the plain irreducible model, or (B, C, G) of a joint one.
-        targets: (B,) integers in [0, C).
+        logits: (B, C) of the plain reference model, or (B, C, G) of a joint model.
+        targets: (B,) int64 in [0, C).
         gradient_weight: as for ``AdjustedIrreducibleLoss``.
-        group_of_target: likewise.
+        group_of_target: as for ``AdjustedIrreducibleLoss``.
 
     Example:
         >>> from reducr.batch import Candidates
@@ -125,7 +132,7 @@ class AdjustedGroupLoss:
 
     @property
     def device(self) -> torch.device:
-        """That of the logits."""
+        """Device of the logits."""
         return self.logits.device
 
     @property
@@ -134,7 +141,7 @@ class AdjustedGroupLoss:
         return selection_dtype(self.logits)
 
     def rows(self, positions: Tensor | slice) -> Tensor:
-        """(n, G) losses in nats of the points at ``positions``."""
+        """Losses of the examples at ``positions``, (n, G) nats."""
         logits, targets = self.logits[positions], self.targets[positions]
         if logits.ndim == 3:
             return adjusted_joint_irreducible_loss(logits, targets, gradient_weight=self.gradient_weight)
@@ -143,31 +150,26 @@ class AdjustedGroupLoss:
         )
 
 
-def _tabulated(
+def _loss_table(
     losses: PlainIrreducibleLoss | AdjustedIrreducibleLoss, targets: Tensor, *, kind: str
 ) -> IrreducibleTable:
     source = losses.source
     if not isinstance(source, TableLogits) or targets.shape != (len(source.table),):
-        found = f"a table of {len(source.table)}" if isinstance(source, TableLogits) else type(source).__name__
+        name = f"a table of {len(source.table)} rows" if isinstance(source, TableLogits) else type(source).__name__
         raise ValueError(
-            "losses are tabulated from a table of logits of the points whose targets are given, "
-            f"{tuple(targets.shape)}; got {found}. Give TableLogits and one target for each of its rows, or look the "
-            "losses up as they are needed."
+            f"tabulate() needs TableLogits and one target per row; got {name} and targets of shape "
+            f"{tuple(targets.shape)}. For any other source, call lookup(batch)."
         )
-    parts = []
-    for index in torch.arange(len(targets)).split(_TABULATED_AT_ONCE):  # type: ignore[no-untyped-call]
+    chunks = []
+    for index in torch.arange(len(targets)).split(_CHUNK_ROWS):  # type: ignore[no-untyped-call]
         target = targets[index]
-        parts.append(losses.lookup(Batch(index, None, target, target)))
-    return IrreducibleTable(torch.cat(parts).numpy(), kind=kind)
-
-
-_TABULATED_AT_ONCE = 2**14
+        chunks.append(losses.lookup(Batch(index, None, target, target)))
+    return IrreducibleTable(torch.cat(chunks).numpy(), kind=kind)
 
 
 def _check_group_of_target(groups: Tensor) -> None:
     is_integer = not (groups.is_floating_point() or groups.is_complex())
     if not is_integer or groups.ndim != 1 or not len(groups) or bool((groups.long() < 0).any()):
         raise ValueError(
-            f"group_of_target must hold one integer of at least 0 for each class, (C,); got {groups.dtype} "
-            f"{groups.tolist()}."
+            f"group_of_target must hold one non-negative integer per class, (C,); got {groups.dtype} {groups.tolist()}."
         )

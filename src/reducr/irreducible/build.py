@@ -1,9 +1,9 @@
-"""Building tables: one pass of the irreducible models over the training points.
+"""Build tables: one pass of the reference models over the training examples.
 
-On several ranks there are two ways to share the work. Either every rank gives batches of its own part of the points,
-and ``sync=True`` merges their rows; or every rank has the models of some of the groups
-(``distributed.share(num_groups)``), gives them all points, and ``merged_columns`` merges the columns. Either way every
-rank ends with the whole table, bit for bit that of one process, and needs no second copy of it on the way.
+Several ranks can share the work in two ways. Either each rank passes batches of its own examples, and ``sync=True``
+merges the rows; or each rank holds the models of some groups (``distributed.shard(num_groups)``), passes all examples,
+and ``merge_columns`` merges the columns. Both ways every rank gets the whole table, bit for bit that of one process,
+without a second copy of it in memory.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def build_logit_table(
     num_joint_groups: int | None = None,
     sync: bool = False,
 ) -> IrreducibleTable:
-    """The logits of one irreducible model for every training point, in float32.
+    """Build a table with the float32 logits of one reference model for every training example.
 
     Args:
-        model: gives (B, C) logits, or (B, C * G) for a joint model; put into eval mode.
-        batches: cover every index in [0, N) once, in any order, un-augmented.
+        model: returns (B, C) logits, or (B, C * G) logits for a joint model; put into eval mode.
+        batches: every index in [0, N) exactly once, in any order, without augmentation.
         num_examples: N.
         num_joint_groups: G for a joint model, else None.
         sync: as for ``build_table``.
@@ -44,7 +44,7 @@ def build_logit_table(
         A table of kind ``logits``, or ``joint_logits`` for a joint model.
 
     Raises:
-        ValueError: if an index comes twice, not at all, or outside [0, N).
+        ValueError: if an index is missing, repeated or outside [0, N).
     """
     source = LiveLogits(model, num_joint_groups=num_joint_groups)
     kind = "logits" if num_joint_groups is None else "joint_logits"
@@ -59,11 +59,11 @@ def build_loss_table(
     num_joint_groups: int | None = None,
     sync: bool = False,
 ) -> IrreducibleTable:
-    """The loss of one trained irreducible model per group for every training point, in float32.
+    """Build a table with the float32 loss of one trained reference model per group for every training example.
 
     Args:
-        models: G models that give (B, C) logits, model c trained with the weighting of group c; put into eval mode.
-            None for a group whose column is not needed, which is then NaN.
+        models: G models that return (B, C) logits, model c trained with the weighting of group c; put into eval mode.
+            None for a group whose column is not needed; that column is NaN.
         batches: as for ``build_logit_table``.
         num_examples: N.
         num_joint_groups: as for ``build_logit_table``.
@@ -73,7 +73,7 @@ def build_loss_table(
         A table of kind ``group_loss``.
 
     Raises:
-        ValueError: if an index comes twice, not at all, or outside [0, N), or every model is None.
+        ValueError: if an index is missing, repeated or outside [0, N), or every model is None.
     """
     live = GroupIrreducibleLoss(models, num_joint_groups=num_joint_groups)
     return build_table(live.lookup, batches, num_examples=num_examples, kind="group_loss", sync=sync)
@@ -87,18 +87,18 @@ def build_table(
     kind: str,
     sync: bool = False,
 ) -> IrreducibleTable:
-    """What ``values`` gives for every training point, in float32.
+    """Build a table of the float32 values that ``values`` returns for every training example.
 
     Args:
-        values: the rows of a batch: a live source's ``lookup`` or ``logits``.
-        batches: cover every index in [0, N) once, in any order, un-augmented.
+        values: returns the rows of a batch, such as ``lookup`` or ``logits`` of a live source.
+        batches: every index in [0, N) exactly once, in any order, without augmentation.
         num_examples: N.
-        kind: of the table (see ``IrreducibleTable``).
-        sync: the batches of all ranks together cover every index once; all of them must call this then, get the
-            whole table, and raise if any of them does.
+        kind: kind of the table (see ``IrreducibleTable``).
+        sync: the batches of all ranks together cover every index. All ranks must call this function; each gets the
+            whole table, and all raise if one does.
 
     Raises:
-        ValueError: if an index comes twice, not at all, or outside [0, N).
+        ValueError: if an index is missing, repeated or outside [0, N).
     """
     times_seen = torch.zeros(num_examples, dtype=torch.int64)
     with raising_on_all_ranks() if sync else nullcontext():
@@ -106,53 +106,54 @@ def build_table(
     if sync:
         rows = _of_common_shape(rows)
         all_reduce_sum_(times_seen)
-    wrong = torch.nonzero(times_seen != 1).flatten()
-    if rows is None or len(wrong):
+    wrong_indices = torch.nonzero(times_seen != 1).flatten()
+    if rows is None or len(wrong_indices):
+        first = wrong_indices[0]
         raise ValueError(
-            f"every one of the {num_examples} points must come exactly once; {len(wrong)} do not, the first is index "
-            f"{wrong[0]}, which came {times_seen[wrong[0]]} times. Use a loader without sampling or drop_last."
-            + (" A DistributedSampler repeats points; distributed.share(num_points) does not." if sync else "")
+            f"each of the {num_examples} examples must come exactly once; {len(wrong_indices)} did not, such as index "
+            f"{first}, which came {times_seen[first]} times. Use a loader without sampling or drop_last."
+            + (" A DistributedSampler repeats examples; distributed.shard(num_examples) does not." if sync else "")
         )
     if sync:
         all_reduce_sum_(rows.view(torch.int32))
     return IrreducibleTable(rows.numpy(), kind=kind)
 
 
-def merged_columns(table: IrreducibleTable | None) -> IrreducibleTable:
-    """One table of group losses from those of all ranks, each of which has the columns of some groups.
+def merge_columns(table: IrreducibleTable | None) -> IrreducibleTable:
+    """Merge the tables of group losses of all ranks, each of which holds the columns of some groups.
 
-    All ranks must call it, get the whole table, and raise if any of them does.
+    All ranks must call this function; each gets the whole table, and all raise if one does.
 
     Args:
-        table: (N, G) of kind ``group_loss``; columns of groups that are not this rank's are NaN. Filled in place where
-            it is an array in memory. None on a rank that has no group.
+        table: (N, G) of kind ``group_loss``; columns of other ranks' groups are NaN. Filled in place if it is a
+            writable array in memory. None on a rank without groups.
 
     Returns:
-        The table, in which a column is NaN that no rank has.
+        The merged table. A column that no rank holds is NaN.
 
     Raises:
-        ValueError: if two ranks have a column of one group, tables differ in shape, or there is none.
+        ValueError: if two ranks hold the column of one group, tables differ in shape, or no rank has a table.
 
     Example:
-        >>> merged_columns(IrreducibleTable(np.array([[0.5, np.nan]], dtype=np.float32), kind="group_loss")).values
+        >>> merge_columns(IrreducibleTable(np.array([[0.5, np.nan]], dtype=np.float32), kind="group_loss")).values
         array([[0.5, nan]], dtype=float32)
     """
     with raising_on_all_ranks():
         if table is not None and table.kind != "group_loss":
-            raise ValueError(f"merged_columns() merges tables of kind 'group_loss'; got kind {table.kind!r}.")
+            raise ValueError(f"merge_columns() merges tables of kind 'group_loss'; got kind {table.kind!r}.")
     own = None if table is None else np.require(table.values, dtype=np.float32, requirements=["C", "W"])
     values = _of_common_shape(None if own is None else torch.from_numpy(own))
     if values is None:
-        raise ValueError("merged_columns() needs the table of at least one rank; got None on all.")
+        raise ValueError("merge_columns() needs a table on at least one rank; got None on all.")
     is_own = torch.zeros(values.shape[1], dtype=torch.bool)
     if table is not None:
-        for part in torch.split(values, _CHUNK_ROWS):
-            is_own |= ~part.isnan().all(dim=0)
+        for chunk in torch.split(values, _CHUNK_ROWS):
+            is_own |= ~chunk.isnan().all(dim=0)
     num_owners = all_gather_stacked(is_own).sum(dim=0)
     if bool((num_owners > 1).any()):
         raise ValueError(
             f"group {int((num_owners > 1).nonzero()[0])} has a column on {int(num_owners.max())} ranks; every group "
-            "belongs to one, see reducr._internal.distributed.share(num_groups)."
+            "must belong to one. Use reducr._internal.distributed.shard(num_groups)."
         )
     values[:, ~is_own] = 0
     all_reduce_sum_(values.view(torch.int32))
@@ -161,7 +162,7 @@ def merged_columns(table: IrreducibleTable | None) -> IrreducibleTable:
 
 
 def _rows_by_index(pairs: Iterable[tuple[Tensor, Tensor]], times_seen: Tensor) -> Tensor | None:
-    """(N, ...) the values of every index, zeros where none came; counts in ``times_seen``; None if there is no pair."""
+    """The values by index (N, ...), zero for missing indices; None without pairs. Counts indices in ``times_seen``."""
     rows: Tensor | None = None
     num_examples = len(times_seen)
     ones = torch.ones(0, dtype=torch.int64)
@@ -173,8 +174,8 @@ def _rows_by_index(pairs: Iterable[tuple[Tensor, Tensor]], times_seen: Tensor) -
             times_seen.index_add_(0, positions, ones[: len(positions)])
         except IndexError:
             raise ValueError(
-                f"indices must be in 0..{num_examples - 1}; got {positions.min()}..{positions.max()}. Give the data "
-                "set whose points the table is for, with index i at position i."
+                f"indices must be in 0..{num_examples - 1}; got {positions.min()}..{positions.max()}. Example i of the "
+                "data set must have index i."
             ) from None
         if rows is None:
             rows = torch.zeros(num_examples, *values.shape[1:], dtype=torch.float32)
@@ -183,11 +184,11 @@ def _rows_by_index(pairs: Iterable[tuple[Tensor, Tensor]], times_seen: Tensor) -
 
 
 def _of_common_shape(values: Tensor | None) -> Tensor | None:
-    """This rank's values, or zeros in the shape of the other ranks' where it has none; None if no rank has any."""
+    """This rank's values, or zeros in the other ranks' shape if it has none; None if no rank has values."""
     own = torch.tensor([] if values is None else values.shape, dtype=torch.int64)
     shapes = {tuple(shape.tolist()) for shape in all_gather(own)} - {()}
     if len(shapes) > 1:
-        raise ValueError(f"the ranks' parts of a table must have one shape; got {sorted(shapes)}.")
+        raise ValueError(f"the tables of all ranks must have the same shape; got {sorted(shapes)}.")
     if values is None and shapes:
         return torch.zeros(shapes.pop(), dtype=torch.float32)
     return values

@@ -1,4 +1,4 @@
-"""Two irreducible models, each trained on one half of the training points and asked about the other."""
+"""Cross-fitting: two reference models, each trained on one half of the training set and applied to the other."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from reducr.batch import Batch
 
 
 class CrossFitReference:
-    """Losses or logits of every point from the model that has not been trained on it: no holdout set is needed.
+    """Losses or logits of every example from the model that was not trained on it.
+
+    It needs no holdout set.
 
     Args:
-        first: what the model trained on the first half gives: anything with ``lookup(batch)``, ``logits(batch)`` or
-            both.
-        second: the same of the model trained on the second half.
-        is_in_first: (N,) bool, which training points are in the first half.
+        first: source of the model trained on the first half; has ``lookup(batch)``, ``logits(batch)`` or both.
+        second: source of the model trained on the second half.
+        is_in_first: (N,) bool, whether each training example is in the first half.
 
     Source: Mindermann et al. 2022 (arXiv 2206.07137), "irreducible losses without holdout data".
     """
@@ -29,18 +30,19 @@ class CrossFitReference:
 
     def lookup(self, batch: Batch) -> Tensor:
         """(B,) or (B, G) nats."""
-        return self._merged(batch, "lookup")
+        return self._call_unseen(batch, "lookup")
 
     def logits(self, batch: Batch) -> Tensor:
-        """(B, C), or (B, C, G) for joint models."""
-        return self._merged(batch, "logits")
+        """Logits of shape (B, C), or (B, C, G) for joint models."""
+        return self._call_unseen(batch, "logits")
 
-    def _merged(self, batch: Batch, method: str) -> Tensor:
+    def _call_unseen(self, batch: Batch, method: str) -> Tensor:
+        """Call ``method`` of each source on the examples that its model has not seen, and restore their order."""
         is_in_first = self.is_in_first.to(batch.index.device)[batch.index]
-        positions = [torch.nonzero(part).flatten() for part in (is_in_first, ~is_in_first)]
+        positions_by_half = [torch.nonzero(half).flatten() for half in (is_in_first, ~is_in_first)]
         values = [
-            getattr(source, method)(batch.take(where))
-            for source, where in zip((self.second, self.first), positions, strict=True)
-            if len(where)
+            getattr(source, method)(batch.take(positions))
+            for source, positions in zip((self.second, self.first), positions_by_half, strict=True)
+            if len(positions)
         ]
-        return torch.cat(values)[torch.cat(positions).argsort()]
+        return torch.cat(values)[torch.cat(positions_by_half).argsort()]

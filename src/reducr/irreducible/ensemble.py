@@ -1,4 +1,4 @@
-"""Many models in one pass: stacked models of one architecture, and one trunk with many heads."""
+"""Several models in one pass: stacked models of one architecture, or one trunk with several heads."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch.overrides import TorchFunctionMode
 
 
 class Ensemble(nn.Module):
-    """G models of one architecture, trained and evaluated in one vectorised pass: an input to (B, G, C) logits.
+    """G models of one architecture, trained and evaluated in one vectorised pass that returns (B, G, C) logits.
 
-    Every parameter and buffer is one tensor (G, ...), under the name it has in a single model. Gradients, running
-    statistics of batch normalisation and element-wise optimisers (SGD, Adam, AdamW) are those of separate training;
-    what mixes the elements of a tensor, such as clipping by norm, mixes the members. Dropout differs between members.
+    Every parameter and buffer is one stacked tensor (G, ...) under its name in a single model. Gradients, running
+    statistics of batch normalisation, and element-wise optimisers (SGD, Adam, AdamW) match separate training.
+    Operations across a tensor, such as clipping by norm, mix the members. Dropout differs between members.
 
     Args:
-        models: G models that differ in nothing but the values of parameters and buffers; copied.
+        models: G models that differ only in the values of parameters and buffers; copied.
 
     Raises:
-        ValueError: if there is no model, or the models do not have the same layers.
+        ValueError: if there is no model, or the models differ in their layers.
 
     Example:
         >>> ensemble = Ensemble([nn.Linear(4, 2) for _ in range(3)])
@@ -41,7 +41,7 @@ class Ensemble(nn.Module):
         self.model = _with_state(models[0], lambda name, _: (parameters | buffers)[name])
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the field's name in Batch)
-        """(B, G, C) logits; column c is model c's."""
+        """Logits of shape (B, G, C); column c comes from model c."""
 
         def logits(state: dict[str, Tensor]) -> Tensor:
             output: Tensor = functional_call(self.model, state, (input,))
@@ -49,7 +49,7 @@ class Ensemble(nn.Module):
 
         state = dict(chain(self.model.named_parameters(), self.model.named_buffers()))
         if input.device.type == "cpu" and not torch.is_grad_enabled():
-            # one member after another keeps all cores busy too, and its activations fit into their caches
+            # One member at a time also keeps all cores busy, and its activations fit into their caches.
             members = ({name: tensor[c] for name, tensor in state.items()} for c in range(self.num_members))
             return torch.stack([logits(member) for member in members], dim=1)
         if input.ndim == 4:
@@ -64,15 +64,15 @@ class Ensemble(nn.Module):
         Raises:
             ValueError: if ``c`` is outside 0..G-1.
         """
-        _check_place("member", c, self.num_members)
+        _check_position("member", c, self.num_members)
         return _with_state(self.model, lambda _, tensor: tensor.detach()[c].clone())
 
 
 class MultiHead(nn.Module):
-    """One trunk with G heads: the (B, G C) outputs of a model as (B, G, C), head g being outputs g C to (g + 1) C.
+    """One trunk with G heads: reshapes the (B, G * C) outputs of a model to (B, G, C).
 
     Args:
-        model: gives (B, G C).
+        model: returns (B, G * C) logits; head g is outputs g * C to (g + 1) * C.
         num_heads: G.
     """
 
@@ -82,26 +82,26 @@ class MultiHead(nn.Module):
         self.num_heads = num_heads
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the field's name in Batch)
-        """(B, G, C) logits.
+        """Logits of shape (B, G, C).
 
         Raises:
-            ValueError: if the outputs cannot be shared out evenly.
+            ValueError: if the number of outputs is not a multiple of G.
         """
         outputs: Tensor = self.model(input)
         if outputs.ndim != 2 or outputs.shape[1] % self.num_heads:
             raise ValueError(
-                f"a model with {self.num_heads} heads must give (B, {self.num_heads} * C) outputs; got "
-                f"{tuple(outputs.shape)}. Make it with num_classes = {self.num_heads} times the number of classes."
+                f"a model with {self.num_heads} heads must return (B, {self.num_heads} * C) outputs; got "
+                f"{tuple(outputs.shape)}. Build it with num_classes = {self.num_heads} times the number of classes."
             )
         return outputs.reshape(len(outputs), self.num_heads, outputs.shape[1] // self.num_heads)
 
     def head(self, g: int) -> nn.Module:
-        """A model that gives the (B, C) logits of head g, sharing the parameters of this one.
+        """A model that returns the (B, C) logits of head g and shares the parameters of this model.
 
         Raises:
             ValueError: if ``g`` is outside 0..G-1.
         """
-        _check_place("head", g, self.num_heads)
+        _check_position("head", g, self.num_heads)
         return _Head(self, g)
 
 
@@ -117,7 +117,7 @@ class _Head(nn.Module):
 
 
 class _WeightsFirst(TorchFunctionMode):
-    """Linear layers as ``(W x^T + b)^T``: gradients of stacked W then come in its own order, not transposed."""
+    """Compute linear layers as ``(W x^T + b)^T``, so that gradients of stacked W have its memory layout."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and args[0].ndim == 2:
@@ -134,16 +134,16 @@ def _check_alike(models: Sequence[nn.Module]) -> None:
     if not models:
         raise ValueError("Ensemble needs at least one model; got none.")
     first, *others = [_layout(model) for model in models]
-    for place, other in enumerate(others, start=1):
+    for position, other in enumerate(others, start=1):
         if other != first:
             raise ValueError(
-                "the models of an Ensemble must have the same layers, in the same mode; model "
-                f"{place} differs from model 0 in {', '.join(sorted({name for name, _ in first ^ other}))}."
+                "the models of an Ensemble must have the same layers in the same mode; model "
+                f"{position} differs from model 0 in {', '.join(sorted({name for name, _ in first ^ other}))}."
             )
 
 
 def _layout(model: nn.Module) -> set[tuple[str, object]]:
-    """What has to agree between members: layers with their modes, and shapes."""
+    """Everything that members must agree on: layers, their modes, and the shapes of their tensors."""
     tensors = chain(model.named_parameters(), model.named_buffers())
     return {(name or "the model", (type(module), module.training)) for name, module in model.named_modules()} | {
         (name, (tensor.shape, tensor.dtype, tensor.requires_grad)) for name, tensor in tensors
@@ -151,7 +151,7 @@ def _layout(model: nn.Module) -> set[tuple[str, object]]:
 
 
 def _with_state(model: nn.Module, value: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """A copy of ``model`` whose parameters and buffers are ``value(name, tensor)``; shared ones stay shared."""
+    """A copy of ``model`` with ``value(name, tensor)`` as its parameters and buffers; shared tensors stay shared."""
     clone = copy.deepcopy(model)
     new: dict[Tensor, Tensor] = {}
     for name, parameter in clone.named_parameters():
@@ -164,6 +164,6 @@ def _with_state(model: nn.Module, value: Callable[[str, Tensor], Tensor]) -> nn.
     return clone
 
 
-def _check_place(kind: str, place: int, size: int) -> None:
-    if not 0 <= place < size:
-        raise ValueError(f"{kind} must be in 0..{size - 1}; got {place}.")
+def _check_position(kind: str, position: int, size: int) -> None:
+    if not 0 <= position < size:
+        raise ValueError(f"{kind} must be in 0..{size - 1}; got {position}.")

@@ -1,4 +1,4 @@
-"""What a data set looks like in a few checksums, so that a table is never matched to the wrong one."""
+"""Fingerprints of data sets, so that a table is never used with the wrong data."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class IndexedData(Protocol):
     group: Tensor
 
     def __len__(self) -> int:
-        """N, the number of points; point i has index i."""
+        """N, the number of examples; example i has index i."""
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One point."""
+        """The index, input, target and group of one example."""
 
 
 @dataclass(frozen=True)
 class DataFingerprint:
-    """Checksums of a data set that change with its length, its labels, its order and its inputs.
+    """Checksums of a data set: they change with its length, order, targets, groups and inputs.
 
     Args:
         length: N.
         target_checksum: SHA-256 of all targets in order.
         group_checksum: SHA-256 of all groups in order.
-        input_checksum: SHA-256 of 64 inputs at even spacing, with shape and dtype.
+        input_checksum: SHA-256 of 64 evenly spaced inputs, with shape and dtype.
     """
 
     length: int
@@ -44,35 +44,33 @@ class DataFingerprint:
     @classmethod
     def of(cls, data: IndexedData) -> DataFingerprint:
         """The fingerprint of ``data``."""
-        inputs = hashlib.sha256()
+        digest = hashlib.sha256()
         num_sampled = min(len(data), _NUM_SAMPLED_INPUTS)
         for position in torch.linspace(0, len(data) - 1, num_sampled, dtype=torch.float64).long().tolist():
-            point = data[position][1]
-            inputs.update(f"{position} {point.dtype} {tuple(point.shape)}".encode())
-            inputs.update(point.contiguous().numpy().tobytes())
-        return cls(len(data), _checksum(data.target), _checksum(data.group), inputs.hexdigest())
+            _, example_input, *_ = data[position]
+            digest.update(f"{position} {example_input.dtype} {tuple(example_input.shape)}".encode())
+            digest.update(example_input.contiguous().numpy().tobytes())
+        return cls(len(data), _checksum(data.target), _checksum(data.group), digest.hexdigest())
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataFingerprint:
-        """Back from ``to_dict``."""
+        """The fingerprint that ``to_dict`` has turned into ``values``."""
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a manifest."""
+        """The fields as plain values, for a manifest."""
         return asdict(self)
 
     def differences(self, other: DataFingerprint) -> list[str]:
-        """What differs from ``other``, one sentence each; the most telling first."""
+        """Differences from ``other``, as phrases for an error message; another length is the only one reported."""
         if self.length != other.length:
-            return [f"it was built for {self.length} points, the data has {other.length}"]
-        found = []
-        if self.target_checksum != other.target_checksum:
-            found.append("the targets, or their order, are not those it was built for")
-        if self.group_checksum != other.group_checksum:
-            found.append("the groups, or their order, are not those it was built for")
-        if self.input_checksum != other.input_checksum:
-            found.append("the inputs, or their order, are not those it was built for")
-        return found
+            return [f"it was built for {self.length} examples, the data has {other.length}"]
+        names = ("target", "group", "input")
+        return [
+            f"the {name}s or their order differ"
+            for name in names
+            if getattr(self, f"{name}_checksum") != getattr(other, f"{name}_checksum")
+        ]
 
 
 def _checksum(values: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""What one irreducible model must predict so that every group's loss follows from it."""
+"""The labels that one reference model must predict so that the loss of every group follows from it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,30 @@ from reducr.batch import Batch
 
 @dataclass(frozen=True)
 class JointLabels:
-    """The outcomes of the plain irreducible model, and how groups follow from them.
+    """Joint label space of targets and groups.
+
+    Labels are the targets where the group follows from the target, else (target, group) pairs in target-major order:
+    ``label = target * G + group``.
 
     Args:
-        num_outcomes: C where groups follow from targets, C * G where they do not.
-        group_of_target: (C,) the group of each target; None where groups are the targets or do not follow.
-        num_joint_groups: G where outcomes are (target, group) pairs, target-major; else None.
+        num_labels: C for targets, C * G for pairs.
+        group_of_target: (C,) int64, the group of each target; None if groups equal targets, or for pairs.
+        num_joint_groups: G for pairs; None for targets.
+
+    Example:
+        >>> targets, groups = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+        >>> joint_labels = JointLabels.of(targets, groups, num_classes=2, num_groups=2)
+        >>> joint_labels.labels(Batch(None, None, targets, groups))
+        tensor([0, 1, 2, 3])
     """
 
-    num_outcomes: int
+    num_labels: int
     group_of_target: Tensor | None = None
     num_joint_groups: int | None = None
 
     @classmethod
     def of(cls, targets: Tensor, groups: Tensor, *, num_classes: int, num_groups: int) -> JointLabels:
-        """The smallest set of outcomes for clean points with these targets (N,) and groups (N,)."""
+        """The smallest label space for clean examples with these targets (N,) and groups (N,)."""
         if num_classes == num_groups and torch.equal(targets, groups):
             return cls(num_classes)
         pairs = torch.unique(torch.stack([targets, groups]), dim=1)
@@ -36,8 +45,8 @@ class JointLabels:
             return cls(num_classes, group_of_target=group_of_target)
         return cls(num_classes * num_groups, num_joint_groups=num_groups)
 
-    def outcome(self, batch: Batch) -> Tensor:
-        """(B,) int64, the outcome each point is an example of."""
+    def labels(self, batch: Batch) -> Tensor:
+        """(B,) int64 in [0, num_labels), the label of each example."""
         if self.num_joint_groups is None:
             return batch.target
         return batch.target * self.num_joint_groups + batch.group

@@ -1,4 +1,4 @@
-"""What irreducible models are trained to minimise."""
+"""Training objective of reference models."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ WEIGHT_NORMALISATIONS = ("weights", "points")
 
 
 class IrreducibleObjective:
-    """The weighted cross-entropy of an irreducible model, or of one head for every group.
+    """Weighted cross-entropy of a reference model (the paper's irreducible model) with one head per weighted group.
 
-    With ``omega_ic`` = gradient_weight for the points of group c and 1 for all others, the loss of head c on a batch
-    is ``sum_i omega_ic l_ic / sum_i omega_ic``; the plain model has no weights.
+    The loss of head c on a batch is ``sum_i omega_ic l_ic / sum_i omega_ic``, where ``omega_ic`` is ``gradient_weight``
+    for examples of group c and 1 for all others. The plain model has no weights.
 
     Args:
-        outcome: the outcome (B,) that each point of a batch is trained on; its target, or its (target, group) pair.
-        weighted_groups: the group of each head of the model, or of its only one; None for the plain model.
+        labels: gives the (B,) int64 labels of a batch, such as its targets; see ``JointLabels.labels``.
+        weighted_groups: the group of each head, or of the only one; None for the plain model.
         gradient_weight: g >= 1.
         weight_normalisation: ``weights`` divides by the sum of the batch's weights (as the published runs did),
-            ``points`` by its number of points (the paper's plain sum, up to the batch size).
+            ``points`` by its number of examples (the paper's plain sum, up to the batch size).
 
     Raises:
         ValueError: if ``gradient_weight`` is below 1, or ``weight_normalisation`` is unknown.
@@ -36,7 +36,7 @@ class IrreducibleObjective:
 
     def __init__(
         self,
-        outcome: Callable[[Batch], Tensor],
+        labels: Callable[[Batch], Tensor],
         *,
         weighted_groups: Sequence[int] | None = None,
         gradient_weight: float = 10.0,
@@ -47,19 +47,19 @@ class IrreducibleObjective:
             raise ValueError(
                 f"weight_normalisation must be one of {', '.join(WEIGHT_NORMALISATIONS)}; got {weight_normalisation!r}."
             )
-        self.outcome = outcome
+        self.labels = labels
         self.weighted_groups = None if weighted_groups is None else torch.tensor(list(weighted_groups))
         self.gradient_weight = gradient_weight
         self.weight_normalisation = weight_normalisation
 
     def sums(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | int]:
-        """The weighted sum of the losses on ``batch``, and what it is to be divided by, each () or (H,) for H heads."""
-        logits, outcome = model_output(model, batch.input), self.outcome(batch)
+        """The weighted sum of the losses on ``batch`` and its normaliser, each () or, for H heads, (H,)."""
+        logits, labels = model_output(model, batch.input), self.labels(batch)
         if logits.ndim == 2:
-            loss = per_example_cross_entropy(logits, outcome)
+            loss = per_example_cross_entropy(logits, labels)
         else:
             size, num_heads = logits.shape[:2]
-            loss = per_example_cross_entropy(logits.flatten(0, 1), outcome.repeat_interleave(num_heads)).reshape(
+            loss = per_example_cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(num_heads)).reshape(
                 size, -1
             )
         if self.weighted_groups is None:
@@ -71,6 +71,6 @@ class IrreducibleObjective:
         return (weights * loss).sum(dim=0), normaliser
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss on ``batch``, summed over the heads: each then learns as it would alone."""
+        """The loss on ``batch``, summed over the heads; the gradient of each head is that of its own loss."""
         weighted_sum, normaliser = self.sums(model, batch)
         return weighted_sum.div(normaliser).sum()

@@ -1,4 +1,4 @@
-"""Irreducible models evaluated on the batch itself: for streams without an index, and for augmented points."""
+"""Reference models evaluated on each batch: for streams without an index and for augmented examples."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from reducr.functional import per_example_cross_entropy
 
 
 class LiveLogits:
-    """Logits of one irreducible model, evaluated in eval mode without gradients.
+    """Logits of one reference model (the paper's irreducible model), in eval mode and without gradients.
 
-    The model is put into eval mode, and stays in it; it follows the batches to their device.
+    The model is put into eval mode, stays there, and is moved to the device of each batch.
 
     Args:
-        model: called with ``batch.input``; gives (B, C), or (B, C * G) outcomes of a joint model.
-        num_joint_groups: G where the model predicts (target, group) outcomes, target-major; None where it predicts
-            targets.
-        is_frozen: switch off the gradients of the model's parameters; not where it goes on learning.
+        model: called with ``batch.input``; returns (B, C) logits, or (B, C * G) logits of a joint model.
+        num_joint_groups: G if the model predicts (target, group) pairs, target-major; None if it predicts targets.
+        is_frozen: disable gradients of the model's parameters. Set to False for a model that keeps learning.
     """
 
     def __init__(self, model: nn.Module, *, num_joint_groups: int | None = None, is_frozen: bool = True) -> None:
@@ -32,7 +31,7 @@ class LiveLogits:
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """(B, C), or (B, C, G) for a joint model."""
+        """Logits of shape (B, C), or (B, C, G) for a joint model."""
         _follow(self.model, batch)
         logits: Tensor = model_output(self.model, batch.input)
         if self.num_joint_groups is None:
@@ -41,12 +40,12 @@ class LiveLogits:
 
 
 class GroupIrreducibleLoss:
-    """Losses of one trained model per group, evaluated on the batch: column c is the loss of model c.
+    """Losses of one trained reference model per group: column c is the loss of model c.
 
     Args:
-        models: G models that give (B, C) logits, each trained with the weighting of its group; None for a group
-            whose column is not needed (weight zero in ``fixed_weights``), which is then NaN.
-        num_joint_groups: as for ``LiveLogits``, of every model.
+        models: G models that return (B, C) logits, each trained with the weighting of its group. None for a group
+            whose column is not needed (weight zero in ``fixed_weights``); that column is NaN.
+        num_joint_groups: as for ``LiveLogits``, for every model.
         is_frozen: as for ``LiveLogits``.
 
     Raises:
@@ -57,7 +56,7 @@ class GroupIrreducibleLoss:
         self, models: Sequence[nn.Module | None], *, num_joint_groups: int | None = None, is_frozen: bool = True
     ) -> None:
         if all(model is None for model in models):
-            raise ValueError("GroupIrreducibleLoss needs at least one model; got none.")
+            raise ValueError("GroupIrreducibleLoss needs at least one model; got only None.")
         self.sources = [
             None if model is None else LiveLogits(model, num_joint_groups=num_joint_groups, is_frozen=is_frozen)
             for model in models
@@ -74,13 +73,13 @@ class GroupIrreducibleLoss:
 
 
 class HeadIrreducibleLoss:
-    """Losses of the heads of one model (multi-headed, or an ensemble in one pass): column c is the loss of head c.
+    """Losses of the heads of one model (``MultiHead`` or ``Ensemble``): column c is the loss of the head of group c.
 
     Args:
-        model: gives (B, H, C) logits, or (B, H, C * J) over (target, group) outcomes; put into eval mode.
-        groups: the group of each of the H heads, whose weighting it was trained with.
+        model: returns (B, H, C) logits, or (B, H, C * J) logits over (target, group) pairs; put into eval mode.
+        groups: for each of the H heads, the group whose weighting it was trained with.
         num_groups: G; the column of a group without a head is NaN.
-        num_joint_groups: J where heads predict (target, group) outcomes, target-major; None where they predict targets.
+        num_joint_groups: J if heads predict (target, group) pairs, target-major; None if they predict targets.
         is_frozen: as for ``LiveLogits``.
     """
 
@@ -116,7 +115,7 @@ class HeadIrreducibleLoss:
 
 
 def target_logits(logits: Tensor) -> Tensor:
-    """(B, C) of (B, C, G) joint logits: the outcomes of each target summed over the groups; (B, C) stay as they are."""
+    """(B, C) logits of the targets: (B, C, G) joint logits summed over groups by logsumexp; (B, C) logits unchanged."""
     return logits if logits.ndim == 2 else logits.logsumexp(dim=2)
 
 

@@ -1,4 +1,4 @@
-"""Tables on disk: the values, and a manifest that says what they belong to."""
+"""Save and load tables: the values, and a manifest with the data and settings they were built from."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ def save_table(
     settings: Mapping[str, Any],
     sources: Mapping[str, str],
 ) -> None:
-    """Write ``values.npy`` and ``manifest.json`` into ``folder``; the manifest last, so it vouches for the values.
+    """Write ``values.npy`` and then ``manifest.json`` into ``folder``.
+
+    The manifest comes last and holds a checksum of the values, so a table with a manifest is complete.
 
     Args:
-        folder: made if needed; must not hold a table yet.
-        table: what to write.
+        folder: created if needed; must not hold a table yet.
+        table: the table to write.
         fingerprint: of the data set that the rows belong to.
-        settings: how the table was made (gradient weight, epochs, ...), plain values.
-        sources: the checkpoints it was made from, name to SHA-256.
+        settings: how the table was built (gradient weight, epochs, ...), as plain values.
+        sources: SHA-256 of each checkpoint it was built from, by name.
 
     Raises:
-        ValueError: if the folder holds a table already, or the table has not one row for each point.
+        ValueError: if the folder already holds a table, or the table does not have one row per example.
     """
     if (folder / "manifest.json").exists():
-        raise ValueError(f"{folder} already holds a table; it is never overwritten. Choose another folder.")
+        raise ValueError(f"{folder} already holds a table. Tables are never overwritten; choose another folder.")
     if len(table) != fingerprint.length:
-        raise ValueError(f"the table has {len(table)} rows, the data {fingerprint.length} points.")
+        raise ValueError(f"a table needs one row per example; got {len(table)} rows for {fingerprint.length} examples.")
     values = folder / "values.npy"
     with replaced_atomically(values) as temporary, temporary.open("wb") as file:
         np.save(file, table.values)
@@ -63,25 +65,24 @@ def load_table(
     settings: Mapping[str, Any] | None = None,
     verify_checksum: bool = True,
 ) -> IrreducibleTable:
-    """The table in ``folder``, memory-mapped, if it belongs to the data.
+    """Load the table in ``folder``, memory-mapped, and check that it belongs to the data.
 
     Args:
-        folder: where ``save_table`` wrote it.
-        fingerprint: of the data set at hand.
-        settings: those of ``save_table`` that must be as given here; None for any.
-        verify_checksum: read the whole values file once to see that it is as written; switch off for tables that
-            take long to read.
+        folder: the folder given to ``save_table``.
+        fingerprint: of the current data set.
+        settings: settings that the table must have been built with; None accepts any.
+        verify_checksum: read the whole file once to verify its checksum; set to False if that takes too long.
 
     Raises:
-        FileNotFoundError: if there is no table; says where it looked and how to make one.
-        ValueError: if the table is of other data or settings, truncated or altered; says which table and why.
+        FileNotFoundError: if there is no table.
+        ValueError: if the table belongs to other data or settings, or is truncated or altered.
     """
     manifest_path, values_path = folder / "manifest.json", folder / "values.npy"
     for path in (manifest_path, values_path):
         if not path.exists():
             raise FileNotFoundError(
                 f"no irreducible table in {folder}: {path.name} is missing. Build one with `reducr irreducible` and "
-                "give its folder."
+                "pass its folder."
             )
     manifest = _read_manifest(manifest_path)
     differences = DataFingerprint.from_dict(manifest["data_fingerprint"]).differences(fingerprint)
@@ -90,17 +91,17 @@ def load_table(
             f"irreducible table {folder} does not belong to this data: {'; '.join(differences)}. Use the data, seed "
             "and options it was built with, or build a table for this data with `reducr irreducible`."
         )
-    made_with = manifest.get("settings", {})
+    table_settings = manifest.get("settings", {})
     for name, value in (settings or {}).items():
-        if made_with.get(name) != value:
+        if table_settings.get(name) != value:
             raise ValueError(
-                f"irreducible table {folder} was made with {name}={made_with.get(name)}; this run has {name}={value}. "
-                "Use the same value, or build a table with this one."
+                f"irreducible table {folder} was made with {name}={table_settings.get(name)}; this run has "
+                f"{name}={value}. Use the same value, or build a table with this one."
             )
     if verify_checksum and file_checksum(values_path) != manifest["values_checksum"]:
         raise ValueError(
-            f"irreducible table {folder} is damaged: values.npy is not the file its manifest describes (truncated or "
-            "altered). Build it again."
+            f"irreducible table {folder} is damaged: the checksum of values.npy does not match its manifest. Build it "
+            "again."
         )
     try:
         values = np.load(values_path, mmap_mode="r")
@@ -117,7 +118,7 @@ def load_table(
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, with every entry that a table of this format has."""
+    """Read the manifest and check that it has every entry of this format."""
     folder = path.parent
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Irreducible losses, or the logits they come from, computed once for every training point."""
+"""Tables of irreducible losses, or of the logits they come from, computed once for every training example."""
 
 from __future__ import annotations
 
@@ -16,67 +16,71 @@ _AXES = {"loss": 1, "group_loss": 2, "logits": 2, "joint_logits": 3}
 
 
 class IrreducibleTable:
-    """One row for every training point, read by index; a memory-mapped file serves as well as an array.
+    """One row per training example, read by index.
 
-    Valid only where a training point always looks the same, or where the value of the un-augmented point is meant.
+    A table ignores augmentation: it holds the values of the examples it was built from.
 
     Args:
-        values: (N,), (N, G), (N, C) or (N, C, G) floats, as ``kind`` says.
+        values: (N,), (N, G), (N, C) or (N, C, G) floats, depending on ``kind``; an array or a memory-mapped file.
         kind: ``loss``, ``group_loss``, ``logits`` or ``joint_logits``.
 
     Raises:
-        TypeError: for values that are no array of floats.
-        ValueError: for an unknown kind, or values of another number of axes.
+        TypeError: if ``values`` is not an array of floats.
+        ValueError: if ``kind`` is unknown, or ``values`` has the wrong number of axes.
+
+    Example:
+        >>> table = IrreducibleTable(np.array([0.5, 2.0, 0.1]), kind="loss")
+        >>> table.rows(torch.tensor([1]))
+        tensor([2.], dtype=torch.float64)
     """
 
     def __init__(self, values: NDArray[np.floating], *, kind: str) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind of a table must be one of {', '.join(KINDS)}; got {kind!r}.")
         if not isinstance(values, np.ndarray) or values.dtype not in (np.float16, np.float32, np.float64):
-            found = values.dtype if hasattr(values, "dtype") else type(values).__name__
+            type_name = values.dtype if hasattr(values, "dtype") else type(values).__name__
             raise TypeError(
-                f"values of a table must be a numpy array of floats of at most 64 bits; got {found}. Of a tensor give "
-                "values.numpy()."
+                f"values of a table must be a numpy array of float16, float32 or float64; got {type_name}. For a "
+                "tensor, give values.numpy()."
             )
         if values.ndim != _AXES[kind]:
             raise ValueError(f"a table of kind {kind!r} has shape {KINDS[kind]}; got {values.shape}.")
         self.values = values
         self.kind = kind
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # rows are only read
             self._rows = torch.from_numpy(values if min(values.strides) >= 0 else np.ascontiguousarray(values))
 
     def __len__(self) -> int:
         return len(self.values)
 
     def rows(self, index: Tensor | None) -> Tensor:
-        """The rows of the points ``index`` (B,), on its device.
+        """The rows of the examples ``index`` (B,), on the device of ``index``.
 
         Raises:
-            ValueError: if there is no index, indices are not one integer for each point, or one has no row; names the
-                first.
+            ValueError: if ``index`` is None, is not one integer per example, or has no row in the table.
         """
         if index is None:
             raise ValueError(
-                "a table of irreducible losses needs the index of every point, and these batches have none. Let the "
-                "data set yield (index, input, target), or say where the index is with spec=BatchSpec(index=...); for "
-                "a stream without one give the irreducible model itself, such as LiveLogits."
+                "a table of irreducible losses needs the index of every example, but these batches have none. Let the "
+                "data set yield (index, input, target), or name the index with spec=BatchSpec(index=...). For a stream "
+                "without indices, use the reference model itself, such as LiveLogits(model)."
             )
         if index.ndim != 1 or index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
             raise ValueError(
-                f"an index must be one integer for each point, (B,); got {index.dtype} {tuple(index.shape)}. Floats "
-                "cannot tell points apart beyond 2^24."
+                f"index must hold one integer per example, (B,); got {index.dtype} {tuple(index.shape)}. Floats cannot "
+                "tell examples apart beyond 2^24."
             )
         positions = index.to("cpu", torch.int64)
         try:
             return self._rows.index_select(0, positions).to(index.device)
         except (IndexError, RuntimeError) as error:
             outside = positions[(positions < 0) | (positions >= len(self))]
-            if not len(outside):  # no points of a table of none, which index_select refuses
+            if not len(outside):  # index_select refuses an empty index into an empty table
                 return self._rows[positions].to(index.device)
             raise ValueError(
-                f"index {int(outside[0])} has no row in an irreducible table of {len(self)} points: the table belongs "
-                "to other data, or the loader's indices are not those of the data set it was built for."
+                f"index {int(outside[0])} has no row in an irreducible table of {len(self)} examples. Use the data set "
+                "that the table was built for, with its indices."
             ) from error
 
 
@@ -84,14 +88,14 @@ class TableLoss:
     """Losses read from a table: (B,) for kind ``loss``, (B, G) for kind ``group_loss``.
 
     Raises:
-        ValueError: for a table of logits, which ``AdjustedIrreducibleLoss`` and ``PlainIrreducibleLoss`` read.
+        ValueError: for a table of logits; read these with ``AdjustedIrreducibleLoss`` or ``PlainIrreducibleLoss``.
     """
 
     def __init__(self, table: IrreducibleTable) -> None:
         if table.kind not in ("loss", "group_loss"):
             raise ValueError(
-                f"TableLoss reads losses; this table holds {table.kind}. Wrap it in TableLogits and give that to "
-                "PlainIrreducibleLoss or AdjustedIrreducibleLoss."
+                f"TableLoss reads losses; this table holds {table.kind}. Use "
+                "AdjustedIrreducibleLoss(TableLogits(table)) or PlainIrreducibleLoss(TableLogits(table))."
             )
         self.table = table
 
@@ -101,10 +105,10 @@ class TableLoss:
 
 
 class TableLogits:
-    """Logits of the plain irreducible model read from a table: (B, C), or (B, C, G) for a joint model.
+    """Logits of the plain reference model, read from a table: (B, C), or (B, C, G) for a joint model.
 
     Raises:
-        ValueError: for a table of losses, which ``TableLoss`` reads.
+        ValueError: for a table of losses; read these with ``TableLoss``.
     """
 
     def __init__(self, table: IrreducibleTable) -> None:

@@ -62,7 +62,7 @@ def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData, *
     _check_augment(data)
     _check_model("model", config.model, data, train.num_classes)
     if config.irreducible.model is not None:
-        _check_model("irreducible.model", config.irreducible.model, data, data.outcomes.num_outcomes)
+        _check_model("irreducible.model", config.irreducible.model, data, data.joint_labels.num_labels)
     if config.proxy.model is not None:
         _check_model("proxy.model", config.proxy.model, data, train.num_classes)
     for method in methods:
@@ -141,7 +141,7 @@ def _check_warm_start(config: DictConfig, method: Method, data: SeedData, *, tra
         raise ValueError(f"{given} twins are two: set irreducible.trained_on=holdout, or warm_start=false.")
     node = config.model if config.irreducible.model is None else config.irreducible.model
     target = data.make_model(config.model, num_outputs=data.splits.train.num_classes, seed=0)
-    irreducible = data.make_model(node, num_outputs=data.outcomes.num_outcomes, seed=0)
+    irreducible = data.make_model(node, num_outputs=data.joint_labels.num_labels, seed=0)
     shapes, own = (
         {name: tuple(value.shape) for name, value in one.state_dict().items()} for one in (irreducible, target)
     )

@@ -144,14 +144,14 @@ class IrreducibleStage:
             lookup = AdjustedIrreducibleLoss(
                 source,
                 gradient_weight=self.options.gradient_weight,
-                group_of_target=self.data.outcomes.group_of_target,
+                group_of_target=self.data.joint_labels.group_of_target,
             )
         else:
             lookup = PlainIrreducibleLoss(source)
         targets = self.data.splits.train.target
         if groups is None and isinstance(source, TableLogits) and len(targets) * selector.num_groups <= _HELD_NUMBERS:
             started = time.perf_counter()
-            lookup = lookup.tabulated(targets)
+            lookup = lookup.tabulate(targets)
             seconds += time.perf_counter() - started
         return IrreducibleLosses(lookup, seconds, auxiliary_models)
 
@@ -211,7 +211,7 @@ class IrreducibleStage:
 
     def _live(self, trained: Sequence[Sequence[TrainedModel]], groups: Groups | None, *, is_frozen: bool = True) -> Any:
         """The models themselves as a source; one list of models for each half of twins, else one list."""
-        options: dict[str, Any] = {"num_joint_groups": self.data.outcomes.num_joint_groups, "is_frozen": is_frozen}
+        options: dict[str, Any] = {"num_joint_groups": self.data.joint_labels.num_joint_groups, "is_frozen": is_frozen}
         num_groups = self.data.splits.train.num_groups
         sources: list[Any] = []
         for part in trained:
@@ -231,7 +231,7 @@ class IrreducibleStage:
         trained = [self._trained(groups, half) for half in self._halves]
         started = time.perf_counter()
         source = self._live(trained, groups)
-        is_joint = self.data.outcomes.num_joint_groups is not None
+        is_joint = self.data.joint_labels.num_joint_groups is not None
         train = self.data.splits.train
         table = build_table(
             source.logits if groups is None else source.lookup,
@@ -327,7 +327,7 @@ class IrreducibleStage:
 
     def _objective(self, groups: Groups | None) -> IrreducibleObjective:
         return IrreducibleObjective(
-            self.data.outcomes.outcome,
+            self.data.joint_labels.labels,
             weighted_groups=groups,
             gradient_weight=self.options.gradient_weight,
             weight_normalisation=self.options.weight_normalisation,
@@ -356,14 +356,14 @@ class IrreducibleStage:
 
     def _new_model(self, groups: Groups | None) -> nn.Module:
         seed = stream_seed(self.data.seed, "irreducible")
-        num_outcomes = self.data.outcomes.num_outcomes
+        num_labels = self.data.joint_labels.num_labels
         make = partial(make_model, self._model_node, seed=seed, facts=self.data.facts)
         if groups is None or not self._has_heads:
-            model = make(num_outputs=num_outcomes)
+            model = make(num_outputs=num_labels)
         elif self.options.kind == "multi_headed":
-            model = MultiHead(make(num_outputs=len(groups) * num_outcomes), num_heads=len(groups))
+            model = MultiHead(make(num_outputs=len(groups) * num_labels), num_heads=len(groups))
         else:
-            model = Ensemble([make(num_outputs=num_outcomes) for _ in groups])
+            model = Ensemble([make(num_outputs=num_labels) for _ in groups])
         return self.data.preprocessed(model)
 
     def _fit(self, name: str, groups: Groups | None, half: str | None) -> None:

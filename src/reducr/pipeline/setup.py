@@ -105,7 +105,7 @@ class SeedData:
     Args:
         seed: of the draws.
         splits: the parts.
-        outcomes: of the plain irreducible model.
+        joint_labels: labels that the plain irreducible model predicts.
         preprocess: what every model does to its inputs first; None for nothing.
         augment: random changes of the inputs trained on; None for none.
         facts: of the preprocessed inputs: ``num_features``, ``in_channels`` and ``image_size``, or what the data set
@@ -114,7 +114,7 @@ class SeedData:
 
     seed: int
     splits: Splits
-    outcomes: JointLabels
+    joint_labels: JointLabels
     preprocess: nn.Module | None
     augment: nn.Module | None
     facts: Mapping[str, int]
@@ -124,7 +124,7 @@ class SeedData:
         """Make the splits of ``seed``."""
         splits = datamodule.splits(seed=seed)
         holdout = splits.holdout  # clean, so a group that follows from the target does so without exception
-        outcomes = JointLabels.of(
+        joint_labels = JointLabels.of(
             holdout.target, holdout.group, num_classes=holdout.num_classes, num_groups=holdout.num_groups
         )
         probe = splits.train.batch(torch.arange(1)).input
@@ -133,7 +133,7 @@ class SeedData:
         facts = {"num_features": probe[0].numel()} if probe.is_floating_point() else {}
         if probe.ndim == 4:
             facts |= {"in_channels": probe.shape[1], "image_size": probe.shape[-1]}
-        return cls(seed, splits, outcomes, datamodule.preprocess, datamodule.augment, facts | dict(splits.facts))
+        return cls(seed, splits, joint_labels, datamodule.preprocess, datamodule.augment, facts | dict(splits.facts))
 
     def make_model(self, node: DictConfig, *, num_outputs: int, seed: int) -> nn.Module:
         """A new model for these inputs; its initial parameters depend on ``seed`` alone."""

@@ -178,7 +178,7 @@ def _test_irreducible_model(method: Method, data: SeedData, stage: IrreducibleSt
     """The irreducible model has one checkpoint, chosen by ``irreducible.checkpoint_rule``: all rules test it."""
     trained = stage.plain_model()
     model = trained.model
-    joint = data.outcomes.num_joint_groups
+    joint = data.joint_labels.num_joint_groups
     state = model.state_dict()
     return _tested(
         method,
