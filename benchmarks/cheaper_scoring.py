@@ -4,12 +4,12 @@
     python -m benchmarks.cheaper_scoring --data-dir DIR --seeds 0 --settings fashion_mnist        a part of it
     python -m benchmarks.cheaper_scoring                                     the tables of what is there
 
-DIR holds FashionMNIST/raw, cifar10 and cifar_n. For every seed REDUCR trains the model of the experiment once with each
-option, all of them side by side: each takes one step on a batch of candidates before any takes the next, so that what
-they cost is measured in turn. They share the data, the irreducible model and the initial parameters. Seconds are those
-of the processor, on one thread, medians over steps; what is equal for all, holdout evaluations and the irreducible
-stage, is left out. The worst class jumps from step to step, so differences are also given between means over ten tests
-in the last tenth of the steps.
+DIR contains FashionMNIST/raw and CIFAR-10 with CIFAR-10N. For every seed REDUCR trains the model of the experiment once
+with each option, all of them side by side: each takes one step on a batch of candidates before any takes the next, so
+that what they cost is measured in turn. They share the data, the irreducible model and the initial parameters. Seconds
+are those of the processor, on one thread, medians over steps; what is equal for all, holdout evaluations and the
+irreducible stage, is left out. The worst class jumps from step to step, so differences are also given between means
+over ten tests in the last tenth of the steps.
 
 A seed takes about two minutes for Fashion-MNIST and six for CIFAR-10N. Interrupted, it goes on with the next seed.
 """
@@ -33,6 +33,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks import results
+from benchmarks.cifar_sheets import data_dir_for
 from benchmarks.run_store import RunStore, parsed, run_where_asked
 from reducr.batch import Batch
 from reducr.data import ExampleLoader
@@ -241,8 +242,9 @@ def run_missing(given: argparse.Namespace, out: Path) -> None:
     for seed, setting in itertools.product(given.seeds, given.settings):
         if (setting, seed) in kept.runs and not given.again:
             continue
+        data_dir = data_dir_for(setting, given.data_dir)
         with initialize_config_module("reducr.configs", version_base="1.3"):
-            overrides = [f"experiment={setting}", "compare=[reducr]", f"datamodule.data_dir={given.data_dir}", *options]
+            overrides = [f"experiment={setting}", "compare=[reducr]", f"datamodule.data_dir={data_dir}", *options]
             config = compose("main", overrides=overrides)
         data = SeedData.of(build(config.datamodule), seed)
         torch.compiler.reset()

@@ -4,10 +4,10 @@
     python -m benchmarks.seconds_to_goal --data-dir DIR --seeds 0 --methods reducr uniform    a part of it
     python -m benchmarks.seconds_to_goal                                     draw what is there
 
-DIR holds FashionMNIST/raw, cifar10 and cifar_n. Every method trains the same model from the same initial parameters
-with the same optimiser at the same constant learning rate, those of the experiment, and is stopped after --seconds. The
-clock starts when the data is in memory, so REDUCR begins with its irreducible stage, model and table, and evaluates the
-holdout set as often as the experiment says. The clock stands while the model is tested.
+DIR contains FashionMNIST/raw and CIFAR-10 with CIFAR-10N. Every method trains the same model from the same initial
+parameters with the same optimiser at the same constant learning rate, those of the experiment, and is stopped after
+--seconds. The clock starts when the data is in memory, so REDUCR begins with its irreducible stage, model and table,
+and evaluates the holdout set as often as the experiment says. The clock stands while the model is tested.
 
 Everything is on one thread, so that runs can be made side by side, one for each core, with another --out each. A run
 takes its seconds and about a fifth more. Leave the machine alone meanwhile.
@@ -32,6 +32,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import results
+from benchmarks.cifar_sheets import data_dir_for
 from benchmarks.run_store import Key, RunStore, parsed, run_where_asked
 from benchmarks.timed import Stopwatch, candidates_of, shuffled
 from reducr._internal.files import replaced_atomically
@@ -320,7 +321,8 @@ def run_missing(given: argparse.Namespace, out: Path) -> None:
         missing = [name for name in given.methods if given.again or (setting, name, seed) not in kept.runs]
         if not missing:
             continue
-        config = composed(setting, [f"datamodule.data_dir={given.data_dir}", *options])
+        data_dir = data_dir_for(setting, given.data_dir)
+        config = composed(setting, [f"datamodule.data_dir={data_dir}", *options])
         data = SeedData.of(build(config.datamodule), seed)
         for name in missing:
             curve = run(config, name, data, budget_seconds=given.seconds, num_tests=given.tests)

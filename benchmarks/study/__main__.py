@@ -3,10 +3,10 @@
     python -m benchmarks.study TABLE... --data-dir DIR      run what is not there yet, then the tables
     python -m benchmarks.study                              the tables of what is there
 
-DIR holds FashionMNIST/raw, cifar10 and cifar_n. Every run has a process and a thread of its own, and its clock counts
-the seconds of the processor that it takes. What runs beside it takes no seconds from it, but shares caches and memory
-with it: the same run made 2,900 to 3,800 steps, by what else there was. --jobs run at a time. Interrupted, it goes on
-with the next run.
+DIR contains FashionMNIST/raw and CIFAR-10 with CIFAR-10N. Every run has a process and a thread of its own, and its
+clock counts the seconds of the processor that it takes. What runs beside it takes no seconds from it, but shares caches
+and memory with it: the same run made 2,900 to 3,800 steps, by what else there was. --jobs run at a time. Interrupted,
+it goes on with the next run.
 
 A method is tuned on one seed that is not reported: of its trials the one is taken whose last step has the best worst
 class on every other point of the test part, or the best mean where worst classes are equal. Reported are other seeds,
@@ -20,6 +20,7 @@ import os
 from pathlib import Path
 
 from benchmarks import results
+from benchmarks.cifar_sheets import data_dir_for
 from benchmarks.run_store import RunStore, parsed, run_where_asked
 from benchmarks.study.report import report_of
 from benchmarks.study.runs import KEY, Job, Row, made
@@ -38,15 +39,13 @@ def run_table(table: Table, given: argparse.Namespace, out: Path) -> None:
     contenders = [one for one in table.contenders if not given.rows or one.row.label in given.rows]
 
     def run(rows_and_seeds: list[tuple[Row, int]]) -> None:
-        data_dir = f"datamodule.data_dir={given.data_dir}"
-        own = options if table.experiment == "digits" else (*options, data_dir)
-        jobs = [
-            Job(table.experiment, own, row, seed, seconds)
-            for row, seed in rows_and_seeds
-            if given.again or row.key(seed) not in kept.runs
-        ]
-        if not jobs:
+        missing = [(row, seed) for row, seed in rows_and_seeds if given.again or row.key(seed) not in kept.runs]
+        if not missing:
             return
+        own = options
+        if table.experiment != "digits":
+            own = (*options, f"datamodule.data_dir={data_dir_for(table.experiment, given.data_dir)}")
+        jobs = [Job(table.experiment, own, row, seed, seconds) for row, seed in missing]
         for place, (job, outcome) in enumerate(made(jobs, num_processes=given.jobs), start=1):
             kept.add(outcome)
             worst, mean = (outcome[f"report/last/{name}"] for name in ("worst", "mean"))

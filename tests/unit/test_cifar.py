@@ -1,13 +1,9 @@
 import hashlib
-import io
-import itertools
-import json
 import os
 import pickle
 import re
-import struct
+import shutil
 import tarfile
-import zipfile
 from dataclasses import replace
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,192 +11,47 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
-import pyarrow
 import pytest
 import torch
+from benchmarks.cifar_sheets import convert
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
-from PIL import Image
-from pyarrow import parquet
 
-from reducr.data.published.cifar import CIFAR10, CIFAR100, _torch_arrays
+from cifar_data import (
+    BATCHES,
+    COARSE_100,
+    FINE,
+    HUMAN,
+    HUMAN_10,
+    LABELS,
+    LABELS_100,
+    NAMES,
+    PIXELS,
+    PIXELS_100,
+    human_labels,
+    write,
+    write_hub,
+    write_hub_100,
+    write_human,
+    write_parquet,
+    write_pickles,
+    write_pickles_100,
+)
+from reducr.data.published.cifar import CIFAR10, CIFAR100
+from reducr.data.published.cifar_files import read_human_labels
 
 DATA_DIR = os.environ.get("REDUCR_DATA_DIR")
-NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FINE, COARSE = tuple(f"fine {number}" for number in range(100)), tuple(f"coarse {number}" for number in range(20))
-BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
-HUMAN = {
-    "aggre": "aggre_label",
-    "random1": "random_label1",
-    "random2": "random_label2",
-    "random3": "random_label3",
-    "worse": "worse_label",
-}
 
-
-def images_of(size, seed):
-    return np.random.default_rng(seed).integers(0, 256, (size, 3, 32, 32), dtype=np.uint8)
-
-
-def labels_of(size, num_classes):
-    """In pairs, so that even and odd indices have the same classes."""
-    return (np.arange(size) // 2 % num_classes).tolist()
-
-
-# 100 training and 20 test images; 200 and 100 of CIFAR-100, class c in superclass 7 c mod 20
-PIXELS, LABELS = images_of(120, 0), labels_of(120, 10)
-PIXELS_100, LABELS_100 = images_of(300, 1), labels_of(300, 100)
-COARSE_100 = [7 * label % 20 for label in LABELS_100]
-
-
-def python2_pickle(contents):
-    """The bytes that Python 2's cPickle made of a dict of strings, numbers, lists of those, and arrays of bytes."""
-    memo = itertools.count(1)
-
-    def remembered():
-        place = next(memo)
-        return b"q" + bytes([place]) if place < 256 else b"r" + struct.pack("<I", place)
-
-    def plain(value):
-        if isinstance(value, str):
-            return b"U" + bytes([len(value)]) + value.encode() + remembered()
-        return b"K" + bytes([value]) if value < 256 else b"M" + struct.pack("<H", value)
-
-    def array(value):
-        parts = [b"cnumpy.core.multiarray\n_reconstruct\n", remembered(), b"cnumpy\nndarray\n", remembered()]
-        parts += [b"K\x00\x85U\x01b\x87R", remembered(), b"(K\x01", *map(plain, value.shape), b"\x86cnumpy\ndtype\n"]
-        parts += [remembered(), b"U\x02u1K\x00K\x01\x87R", remembered(), b"(K\x03U\x01|NNN", 2 * b"J\xff\xff\xff\xff"]
-        return b"".join([*parts, b"K\x00tb\x89T", struct.pack("<I", value.size), value.tobytes(), b"tb"])
-
-    def any_value(value):
-        if isinstance(value, np.ndarray):
-            return array(value)
-        if not isinstance(value, list):
-            return plain(value)
-        head = b"]" + remembered()
-        chunks = (value[start : start + 1000] for start in range(0, len(value), 1000))
-        return head + b"".join(b"(" + b"".join(map(plain, chunk)) + b"e" for chunk in chunks)
-
-    head = b"\x80\x02}" + remembered() + b"("
-    return head + b"".join(plain(key) + any_value(value) for key, value in contents.items()) + b"u."
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
-def write_pickles(folder, pixels=PIXELS, labels=LABELS, num_test=20, filenames=None):
-    """The python version of CIFAR-10."""
-    filenames = [f"{number}.png" for number in range(len(labels))] if filenames is None else filenames
-    size = (len(labels) - num_test) // 5
-    for number, name in enumerate((*BATCHES, "test_batch")):
-        part = slice(number * size, (number + 1) * size if name in BATCHES else None)
-        title = f"training batch {number + 1} of 5" if name in BATCHES else "testing batch 1 of 1"
-        rows = pixels[part].reshape(-1, 3072)
-        contents = {"batch_label": title, "labels": list(labels[part]), "data": rows, "filenames": filenames[part]}
-        write(folder / name, python2_pickle(contents))
-    meta = {"num_cases_per_batch": size, "label_names": list(NAMES), "num_vis": 3072}
-    write(folder / "batches.meta", python2_pickle(meta))
-
-
-def write_pickles_100(folder, coarse=COARSE_100):
-    """The python version of CIFAR-100."""
-    for name, part in (("train", slice(200)), ("test", slice(200, None))):
-        contents = {
-            "filenames": [f"{number}.png" for number in range(len(LABELS_100[part]))],
-            "batch_label": f"{name}ing batch 1 of 1",
-            "fine_labels": LABELS_100[part],
-            "coarse_labels": coarse[part],
-            "data": PIXELS_100[part].reshape(-1, 3072),
-        }
-        write(folder / name, python2_pickle(contents))
-    write(folder / "meta", python2_pickle({"fine_label_names": list(FINE), "coarse_label_names": list(COARSE)}))
-
-
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "png", compress_level=1)
-    return file.getvalue()
-
-
-def write_parquet(folder, pixels, columns, *, num_train, names=None):
-    """The files of the Hugging Face hub; ``names`` of labels go into the schema."""
-    folder.mkdir(parents=True, exist_ok=True)
-    image_type = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    features = {name: {"names": list(names[name]), "_type": "ClassLabel"} for name in names or {}}
-    metadata = {"huggingface": json.dumps({"info": {"features": {"img": {"_type": "Image"}, **features}}})}
-    for name, part in (("train", slice(num_train)), ("test", slice(num_train, None))):
-        encoded = [{"bytes": png(image), "path": None} for image in pixels[part]]
-        arrays = {"img": pyarrow.array(encoded, image_type)}
-        arrays |= {column: pyarrow.array(values[part], pyarrow.int64()) for column, values in columns.items()}
-        table = pyarrow.table(arrays)
-        parquet.write_table(
-            table.replace_schema_metadata(metadata) if names else table, folder / f"{name}-00000-of-00001.parquet"
-        )
-
-
-def write_hub(folder):
-    write_parquet(folder, PIXELS, {"label": LABELS}, num_train=100, names={"label": NAMES})
-
-
-def write_hub_100(folder):
-    columns = {"fine_label": LABELS_100, "coarse_label": COARSE_100}
-    names = {"fine_label": FINE, "coarse_label": COARSE}
-    write_parquet(folder, PIXELS_100, columns, num_train=200, names=names)
-
-
-def write_sheets(folder):
-    """Six lossless WebP pictures of 5 rows of 4 images, and the labels."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate((*BATCHES, "test_batch")):
-        grid = PIXELS[20 * number : 20 * (number + 1)].reshape(5, 4, 3, 32, 32).transpose(0, 3, 1, 4, 2)
-        Image.fromarray(grid.reshape(160, 128, 3)).save(folder / f"{name}.webp", lossless=True)
-    labels = np.array(LABELS, dtype=np.uint8)
-    np.savez(
-        folder / "labels.npz",
-        train_label=labels[:100],
-        test_label=labels[100:],
-        class_names=np.array(NAMES, dtype=np.bytes_),
-    )
-
-
-def human_labels(clean, keys):
-    """One kind of labels after the other: wrong (the next class) at the first 10, 20, 30, ... images."""
-    clean = np.asarray(clean)
-    noisy = {
-        key: np.where(np.arange(len(clean)) < 10 * (place + 1), (clean + 1) % (clean.max() + 1), clean)
-        for place, key in enumerate(keys)
-    }
-    return {"clean_label": clean, **noisy}
-
-
-def write_human(path, contents):
-    """``.npz``, or ``.pt`` as ``torch.save`` made it of NumPy 1 arrays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npz":
-        np.savez(path, **{key: np.asarray(values).astype(np.uint8) for key, values in contents.items()})
-        return
-    content = pickle.dumps(contents, protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("archive/data.pkl", content)
-        file.writestr("archive/version", "3\n")
-
-
-HUMAN_10 = human_labels(LABELS[:100], HUMAN.values())
-
-
-# the three layouts
+# the layouts
 
 
 @pytest.mark.parametrize("place", ["usual", "."])
 @pytest.mark.parametrize(
     ("usual", "write_layout"),
-    [("cifar-10-batches-py", write_pickles), ("plain_text", write_hub), ("cifar10", write_sheets)],
-    ids=["pickles", "parquet", "sheets"],
+    [("cifar-10-batches-py", write_pickles), ("plain_text", write_hub)],
+    ids=["pickles", "parquet"],
 )
-def test_every_layout_of_cifar10_gives_the_same_points_in_original_order(tmp_path, usual, write_layout, place):
+def test_every_layout_of_cifar10_gives_the_same_examples_in_original_order(tmp_path, usual, write_layout, place):
     write_layout(tmp_path / (usual if place == "usual" else place))
     raw = CIFAR10(data_dir=str(tmp_path)).read()
     assert raw.input.dtype == torch.uint8
@@ -220,7 +71,7 @@ def test_every_layout_of_cifar10_gives_the_same_points_in_original_order(tmp_pat
 @pytest.mark.parametrize(
     ("usual", "write_layout"), [("cifar-100-python", write_pickles_100), ("cifar100", write_hub_100)]
 )
-def test_every_layout_of_cifar100_gives_the_same_points_and_superclasses(tmp_path, usual, write_layout, place):
+def test_every_layout_of_cifar100_gives_the_same_examples_and_superclasses(tmp_path, usual, write_layout, place):
     write_layout(tmp_path / (usual if place == "usual" else place))
     raw = CIFAR100(data_dir=tmp_path).read()
     assert np.array_equal(raw.input.numpy(), PIXELS_100)
@@ -246,7 +97,7 @@ def test_classes_without_names_are_numbered_and_the_user_is_told(tmp_path):
     raw = CIFAR100(data_dir=tmp_path).read()
     assert raw.class_names == tuple(map(str, range(100)))
     assert raw.num_groups == 20
-    assert raw.notes == ("The files do not say what the classes are called, so they are numbered.",)
+    assert raw.notes == ("The files do not name their classes, so the classes are numbered.",)
 
 
 # splits and groups
@@ -338,19 +189,21 @@ def test_human_labels_of_images_in_another_order_are_refused(tmp_path):
     write_human(tmp_path / "CIFAR-10_human.pt", HUMAN_10)
     num_different = int((labels[:100] != np.array(LABELS[:100])).sum())
     assert CIFAR10(data_dir=tmp_path).read().target.tolist() == labels.tolist()
-    with pytest.raises(ValueError, match="would give images each other's labels") as caught:
+    with pytest.raises(ValueError, match=r"not in the order that `datamodule\.labels=worse` needs") as caught:
         CIFAR10(data_dir=tmp_path, labels="worse").read()
-    assert f"differ from those in {tmp_path} at {num_different} of 100 training images" in str(caught.value)
-    assert str(caught.value).startswith("datamodule.labels=worse")
+    assert f"differ from the clean labels in {tmp_path / 'CIFAR-10_human.pt'} at {num_different} of 100" in str(
+        caught.value
+    )
+    assert str(caught.value).startswith(f"The images in {tmp_path} are")
 
 
 def test_missing_human_labels_are_told_with_where_they_were_looked_for(tmp_path):
     write_pickles(tmp_path / "cifar-10-batches-py")
-    message = r"datamodule\.labels=aggre needs CIFAR-10_human\.pt or cifar10n_labels\.npz; looked in "
+    message = r"`datamodule\.labels=aggre` needs CIFAR-10_human\.pt or cifar10n_labels\.npz, which is not in "
     with pytest.raises(FileNotFoundError, match=message) as caught:
         CIFAR10(data_dir=tmp_path, labels="aggre").read()
     assert f"{tmp_path}, {tmp_path / 'cifar_n'}, {tmp_path / 'CIFAR-N'}. " in str(caught.value)
-    assert "datamodule.download=true" in str(caught.value)
+    assert "Set `datamodule.download=true`" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["CIFAR-10_human.pt", "cifar10n_labels.npz"])
@@ -390,7 +243,7 @@ class Touch:
 def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(tmp_path):
     write_pickles(tmp_path)
     write(tmp_path / "data_batch_3", pickle.dumps({"data": Touch(tmp_path / "touched")}, protocol=2))
-    message = r"data_batch_3 is damaged or not what its name says \(it wants to call .*, which no array needs\)"
+    message = r"data_batch_3 is damaged or not what its name says \(it calls .*, which no array needs\)"
     with pytest.raises(ValueError, match=message):
         CIFAR10(data_dir=tmp_path).read()
     assert not (tmp_path / "touched").exists()
@@ -399,7 +252,7 @@ def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(tmp_path):
 def test_human_labels_that_call_something_are_refused_and_call_nothing(tmp_path):
     write_pickles(tmp_path)
     write_human(tmp_path / "CIFAR-10_human.pt", {"clean_label": Touch(tmp_path / "touched")})
-    message = r"CIFAR-10_human\.pt is damaged or not what its name says \(it is truncated, or holds more than arrays"
+    message = r"CIFAR-10_human\.pt is damaged or not what its name says \(it is truncated, or contains more than arrays"
     with pytest.raises(ValueError, match=message):
         CIFAR10(data_dir=tmp_path, labels="worse").read()
     assert not (tmp_path / "touched").exists()
@@ -412,8 +265,6 @@ def test_human_labels_that_call_something_are_refused_and_call_nothing(tmp_path)
         (write_pickles, "data_batch_2"),
         (write_pickles, "batches.meta"),
         (write_hub, "test-00000-of-00001.parquet"),
-        (write_sheets, "data_batch_4.webp"),
-        (write_sheets, "labels.npz"),
         (write_pickles, "CIFAR-10_human.pt"),
         (write_pickles, "cifar10n_labels.npz"),
     ],
@@ -459,13 +310,6 @@ def test_the_hubs_cifar100_is_not_taken_for_cifar10(tmp_path):
         CIFAR10(data_dir=tmp_path).read()
 
 
-def test_sheets_and_labels_of_different_numbers_are_refused(tmp_path):
-    write_sheets(tmp_path)
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "test_batch.webp", lossless=True)
-    with pytest.raises(ValueError, match=r"labels\.npz is damaged .*\(it has 20 labels for 4 images\)"):
-        CIFAR10(data_dir=tmp_path).read()
-
-
 def test_a_label_without_a_class_is_named(tmp_path):
     write_pickles(tmp_path, labels=[*LABELS[:33], 10, *LABELS[34:]])
     message = f"{tmp_path}: target must be in 0..9; image 33 holds 10 (1 such in all)."
@@ -476,16 +320,17 @@ def test_a_label_without_a_class_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "parts"),
     [
-        (CIFAR10, ["cifar-10-batches-py (data_batch_1, ", "plain_text (train-00000", "cifar10 (data_batch_1.webp, "]),
-        (CIFAR100, ["cifar-100-python (train, test, meta)", "cifar100 (train-00000"]),
+        (CIFAR10, ["  cifar-10-batches-py: data_batch_1, ", "  plain_text: train-00000"]),
+        (CIFAR100, ["  cifar-100-python: train, test, meta\n", "  cifar100: train-00000"]),
     ],
 )
 def test_missing_images_are_told_with_where_they_were_looked_for(tmp_path, kind, parts):
-    with pytest.raises(FileNotFoundError, match=f"{kind.title} is missing; looked in {tmp_path} for ") as caught:
+    message = rf"{kind.title} was not found in {tmp_path}\. Expected one of these folders, or its files:"
+    with pytest.raises(FileNotFoundError, match=message) as caught:
         kind(data_dir=tmp_path).read()
     assert all(part in str(caught.value) for part in parts)
-    assert "Give datamodule.download=true, or unpack https://www.cs.toronto.edu/~kriz/cifar-10" in str(caught.value)
-    assert str(caught.value).endswith("into DIR and give datamodule.data_dir=DIR.")
+    assert "Set `datamodule.download=true`, or unpack https://www.cs.toronto.edu/~kriz/cifar-10" in str(caught.value)
+    assert str(caught.value).endswith("into DIR and set `datamodule.data_dir=DIR`.")
 
 
 def test_what_an_incomplete_folder_lacks_is_named(tmp_path):
@@ -493,7 +338,7 @@ def test_what_an_incomplete_folder_lacks_is_named(tmp_path):
     write_pickles(folder)
     (folder / "data_batch_3").unlink()
     (folder / "batches.meta").unlink()
-    with pytest.raises(FileNotFoundError, match=re.escape(f" {folder} has no data_batch_3, batches.meta.")):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{folder} lacks data_batch_3, batches.meta.\n")):
         CIFAR10(data_dir=tmp_path).read()
 
 
@@ -503,12 +348,12 @@ def test_what_an_incomplete_folder_lacks_is_named(tmp_path):
         (
             CIFAR10,
             {"data_dir": None},
-            "CIFAR-10 needs datamodule.data_dir=DIR, the folder that holds cifar-10-batches-py",
+            "CIFAR-10 needs `datamodule.data_dir=DIR`, the folder that contains cifar-10-batches-py or plain_text.",
         ),
         (
             CIFAR100,
             {"data_dir": None},
-            "CIFAR-100 needs datamodule.data_dir=DIR, the folder that holds cifar-100-python",
+            "CIFAR-100 needs `datamodule.data_dir=DIR`, the folder that contains cifar-100-python or cifar100.",
         ),
         (CIFAR10, {"labels": "wors"}, "unknown datamodule.labels 'wors'. Did you mean 'worse'?"),
         (CIFAR10, {"labels": "noisy"}, "unknown datamodule.labels 'noisy'."),
@@ -517,7 +362,7 @@ def test_what_an_incomplete_folder_lacks_is_named(tmp_path):
         (
             CIFAR10,
             {"split": None},
-            "datamodule.split=null needs datamodule.holdout_size, the training images to hold out.",
+            "`datamodule.split=null` needs `datamodule.holdout_size`, the number of training images to hold out.",
         ),
         (CIFAR100, {"groups": "superclas"}, "unknown datamodule.groups 'superclas'. Did you mean 'superclass'"),
     ],
@@ -602,7 +447,7 @@ def test_another_archive_is_refused(server, tmp_path):
 
 
 def test_nothing_is_downloaded_unasked(server, tmp_path):
-    with pytest.raises(FileNotFoundError, match="CIFAR-10 is missing"):
+    with pytest.raises(FileNotFoundError, match="CIFAR-10 was not found in"):
         served_by(CIFAR10, *server)(data_dir=tmp_path / "data").read()
     assert not (tmp_path / "data").exists()
 
@@ -645,14 +490,22 @@ ORIGINAL_MD5 = (
 
 
 class Real(CIFAR10):
-    """Decodes the sheets once for all tests."""
+    """Reads the files once for all tests."""
 
     layouts = tuple(replace(layout, read=cache(layout.read)) for layout in CIFAR10.layouts)
 
 
+@pytest.fixture(scope="module")
+def real_dir(tmp_path_factory):
+    """The real files in their published layout."""
+    folder = tmp_path_factory.mktemp("real")
+    yield convert(Path(DATA_DIR), folder)
+    shutil.rmtree(folder)
+
+
 @needs_files
-def test_the_real_files_have_the_published_counts():
-    raw = Real(data_dir=DATA_DIR).read()
+def test_the_real_files_have_the_published_counts(real_dir):
+    raw = Real(data_dir=real_dir).read()
     assert raw.input.shape == (60_000, 3, 32, 32)
     assert torch.bincount(raw.target[:50_000]).tolist() == [5000] * 10
     assert torch.bincount(raw.target[50_000:]).tolist() == [1000] * 10
@@ -664,7 +517,7 @@ def test_the_real_files_have_the_published_counts():
 
 
 @needs_files
-@pytest.mark.parametrize("data_dir", [".", "cifar10"])
+@pytest.mark.parametrize("data_dir", [".", "cifar-10-batches-py"])
 @pytest.mark.parametrize(
     ("labels", "share"),
     [
@@ -676,8 +529,8 @@ def test_the_real_files_have_the_published_counts():
         ("worse", 0.4021),
     ],
 )
-def test_the_real_human_labels_have_the_published_noise(labels, share, data_dir):
-    raw = Real(data_dir=Path(DATA_DIR) / data_dir, labels=labels).read()
+def test_the_real_human_labels_have_the_published_noise(labels, share, data_dir, real_dir):
+    raw = Real(data_dir=real_dir / data_dir, labels=labels).read()
     noisy = raw.target if raw.noisy_target is None else raw.noisy_target
     is_wrong = (noisy != raw.target)[:50_000]
     assert float(is_wrong.double().mean()) == pytest.approx(share, abs=5e-5)
@@ -689,19 +542,19 @@ def test_the_real_human_labels_have_the_published_noise(labels, share, data_dir)
 def test_both_real_files_of_human_labels_say_the_same(kind):
     saved, packed = (Path(DATA_DIR) / "cifar_n" / name for name in kind.human_files)
     assert hashlib.sha256(saved.read_bytes()).hexdigest() == kind.human_sha256
-    contents = _torch_arrays(saved)
+    contents = read_human_labels(saved)
     with np.load(packed) as expected:
         assert set(contents) == set(expected) >= {"clean_label", *kind.human_labels.values()}
         assert all(np.array_equal(contents[key], expected[key]) for key in expected)
 
 
 @needs_files
-def test_the_real_images_make_the_original_pickles_which_are_read_back(tmp_path):
-    raw = Real(data_dir=DATA_DIR).read()
-    with np.load(Path(DATA_DIR) / "cifar10" / "labels.npz") as labels:
-        filenames = [name.decode() for part in ("train", "test") for name in labels[f"{part}_filename"].tolist()]
-    write_pickles(tmp_path, raw.input.numpy(), raw.target.tolist(), num_test=10_000, filenames=filenames)
+def test_the_real_images_make_the_original_pickles_which_are_read_back(real_dir, tmp_path):
+    raw = Real(data_dir=real_dir).read()
     names = (*BATCHES, "test_batch", "batches.meta")
+    batches = [pickle.loads((real_dir / "cifar-10-batches-py" / name).read_bytes()) for name in names[:-1]]
+    filenames = [name for batch in batches for name in batch["filenames"]]
+    write_pickles(tmp_path, raw.input.numpy(), raw.target.tolist(), num_test=10_000, filenames=filenames)
     assert tuple(hashlib.md5((tmp_path / name).read_bytes()).hexdigest() for name in names) == ORIGINAL_MD5
     original = CIFAR10(data_dir=tmp_path).read()
     assert torch.equal(original.input, raw.input)

@@ -1,15 +1,8 @@
-"""CIFAR-10 and CIFAR-100, with their published labels or the human ones of CIFAR-N."""
+"""CIFAR-10 and CIFAR-100, with their published labels or the human labels of CIFAR-N."""
 
 from __future__ import annotations
 
-import codecs
-import io
-import json
-import pickle
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,16 +14,24 @@ from reducr._internal.checks import check_range
 from reducr._internal.names import unknown_name
 from reducr.data.core.module import DataModule, RawData
 from reducr.data.io.download import fetch, unpack
+from reducr.data.published.cifar_files import (
+    Layout,
+    Release,
+    entry,
+    naming_file,
+    read_human_labels,
+    read_parquet,
+    read_pickles,
+)
 
-_IMAGE = (3, 32, 32)
 _PARQUET = ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet")
 
 
 class _CIFAR(DataModule):
-    """What the two data sets share."""
+    """Base class of the two data sets."""
 
     title: ClassVar[str]
-    layouts: ClassVar[tuple[_Layout, ...]]
+    layouts: ClassVar[tuple[Layout, ...]]
     archive_url: ClassVar[str]
     archive_md5: ClassVar[str]
     human_files: ClassVar[tuple[str, str]]
@@ -50,23 +51,26 @@ class _CIFAR(DataModule):
         super().__init__(**options)
         if data_dir is None:
             raise ValueError(
-                f"{self.title} needs datamodule.data_dir=DIR, the folder that holds "
-                f"{' or '.join(layout.folder for layout in self.layouts)}, or that will with datamodule.download=true."
+                f"{self.title} needs `datamodule.data_dir=DIR`, the folder that contains "
+                f"{' or '.join(layout.folder for layout in self.layouts)}. Add `datamodule.download=true` to download "
+                "the data into DIR."
             )
         if labels not in ("clean", *self.human_labels):
             raise unknown_name("datamodule.labels", labels, ["clean", *self.human_labels])
         if split not in ("even_odd", None):
             raise unknown_name("datamodule.split", split, ["even_odd", "null"])
         if split is None and self.holdout_size is None:
-            raise ValueError("datamodule.split=null needs datamodule.holdout_size, the training images to hold out.")
+            raise ValueError(
+                "`datamodule.split=null` needs `datamodule.holdout_size`, the number of training images to hold out."
+            )
         self.data_dir = Path(data_dir)
         self.download = download
         self.labels = labels
         self.split = split
 
     def read(self) -> RawData:
-        """Training images, then test images; the position of a training image is its original index."""
-        folder, layout = self._found()
+        """Training images in their original order, then test images."""
+        folder, layout = self._locate()
         release = layout.read(folder, layout)
         for kind, labels, names in zip(("target", "superclass"), release.labels, release.names, strict=False):
             check_range(f"{folder}: {kind}", labels, len(names), place="image")
@@ -82,12 +86,12 @@ class _CIFAR(DataModule):
             **self._groups(release),
         )
 
-    def _groups(self, release: _Release) -> dict[str, Any]:
-        """What ``RawData`` must know of groups; nothing where they are the targets."""
+    def _groups(self, release: Release) -> dict[str, Any]:
+        """Arguments of ``RawData`` that describe groups; none if the groups are the targets."""
         return {}
 
-    def _found(self) -> tuple[Path, _Layout]:
-        """The first folder that has all files of a layout."""
+    def _locate(self) -> tuple[Path, Layout]:
+        """The first folder that contains all files of a layout, downloaded if allowed."""
         places = [
             (folder, layout) for layout in self.layouts for folder in (self.data_dir / layout.folder, self.data_dir)
         ]
@@ -99,26 +103,28 @@ class _CIFAR(DataModule):
             fetch(self.archive_url, archive, md5=self.archive_md5)
             unpack(archive, self.data_dir)
             return self.data_dir / self.layouts[0].folder, self.layouts[0]
+        expected = [f"  {layout.folder}: {', '.join(layout.files)}" for layout in self.layouts]
         partial = [
-            f" {folder} has no {', '.join(names)}."
+            f"{folder} lacks {', '.join(names)}."
             for (folder, layout), names in zip(places, missing, strict=True)
             if len(names) < len(layout.files)
         ]
-        known = "; or ".join(f"{layout.folder} ({', '.join(layout.files)})" for layout in self.layouts)
-        raise FileNotFoundError(
-            f"{self.title} is missing; looked in {self.data_dir} for {known}; and in {self.data_dir} itself for the "
-            f"same files.{''.join(partial)} Give datamodule.download=true, or unpack {self.archive_url} into DIR and "
-            "give datamodule.data_dir=DIR."
-        )
+        lines = [
+            f"{self.title} was not found in {self.data_dir}. Expected one of these folders, or its files:",
+            *expected,
+            *partial,
+            f"Set `datamodule.download=true`, or unpack {self.archive_url} into DIR and set `datamodule.data_dir=DIR`.",
+        ]
+        raise FileNotFoundError("\n".join(lines))
 
-    def _noisy_target(self, release: _Release, folder: Path) -> Tensor:
-        """(N,) the human labels of the training images, and the clean ones of the test images."""
-        path, key = self._human_path(folder), self.human_labels[self.labels]
+    def _noisy_target(self, release: Release, folder: Path) -> Tensor:
+        """(N,) human labels of the training images and clean labels of the test images."""
+        path, key = self._locate_human_labels(folder), self.human_labels[self.labels]
         clean = release.labels[0][: release.num_train]
-        with _naming(path):
-            contents = _npz(path) if path.suffix == ".npz" else _torch_arrays(path)
+        with naming_file(path):
+            contents = read_human_labels(path)
             human_clean, human = (
-                torch.tensor(np.asarray(_entry(contents, name), dtype=np.int64)) for name in ("clean_label", key)
+                torch.tensor(np.asarray(entry(contents, name), dtype=np.int64)) for name in ("clean_label", key)
             )
             if not human_clean.shape == human.shape == clean.shape:
                 raise ValueError(f"it has {len(human)} labels for the {len(clean)} training images in {folder}")
@@ -126,13 +132,14 @@ class _CIFAR(DataModule):
         num_different = int((human_clean != clean).sum())
         if num_different:
             raise ValueError(
-                f"datamodule.labels={self.labels} would give images each other's labels: the clean labels in {path} "
-                f"differ from those in {folder} at {num_different:,} of {len(clean):,} training images, so these are "
-                f"not in their original order. Use the files of {self.archive_url}."
+                f"The images in {folder} are not in the order that `datamodule.labels={self.labels}` needs: their "
+                f"labels differ from the clean labels in {path} at {num_different:,} of {len(clean):,} training "
+                f"images. Use the files of {self.archive_url}."
             )
         return torch.cat([human, release.labels[0][release.num_train :]])
 
-    def _human_path(self, images: Path) -> Path:
+    def _locate_human_labels(self, images: Path) -> Path:
+        """The file of CIFAR-N, downloaded if allowed."""
         folders = [self.data_dir, self.data_dir / "cifar_n", self.data_dir / "CIFAR-N", images.parent / "cifar_n"]
         folders = list(dict.fromkeys(folders))
         for folder in folders:
@@ -143,196 +150,14 @@ class _CIFAR(DataModule):
             fetch(self.human_url, self.data_dir / self.human_files[0], sha256=self.human_sha256)
             return self.data_dir / self.human_files[0]
         raise FileNotFoundError(
-            f"datamodule.labels={self.labels} needs {' or '.join(self.human_files)}; looked in "
-            f"{', '.join(map(str, folders))}. Give datamodule.download=true, or put {self.human_url} into DIR and give "
-            "datamodule.data_dir=DIR."
+            f"`datamodule.labels={self.labels}` needs {' or '.join(self.human_files)}, which is not in "
+            f"{', '.join(map(str, folders))}. Set `datamodule.download=true`, or put {self.human_url} into DIR and set "
+            "`datamodule.data_dir=DIR`."
         )
 
 
-@dataclass(frozen=True)
-class _Release:
-    """All images, training ones first.
-
-    Args:
-        pixels: (N, 3, 32, 32) uint8.
-        labels: (N,) int64 of each kind: the target and, if there is one, the superclass.
-        num_train: training images.
-        names: what the labels of each kind are called.
-        notes: see ``RawData``.
-    """
-
-    pixels: Tensor
-    labels: tuple[Tensor, ...]
-    num_train: int
-    names: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, files: Sequence[tuple[Tensor, ...]], names: Sequence[Sequence[str]] | None) -> _Release:
-        """The pixels and labels of all files, the last of which has the test images."""
-        pixels, *labels = (torch.cat(columns) for columns in zip(*files, strict=True))
-        num_train = len(pixels) - len(files[-1][0])
-        notes = () if names else ("The files do not say what the classes are called, so they are numbered.",)
-        names = names or [[str(label) for label in range(int(column.max()) + 1)] for column in labels]
-        return cls(pixels, tuple(labels), num_train, tuple(map(tuple, names)), notes)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """A way in which the files of a release are kept.
-
-    Args:
-        folder: the usual name of their folder.
-        images: names of the files with images: training images in original order, then, in the last one, test images.
-        labels: what the files call each kind of label: the target and, if there is one, the superclass.
-        read: makes a release of a folder that has all the files.
-        names: name of the file that says what labels are called, where that is a file of its own.
-    """
-
-    folder: str
-    images: tuple[str, ...]
-    labels: tuple[str, ...]
-    read: Callable[[Path, _Layout], _Release]
-    names: str | None = None
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Names of all files."""
-        return self.images if self.names is None else (*self.images, self.names)
-
-
-def _read_pickles(folder: Path, layout: _Layout) -> _Release:
-    """The original python files: pixels in rows of 3,072, labels in lists."""
-    files = []
-    for name in layout.images:
-        with _naming(folder / name):
-            contents = _unpickled(folder / name)
-            pixels = np.reshape(_entry(contents, "data"), (-1, *_IMAGE))
-            files.append(_images(pixels, *(_entry(contents, column) for column in layout.labels)))
-    path = folder / str(layout.names)
-    with _naming(path):
-        contents = _unpickled(path)
-        # fine_labels are named in fine_label_names
-        names = [_entry(contents, f"{column.removesuffix('s')}_names") for column in layout.labels]
-    return _Release.of(files, names)
-
-
-def _read_parquet(folder: Path, layout: _Layout) -> _Release:
-    """The files of the Hugging Face hub: images encoded one by one; the schema says what labels are called."""
-    from PIL import Image
-    from pyarrow import parquet
-
-    files = []
-    names: list[Any] = []
-    for name in layout.images:
-        with _naming(folder / name):
-            table = parquet.read_table(folder / name)
-            contents = {column: table[column].to_pylist() for column in table.column_names}
-            images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in _entry(contents, "img")]
-            pixels = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)
-            files.append(_images(pixels, *(_entry(contents, column) for column in layout.labels)))
-            schema = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-            features = schema.get("info", {}).get("features", {})
-            names = [features.get(column, {}).get("names") for column in layout.labels]
-    return _Release.of(files, names if all(names) else None)
-
-
-def _read_sheets(folder: Path, layout: _Layout) -> _Release:
-    """Lossless pictures of many images, filled row by row; all labels and their names are in one more file."""
-    from PIL import Image
-
-    sheets = []
-    for name in layout.images:
-        with _naming(folder / name):
-            with Image.open(folder / name) as picture:
-                sheet = np.asarray(picture.convert("RGB"))
-            grid = sheet.reshape(sheet.shape[0] // 32, 32, sheet.shape[1] // 32, 32, 3)
-            sheets.append(grid.transpose(0, 2, 4, 1, 3).reshape(-1, *_IMAGE))
-    path = folder / str(layout.names)
-    with _naming(path):
-        contents = _npz(path)
-        labels = np.concatenate([_entry(contents, column) for column in ("train_label", "test_label")])
-        bounds = np.cumsum([len(sheet) for sheet in sheets])[:-1]
-        files = [_images(*pair) for pair in zip(sheets, np.split(labels, bounds), strict=True)]
-        names = [name.decode() for name in _entry(contents, "class_names").tolist()]
-    return _Release.of(files, [names])
-
-
-def _images(pixels: np.ndarray, *labels: Any) -> tuple[Tensor, ...]:
-    """Pixels (N, 3, 32, 32) and labels (N,) of each kind, checked."""
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != _IMAGE:
-        raise ValueError(f"images must be (N, 3, 32, 32) of uint8; got {pixels.shape} of {pixels.dtype}")
-    columns = [torch.tensor(np.asarray(column, dtype=np.int64)) for column in labels]
-    for column in columns:
-        if column.shape != (len(pixels),):
-            raise ValueError(f"it has {len(column)} labels for {len(pixels)} images")
-    return torch.from_numpy(np.ascontiguousarray(pixels)), *columns
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Tell whatever goes wrong as a fault of the file ``path``: each format has its own ways to fail."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{path} is damaged or not what its name says ({error}). Get the file again.") from error
-
-
-def _entry(contents: Any, key: str) -> Any:
-    if not isinstance(contents, Mapping) or key not in contents:
-        raise ValueError(f"it has no {key!r}")
-    return contents[key]
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError("it is no .npz file")
-        file.seek(0)
-        return dict(np.load(file))
-
-
-def _dtype(name: str, align: int = 0, copy: int = 0) -> np.dtype:
-    # Python 2 pickled the flags as numbers, of which NumPy 2.4 warns
-    return np.dtype(name, align=bool(align), copy=bool(copy))
-
-
-# all that the pickle of an array may call, under the names of Python 2 and 3 and of NumPy 1 and 2
-_ARRAY_CALLS: Mapping[str, Callable[..., Any]] = {
-    "numpy.core.multiarray._reconstruct": np.ndarray(0).__reduce__()[0],  # type: ignore[dict-item]
-    "numpy._core.multiarray._reconstruct": np.ndarray(0).__reduce__()[0],  # type: ignore[dict-item]
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": _dtype,
-    "_codecs.encode": codecs.encode,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays and plain containers, and calls nothing else that a file may name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in _ARRAY_CALLS:
-            raise pickle.UnpicklingError(f"it wants to call {module}.{name}, which no array needs")
-        return _ARRAY_CALLS[f"{module}.{name}"]
-
-
-def _unpickled(path: Path) -> Any:
-    with path.open("rb") as file:
-        return _ArrayUnpickler(file, encoding="latin1").load()
-
-
-def _torch_arrays(path: Path) -> Any:
-    """What ``torch.save`` wrote, of arrays and plain containers alone."""
-    allowed: list[Any] = [np.dtypes.Int64DType, *((call, name) for name, call in _ARRAY_CALLS.items())]
-    with torch.serialization.safe_globals(allowed):
-        try:
-            return torch.load(path, weights_only=True)
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise ValueError("it is truncated, or holds more than arrays of labels") from error
-
-
 class CIFAR10(_CIFAR):
-    """60,000 colour images in ten classes; its training labels can be those that people gave (CIFAR-10N).
+    """60,000 colour images in ten classes. Training labels may be the human ones of CIFAR-10N.
 
     Card:
         Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009,
@@ -341,34 +166,35 @@ class CIFAR10(_CIFAR):
         Licence: none stated; CIFAR-10N: CC BY-NC 4.0.
         Sizes: 50,000 training and 10,000 test images of (3, 32, 32) uint8, balanced. Human labels are wrong for 0.09
             (aggre), 0.17, 0.18, 0.18 (random1 to random3) or 0.40 (worse) of the training images.
-        Splits: training images of even index train and those of odd index hold out, as in Bankes et al. 2024 (arXiv
-            2312.00486), or holdout is drawn by seed; the published test part. Human labels are shown in the training
-            part alone.
+        Splits: even training indices train and odd ones hold out, as in Bankes et al. 2024 (arXiv 2312.00486), or the
+            holdout part is drawn by seed; the published test part. Only the training part shows human labels.
         Group: the class.
         Memory: 184 MB for all images.
 
     Args:
-        data_dir: the folder that holds ``cifar-10-batches-py`` (the python version), ``plain_text`` (the Hugging Face
-            parquet files) or ``cifar10`` (lossless WebP sheets with ``labels.npz``), or their files themselves.
-        download: get what is missing, into ``data_dir``.
-        labels: the targets that the training part shows: ``clean``, ``aggre``, ``random1``, ``random2``, ``random3``
-            or ``worse``.
+        data_dir: folder with ``cifar-10-batches-py`` (the Python version) or ``plain_text`` (the Hugging Face parquet
+            files), or with their files.
+        download: whether to download missing files into ``data_dir``.
+        labels: targets of the training part: ``clean``, ``aggre``, ``random1``, ``random2``, ``random3`` or ``worse``.
         split: ``even_odd``, or null to draw the holdout part from all training images.
-        options: of ``DataModule``.
+        options: see ``DataModule``.
 
     Raises:
-        ValueError: for an unknown option; when read, for damaged files, or human labels of images in another order.
-        FileNotFoundError: when read, if files are missing; says where it looked and how to get them.
+        ValueError: for an unknown option; in ``read``, for damaged files, or images in another order than the human
+            labels.
+        FileNotFoundError: in ``read``, if files are missing.
     """
 
     title = "CIFAR-10"
-    _train_names = tuple(f"data_batch_{number}" for number in range(1, 6))
     layouts = (
-        _Layout("cifar-10-batches-py", (*_train_names, "test_batch"), ("labels",), _read_pickles, "batches.meta"),
-        _Layout("plain_text", _PARQUET, ("label",), _read_parquet),
-        _Layout(
-            "cifar10", tuple(f"{n}.webp" for n in (*_train_names, "test_batch")), ("label",), _read_sheets, "labels.npz"
+        Layout(
+            "cifar-10-batches-py",
+            (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"),
+            ("labels",),
+            read_pickles,
+            "batches.meta",
         ),
+        Layout("plain_text", _PARQUET, ("label",), read_parquet),
     )
     archive_url = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
     archive_md5 = "c58f30108f718f92721af3b95e74349a"
@@ -385,7 +211,7 @@ class CIFAR10(_CIFAR):
 
 
 class CIFAR100(_CIFAR):
-    """60,000 colour images in 100 classes and 20 superclasses; its training labels can be those that people gave.
+    """60,000 colour images in 100 classes and 20 superclasses. Training labels may be the human ones of CIFAR-100N.
 
     Card:
         Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009,
@@ -394,28 +220,29 @@ class CIFAR100(_CIFAR):
         Licence: none stated; CIFAR-100N: CC BY-NC 4.0.
         Sizes: 50,000 training and 10,000 test images of (3, 32, 32) uint8, balanced. Human labels are wrong for 0.40
             of the training images.
-        Splits: as those of CIFAR-10.
-        Group: the superclass of the shown target, five classes each; or the class.
+        Splits: as for CIFAR-10.
+        Group: the superclass of the shown target, each of five classes; or the class.
         Memory: 184 MB for all images.
 
     Args:
-        data_dir: the folder that holds ``cifar-100-python`` (the python version) or ``cifar100`` (the Hugging Face
-            parquet files), or their files themselves.
-        download: get what is missing, into ``data_dir``.
-        labels: the targets that the training part shows: ``clean`` or ``noisy``.
+        data_dir: folder with ``cifar-100-python`` (the Python version) or ``cifar100`` (the Hugging Face parquet
+            files), or with their files.
+        download: whether to download missing files into ``data_dir``.
+        labels: targets of the training part: ``clean`` or ``noisy``.
         split: ``even_odd``, or null to draw the holdout part from all training images.
         groups: ``superclass`` or ``class``.
-        options: of ``DataModule``.
+        options: see ``DataModule``.
 
     Raises:
-        ValueError: for an unknown option; when read, for damaged files, or human labels of images in another order.
-        FileNotFoundError: when read, if files are missing; says where it looked and how to get them.
+        ValueError: for an unknown option; in ``read``, for damaged files, or images in another order than the human
+            labels.
+        FileNotFoundError: in ``read``, if files are missing.
     """
 
     title = "CIFAR-100"
     layouts = (
-        _Layout("cifar-100-python", ("train", "test"), ("fine_labels", "coarse_labels"), _read_pickles, "meta"),
-        _Layout("cifar100", _PARQUET, ("fine_label", "coarse_label"), _read_parquet),
+        Layout("cifar-100-python", ("train", "test"), ("fine_labels", "coarse_labels"), read_pickles, "meta"),
+        Layout("cifar100", _PARQUET, ("fine_label", "coarse_label"), read_parquet),
     )
     archive_url = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
     archive_md5 = "eb9058c3a382ffc7106e4002c42a8d85"
@@ -430,18 +257,21 @@ class CIFAR100(_CIFAR):
             raise unknown_name("datamodule.groups", groups, ["superclass", "class"])
         self.groups = groups
 
-    def _groups(self, release: _Release) -> dict[str, Any]:
+    def _groups(self, release: Release) -> dict[str, Any]:
         if self.groups == "class":
             return {}
         target, superclass = release.labels
         group_of_target = torch.zeros(len(release.names[0]), dtype=torch.int64)
         group_of_target[target] = superclass
-        differs = torch.nonzero(group_of_target[target] != superclass).flatten()
-        if len(differs):
-            other = int(target[differs[0]])
+        conflicts = torch.nonzero(group_of_target[target] != superclass).flatten()
+        if len(conflicts):
+            image = int(conflicts[0])
+            class_name, superclass_name = (
+                names[int(labels[image])] for names, labels in zip(release.names, release.labels, strict=True)
+            )
             raise ValueError(
-                f"{self.data_dir}: class {release.names[0][other]!r} has images in more than one superclass; image "
-                f"{int(differs[0])} is in {release.names[1][int(superclass[differs[0]])]!r}. Get the files again."
+                f"{self.data_dir}: class {class_name!r} has images in more than one superclass; image {image} is in "
+                f"{superclass_name!r}. Get the files again."
             )
         return {
             "group_of_target": group_of_target,
