@@ -1,5 +1,6 @@
 # make run    install what training needs and run the default experiment
-# make test   install what the tests need and run them
+# make test   install what the tests need and run the default lane
+# make test-long, make test-all   the long lane; both lanes
 # make check  linters, types and import rules
 # make bench  measure what selection costs: benchmarks/results.json and docs/performance.md; leave the machine alone
 # make docs   build the pages of docs/ into site/; open site/index.html (its search needs python -m http.server -d site)
@@ -7,14 +8,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test check bench docs clean
+.PHONY: run test test-long test-all check bench docs clean
 
 run: .venv/.train
 	$(BIN)/reducr run
 
 # as many tests at once as there are cores, each on one: several threads of torch beside one another wait for each other
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST)
+
+test-long: .venv/.dev
+	$(PYTEST) -m long
+
+test-all: test test-long
 
 check: .venv/.dev
 	$(BIN)/ruff check .

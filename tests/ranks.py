@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import forked
 import reducr
 from reducr._internal.distributed import all_gather, all_gather_stacked, all_reduce_sum, num_ranks, rank, shard
 from reducr.batch import Batch, Candidates
@@ -53,12 +53,7 @@ def run_ranks(program, count, folder, *, may_fail=False, script=__file__):
     """Run ``program`` in ``count`` processes; gives its results, or exit statuses and errors if it may fail."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": str(count)}
     processes = [
-        subprocess.Popen(
-            [sys.executable, script, program, folder],
-            env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        forked.start([script, program, folder], env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)})
         for number in range(count)
     ]
     try:

@@ -100,7 +100,7 @@ def assert_same_run(one, other):
     np.testing.assert_allclose(*tables, rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_two_ranks_one_of_which_is_killed_goes_on_with_four(tmp_path):
     """Two ranks until one gets SIGKILL, which ends the other in bounded time; then four; against one process."""
     for name in ("one", "several"):
@@ -139,7 +139,7 @@ def test_a_run_of_two_ranks_one_of_which_is_killed_goes_on_with_four(tmp_path):
     assert_same_run(tmp_path / "one" / "run", several / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_local_selection_and_ranks_that_were_not_told(tmp_path):
     """Each rank's best 5 of 50: 10 a step, balanced over the ranks' halves of the candidates."""
     options = [*OPTIONS, "num_steps=40", "compare=[reducr]", "irreducible=adjusted"]

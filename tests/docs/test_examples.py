@@ -68,7 +68,7 @@ def run_here(monkeypatch, capsys):
     torch.set_num_threads(num_threads)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_accelerate(tmp_path, run_here):
     """A run that is killed ends with the figures and the report of one that is not; two processes train as well."""
     program = EXAMPLES / "accelerate_loop.py"

@@ -84,7 +84,7 @@ def test_shift(tmp_path):
             assert row[6:] == ["–", "–", "–"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_benchmark(tmp_path):
     path, document = tmp_path / "results.json", tmp_path / "performance.md"
     document.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")

@@ -54,7 +54,7 @@ def assert_same(one, other, place="result"):
         assert one == other, place
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_twenty_random_moments_it_ends_bit_for_bit_as_if_left_alone(tmp_path):
     """While it scores, trains, validates and writes checkpoints."""
     left_alone = start(tmp_path / "left alone")

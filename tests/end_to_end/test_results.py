@@ -24,7 +24,7 @@ def mean_of(rows, method, name, rule="last"):
     return statistics.fmean(values)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_default_experiment(tmp_path):
     """Five seeds of digits: the published order of the methods, and what each of them selects."""
     rows = run(f"model_io.home_dir={tmp_path}")
@@ -46,7 +46,7 @@ def test_the_default_experiment(tmp_path):
     assert all(row.selected_fraction == 0.1 for row in rows if row.selected_fraction is not None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     "REDUCR_DATA_DIR" not in os.environ,
     reason="REDUCR_DATA_DIR is not set: no folder that holds FashionMNIST/raw",

@@ -67,7 +67,7 @@ def assert_same_run(one, other):
             assert without_seconds(one / path) == without_seconds(other / path), path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path):
     """SIGKILL at 20 random moments after work began: in irreducible models, tables, selection, refreshes and tests."""
     began = time.monotonic()
@@ -116,7 +116,7 @@ def _newest(folder):
     return max(times.items(), key=lambda item: item[1], default=None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_running_run_and_other_data_are_refused(tmp_path):
     options = ["seeds=[0]", "compare=[uniform]", "num_steps=4", "holdout.refresh_steps=2", "model_io.run_dir=run"]
     finish("run", *options, cwd=tmp_path)

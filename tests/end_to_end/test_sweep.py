@@ -28,7 +28,7 @@ def reducr(*arguments, folder):
     return run.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_classes_and_seeds_swept_in_parallel_processes_are_used_together(tmp_path):
     reducr(
         "irreducible",

@@ -363,7 +363,7 @@ def test_small_images_are_scored_and_whole_ones_trained_on(scoring_mode):
     assert torch.equal(downsampler.selection.scores, losses)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # of the compiler itself
 def test_a_compiled_scoring_pass_scores_the_model_that_is_trained(digits):
     """With the parameters of every step, in the mode that was asked for, and the mode left as found."""

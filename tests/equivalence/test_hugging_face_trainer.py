@@ -215,7 +215,7 @@ def state_in(checkpoint):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_at_random_moments_goes_on_bit_for_bit(tmp_path, monkeypatch):
     """SIGKILL while starting, scoring, training and writing checkpoints; always on from the newest whole one."""
     folder, draw = tmp_path / "killed", random.Random(0)

@@ -613,7 +613,7 @@ def test_what_does_not_fit_is_said_before_the_first_step(digits, options, error,
     assert getattr(module, "picked", []) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_train_as_one_process_and_go_on_exactly(tmp_path):
     """With accumulated batches and ranks that have no selected point; the rest of a training with random states."""
     one, found = trainings(1, tmp_path / "one"), run_ranks(2, tmp_path)
@@ -642,7 +642,7 @@ def test_two_ranks_train_as_one_process_and_go_on_exactly(tmp_path):
     assert rest["report"].group_weights == pytest.approx(expected["report"].group_weights, abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_is_the_plain_one(capsys, monkeypatch):
     """From one seed the same accuracies, points and weights, to the last digit printed."""
     examples = Path(__file__).parents[2] / "examples"

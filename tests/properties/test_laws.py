@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import reducr
@@ -15,7 +15,7 @@ from reducr.scoring.holdout import GroupHoldoutLoss
 from reducr.scoring.scorer import num_selected_of
 from reducr.selectors.samplers import SAMPLERS, make_sampler
 
-law = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+law = pytest.mark.explores  # tests/conftest.py has the number of examples
 seeds = st.integers(0, 2**31)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 gradient_weights = st.one_of(st.just(1.0), st.floats(1.0, 1e6))
