@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
 import warnings
 from multiprocessing import forkserver, process
@@ -149,8 +148,8 @@ def _redirect(paths, *, is_unbuffered):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
-    sys.stdout = open(1, "w", closefd=False, encoding="utf-8", buffering=-1)  # noqa: PTH123, SIM115
-    sys.stderr = open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: PTH123, SIM115
+    sys.stdout = open(1, "w", closefd=False, encoding="utf-8", buffering=-1)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
     sys.stdout.reconfigure(write_through=is_unbuffered)
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import torch
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
@@ -120,3 +123,7 @@ def train_until_killed(folder):
 
 
 KILLED = {"num_train_epochs": 15, "save_strategy": "steps", "save_steps": 2, "logging_steps": 2, "save_total_limit": 3}
+
+
+if __name__ == "__main__":
+    train_until_killed(Path(sys.argv[1]))

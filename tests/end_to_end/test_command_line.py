@@ -1,4 +1,4 @@
-"""The command line as its users call it: real subprocesses, real files, real data."""
+"""The command line as its users call it: real processes, real files, real data."""
 
 import csv
 import os
@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import yaml
 
+import forked
+
 ROOT = Path(__file__).parents[2]
 QUICK = ["num_steps=12", "holdout.refresh_steps=6", "irreducible.num_epochs=2", "seeds=[0]"]
 
 
 def reducr(*arguments, cwd, command=("-m", "reducr.cli")):
-    return subprocess.run(
-        [sys.executable, *command, *arguments], cwd=cwd, capture_output=True, text=True, timeout=600, check=False
-    )
+    return forked.run([*command, *arguments], cwd=cwd)
 
 
 def rows_of(folder):
@@ -34,9 +34,10 @@ def only_run(home, name="digits"):
 
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory):
-    """One short run of every method that the default experiment compares."""
+    """One short run of every method that the default experiment compares, by an interpreter of its own."""
     home = tmp_path_factory.mktemp("quick")
-    done = reducr("run", *QUICK, cwd=home)
+    command = [sys.executable, "-m", "reducr.cli", "run", *QUICK]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return only_run(home / "runs"), done
 
@@ -188,9 +189,14 @@ def test_hydras_own_errors_name_what_there_is(tmp_path):
     done = reducr("run", "holdout.refresh_step=3", cwd=tmp_path)
     assert done.returncode == 2
     assert "Did you mean holdout.refresh_steps" in done.stderr
-    unknown = reducr("runn", cwd=tmp_path)
-    assert unknown.returncode == 2
-    assert "there is no command 'runn'" in unknown.stderr
+
+
+def test_the_console_script_is_the_command(tmp_path):
+    script = Path(sys.executable).with_name("reducr")
+    done = subprocess.run([script, "runn"], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 2
+    assert "there is no command 'runn'" in done.stderr
+    assert done.stderr == reducr("runn", cwd=tmp_path).stderr
 
 
 def test_a_run_folder_is_never_overwritten(quick_run, tmp_path):
@@ -203,14 +209,9 @@ def test_a_run_folder_is_never_overwritten(quick_run, tmp_path):
 
 def test_ctrl_c_leaves_a_usable_run_folder(tmp_path):
     """Interrupted within a fit: checkpoint and selected points of what it had reached."""
-    # where tests run in the background Ctrl-C is ignored, and the command would inherit that
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reducr.cli", "run", *QUICK, "compare=[uniform,reducr]", "num_steps=100000"],
+    process = forked.start(
+        ["-m", "reducr.cli", "run", *QUICK, "compare=[uniform,reducr]", "num_steps=100000"],
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     try:
@@ -222,7 +223,6 @@ def test_ctrl_c_leaves_a_usable_run_folder(tmp_path):
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
-        signal.signal(signal.SIGINT, before)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
     folder = only_run(tmp_path / "runs") / "seed_0" / "uniform"

@@ -2,25 +2,23 @@
 
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+import forked
 from end_to_end.killed_loop import CHECKPOINTING, NUM_STEPS, PHASE, SCORING, STARTING, TRAINING, VALIDATION
 
 SCRIPT = Path(__file__).with_name("killed_loop.py")
-NUM_KILLS, PATIENCE_SECONDS = 20, 120
+PATIENCE_SECONDS = 120
 
 
 def start(folder):
     folder.mkdir(exist_ok=True)
     (folder / "phase").write_bytes(PHASE.pack(STARTING, 0))
-    command = [sys.executable, "-W", "error", str(SCRIPT), str(folder)]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return forked.start(["-W", "error", SCRIPT, folder])
 
 
 def kill_in(process, folder, *, phase, after_steps):
@@ -54,18 +52,17 @@ def assert_same(one, other, place="result"):
         assert one == other, place
 
 
-@pytest.mark.long
-def test_killed_at_twenty_random_moments_it_ends_bit_for_bit_as_if_left_alone(tmp_path):
-    """While it scores, trains, validates and writes checkpoints."""
+@pytest.mark.parametrize("num_kills", [4, pytest.param(20, marks=pytest.mark.long)])
+def test_a_loop_killed_in_each_of_its_phases_ends_as_if_left_alone(tmp_path, num_kills):
+    """While it scores, trains, validates and writes checkpoints, at random moments; the results are bit for bit."""
     left_alone = start(tmp_path / "left alone")
     draw, folder = random.Random(0), tmp_path / "killed"
     deaths = dict.fromkeys((SCORING, TRAINING, VALIDATION, CHECKPOINTING), 0)
-    while sum(deaths.values()) < NUM_KILLS:
+    while sum(deaths.values()) < num_kills or min(deaths.values()) == 0:
         rarest = [phase for phase, number in deaths.items() if number == min(deaths.values())]
         died_in = kill_in(start(folder), folder, phase=draw.choice(rarest), after_steps=draw.randrange(6))
         deaths[died_in] += 1
         assert not (folder / "result.pt").exists()
-    assert min(deaths.values()) >= 1, deaths
     assert start(folder).wait(PATIENCE_SECONDS) == 0
     assert left_alone.wait(PATIENCE_SECONDS) == 0
     results = [torch.load(place / "result.pt", weights_only=True) for place in (folder, tmp_path / "left alone")]

@@ -4,14 +4,14 @@ import csv
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+import forked
 
 OPTIONS = [
     "seeds=[0,1]",
@@ -26,20 +26,15 @@ OPTIONS = [
     "model_io.resume_seconds=0",
     "trainer.accelerator=cpu",
 ]
-# other numbers of threads add in another order
-ONE_THREAD = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def start(*arguments, cwd):
-    command = [sys.executable, "-m", "reducr.cli", *arguments]
-    return subprocess.Popen(
-        command, cwd=cwd, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return forked.start(["-m", "reducr.cli", *arguments], cwd=cwd, stderr_to_stdout=True)
 
 
 def finish(*arguments, cwd, code=0):
     process = start(*arguments, cwd=cwd)
-    output, _ = process.communicate(timeout=300)
+    (output,) = process.communicate(timeout=300)
     assert process.returncode == code, output
     return output
 
@@ -67,6 +62,36 @@ def assert_same_run(one, other):
             assert without_seconds(one / path) == without_seconds(other / path), path
 
 
+PHASES = {
+    "irreducible models": "irreducible/ensemble_all/resume/step_*.ckpt",
+    "tables": "irreducible/table_plain/values.npy",
+    "selection": "reducr/checkpoints/resume/step_*.ckpt",
+    "tests": "reducr/checkpoints/last.ckpt",
+}
+SHORT = ["seeds=[0]", "num_steps=60", "irreducible.num_epochs=8"]
+
+
+def test_a_run_killed_in_each_of_its_phases_ends_like_one_that_was_not(tmp_path):
+    """SIGKILL as soon as the first file of a phase is there."""
+    finish("run", *OPTIONS, *SHORT, "model_io.run_dir=whole", cwd=tmp_path)
+    process = start("run", *OPTIONS, *SHORT, "model_io.run_dir=parts", cwd=tmp_path)
+    parts, left = tmp_path / "parts", dict(PHASES)
+    while left:
+        reached = [phase for phase, pattern in left.items() if any((parts / "seed_0").glob(pattern))]
+        if not reached:
+            assert process.poll() is None, (process.communicate(), left)
+            time.sleep(0.001)
+            continue
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+        for phase in reached:
+            del left[phase]
+        process = start("resume", "parts", cwd=tmp_path)
+    (output,) = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert_same_run(tmp_path / "whole", parts)
+
+
 @pytest.mark.long
 def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path):
     """SIGKILL at 20 random moments after work began: in irreducible models, tables, selection, refreshes and tests."""
@@ -92,7 +117,7 @@ def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path):
         moments.append(_newest(parts))
         kills += 1
         process = start("resume", "parts", cwd=tmp_path)
-    output, _ = process.communicate(timeout=300)
+    (output,) = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert kills >= 10, kills
     assert len(set(moments)) > 5
@@ -116,7 +141,6 @@ def _newest(folder):
     return max(times.items(), key=lambda item: item[1], default=None)
 
 
-@pytest.mark.long
 def test_a_running_run_and_other_data_are_refused(tmp_path):
     options = ["seeds=[0]", "compare=[uniform]", "num_steps=4", "holdout.refresh_steps=2", "model_io.run_dir=run"]
     finish("run", *options, cwd=tmp_path)

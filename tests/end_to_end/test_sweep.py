@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import forked
 from reducr._internal.run_folder import read_results
 
 SMALL = [
@@ -67,9 +68,9 @@ def test_classes_and_seeds_swept_in_parallel_processes_are_used_together(tmp_pat
 
 
 def test_a_class_that_no_run_has_trained_is_named(tmp_path):
-    reducr("irreducible", "gradient_weighted_class=3", "seed=0", "model_io.run_dir=three", folder=tmp_path)
-    command = [sys.executable, "-m", "reducr.cli", "train", *SMALL, "seed=0", "irreducible.dir=three"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    command = ["-m", "reducr.cli", "irreducible", *SMALL, "gradient_weighted_class=3", "seed=0"]
+    forked.run([*command, "model_io.run_dir=three"], cwd=tmp_path, check=True)
+    done = forked.run(["-m", "reducr.cli", "train", *SMALL, "seed=0", "irreducible.dir=three"], cwd=tmp_path)
     assert done.returncode == 2
     assert "no irreducible table table_all in" in done.stderr
     assert "none for class 0, 1, 2, 4, 5, 6, 7, 8, 9 alone" in done.stderr

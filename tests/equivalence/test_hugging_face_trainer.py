@@ -1,12 +1,9 @@
 """Selection in the Trainer of transformers is the plain loop: same points, same parameters, also after a resume."""
 
 import json
-import multiprocessing
-import os
 import random
 import re
 import signal
-import sys
 import time
 from contextlib import nullcontext
 
@@ -29,6 +26,8 @@ from transformers import (
     default_data_collator,
 )
 
+import forked
+import hugging_face
 import reducr
 from hugging_face import (
     FRACTION,
@@ -43,7 +42,6 @@ from hugging_face import (
     make_model,
     make_parts,
     make_trainer,
-    train_until_killed,
 )
 from reducr.batch import BatchSpec
 from reducr.hugging_face import SelectiveTrainer, SelectiveTrainerMixin
@@ -215,29 +213,25 @@ def state_in(checkpoint):
     }
 
 
-@pytest.mark.long
-def test_a_run_killed_at_random_moments_goes_on_bit_for_bit(tmp_path, monkeypatch):
+@pytest.mark.parametrize("num_kills", [4, pytest.param(20, marks=pytest.mark.long)])
+def test_a_run_killed_at_random_moments_goes_on_bit_for_bit(tmp_path, num_kills):
     """SIGKILL while starting, scoring, training and writing checkpoints; always on from the newest whole one."""
     folder, draw = tmp_path / "killed", random.Random(0)
     make_trainer(tmp_path / "whole", **KILLED).train()
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hugging_face"])
-    num_kills, status = 0, None
-    while status != 0:
-        process = context.Process(target=train_until_killed, args=(folder,))
-        process.start()
-        if num_kills < 20:
+    folder.mkdir()
+    statuses = []
+    while statuses[-1:] != [0]:
+        process = forked.start([hugging_face.__file__, folder])
+        if len(statuses) < num_kills:
             while not (folder / "has_begun").exists():
+                assert process.poll() is None, process.communicate()
                 time.sleep(0.001)
             time.sleep(draw.uniform(0, 0.15))
             process.kill()
-            num_kills += 1
             (folder / "has_begun").unlink()
-        process.join()
-        status = process.exitcode
-        assert status in (0, -signal.SIGKILL)
-    assert num_kills > 3
+        statuses.append(process.wait(120))
+        assert statuses[-1] in (0, -signal.SIGKILL), process.communicate()
+    assert len(statuses) > 3
     whole, killed = (state_in(path / "checkpoint-135") for path in (tmp_path / "whole", folder))
     torch.testing.assert_close(killed, whole, rtol=0, atol=0)
 

@@ -4,8 +4,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import forked
 from reducr._internal.rng import random_state, set_random_state
 from reducr.training.checkpoints import Checkpoints
 
@@ -275,8 +274,7 @@ Checkpoints(sys.argv[1]).write_with(30, save)
 @pytest.mark.parametrize("written", [0.0, 0.5, 1.0])
 def test_a_process_killed_while_writing_leaves_the_ones_before(tmp_path, written):
     saved(tmp_path, 10, 20)
-    # a process of its own, not a fork: a fork of a process whose torch has threads may wait for them for ever
-    killed = subprocess.run([sys.executable, "-c", SAVE_AND_BE_KILLED, tmp_path, str(written)], check=False)
+    killed = forked.run(["-c", SAVE_AND_BE_KILLED, tmp_path, written])
     assert killed.returncode == -signal.SIGKILL
     left = list(tmp_path.glob(".*.partial"))
     assert len(left) == 1

@@ -4,8 +4,6 @@ import itertools
 import json
 import os
 import pickle
-import subprocess
-import sys
 import tarfile
 import zlib
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import forked
 from reducr.streaming import ShardedStream, read_tar
 
 pytestmark = [
@@ -233,6 +232,7 @@ RANK = """
 import pickle, sys
 from torch import distributed
 from torch.utils.data import DataLoader
+import forked
 from reducr.streaming import ShardedStream
 
 stream = ShardedStream(list("abcdefg"), read=iter) if sys.argv[3] == "before" else None
@@ -248,12 +248,9 @@ print("".join(sorted(forked)), "".join(pickle.loads(copy)))
 @pytest.mark.parametrize("made", ["before", "after"])
 def test_ranks_are_those_of_torch_distributed(made, tmp_path):
     """In the process, in workers that are forked from it, and in copies of it, as workers that are spawned have."""
-    command = [sys.executable, "-c", RANK, str(tmp_path / "store")]
+    command = ["-c", RANK, tmp_path / "store"]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen([*command, str(rank), made], env=environment, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
+    ranks = [forked.start([*command, rank, made], env=environment) for rank in range(2)]
     assert [rank.communicate(timeout=60)[0] for rank in ranks] == ["aceg aceg\n", "bdf bdf\n"]
 
 
