@@ -129,11 +129,14 @@ def test_local_selections_add_up_their_payoffs(of_ranks, weighting):
         ("too_many", r"between 1 and the number of candidates of all \d ranks, 20; got 21"),
         ("no_number", r"TypeError: num_selected must be a whole number; got 2.5"),
         ("different_numbers", r"num_selected must be the same on all ranks; got 5, 6"),
-        ("none_on_one", r"every rank needs at least one candidate at every step; the ranks have \d+, 0"),
-        ("dtypes", r"the candidates of the ranks must have the same fields, of the same dtypes"),
+        ("none_on_one", r"rank 1 got an empty batch \(sizes: \d+, 0.*\)\. Use `drop_last=True`"),
+        ("dtypes", r"the candidates of the ranks differ in their fields, dtypes"),
         ("states", r"the selectors of the ranks are in different states"),
         ("states_local", r"the selectors of the ranks are in different states"),
-        ("generators", r"'rho_loss' draws, and the random generators of the ranks are in different states"),
+        (
+            "generators",
+            r"'rho_loss' draws random numbers, and the random generators of the ranks are in different states",
+        ),
         ("a_function_of_the_number", r"between 1 and the number of candidates of all \d ranks, 20; got 21"),
     ],
 )

@@ -588,5 +588,5 @@ def test_a_selection_is_what_update_takes():
     one.select(batch_of())
     assert isinstance(one.selection, Selection)
     assert one.loss_weight == 1.0
-    with pytest.raises(TypeError, match=r"update\(\) takes what select\(\) gave, a Selection; got Tensor"):
+    with pytest.raises(TypeError, match=r"update\(\) takes the Selection that select\(\) returned; got Tensor"):
         one.selector.update(one.selection.positions)

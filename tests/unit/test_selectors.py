@@ -289,7 +289,9 @@ def test_only_candidates_are_chosen_among_and_only_selections_counted(candidates
     selector = reducr.make_selector("train_loss", num_groups=2)
     with pytest.raises(TypeError, match=re.escape("such as reducr.Candidates(model_loss=...); got Tensor.")):
         selector.select(torch.ones(3), num_selected=1)
-    with pytest.raises(TypeError, match=re.escape("update() takes what select() gave, a Selection; got NoneType.")):
+    with pytest.raises(
+        TypeError, match=re.escape("update() takes the Selection that select() returned; got NoneType.")
+    ):
         selector.update(None)
     other = reducr.make_selector("train_loss", num_groups=3).select(candidates, num_selected=1)
     with pytest.raises(ValueError, match="payoff must hold one value for each of the 2 groups"):

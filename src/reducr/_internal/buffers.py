@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+MAX_EXAMPLES = 2**31
+"""Upper bound on example indices; per-example buffers grow up to it."""
+
 
 class FixedDtypeBuffers(nn.Module):
     """A module whose buffers follow the model across devices but never change dtype.

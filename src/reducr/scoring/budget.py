@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reducr._internal.buffers import FixedDtypeBuffers
+from reducr._internal.buffers import MAX_EXAMPLES, FixedDtypeBuffers
 from reducr._internal.checks import check_count, check_flag, is_finite_number
 from reducr.batch import Candidates
 from reducr.functional import top_k
 from reducr.selectors import Selector
-from reducr.selectors.base import MOST_POINTS
 
 _LARGE_LOSS = 100.0  # nats, so many that irreducible losses alone decide
 
@@ -110,7 +109,7 @@ class ScoringBudget(FixedDtypeBuffers):
         if is_trusted or not len(index):
             return
         smallest, largest = (int(bound) for bound in index.aminmax())
-        most = self.num_examples or MOST_POINTS
+        most = self.num_examples or MAX_EXAMPLES
         if smallest < 0 or largest >= most:
             raise ValueError(
                 f"a scoring budget remembers points by indices in 0..{most - 1}; got "

@@ -1,4 +1,25 @@
-"""Selection on several processes: the best of all ranks' candidates together, or of each rank's."""
+"""Selection on several processes (ranks), each of which scores its own candidates.
+
+Two modes decide which candidates are selected:
+
+``global``
+    The best ``num_selected`` of all ranks' candidates, exactly as one process would choose from the candidates of rank
+    0, rank 1, ... one after another. Each rank trains on the selected examples that are its own. Scores and the losses
+    of selected examples cross the network. Inputs never do; logits only for rules that compare candidates by them.
+``local``
+    Every rank selects ``num_selected`` of its own candidates. Only the payoffs cross the network; they are summed.
+
+In both modes all ranks have the same group weights, bit for bit.
+
+Ranks average their gradients, as DistributedDataParallel does, but rarely have the same number of selected examples.
+A rank r that has b_r of the b selected examples multiplies its mean loss by ``loss_weight = b_r R / b``. Then the
+average over the R ranks is the gradient of the mean loss of all selected examples::
+
+    1/R sum_r (b_r R / b) (1/b_r) sum_{i on rank r} g_i  =  1/b sum_i g_i
+
+A rank without a selected example trains on a dummy, one of its own candidates at ``loss_weight`` 0, so that it takes
+part in the step. Up to rounding the step is that of one process, except in layers with batch statistics (BatchNorm).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +40,8 @@ from reducr._internal.distributed import (
 )
 from reducr.batch import Candidates, Selection
 from reducr.functional import top_k
-from reducr.selectors.base import Selector, check_num_selected, num_nonfinite
+from reducr.selectors.base import Selector
+from reducr.selectors.checks import check_num_selected, num_nonfinite
 
 
 def select_distributed(
@@ -30,61 +52,61 @@ def select_distributed(
     generator: torch.Generator | None = None,
     mode: str | None,
 ) -> Selection:
-    """Choose from the candidates of all ranks, each of which calls this with its own; ``select`` in one process.
+    """Select from the candidates of all ranks. Every rank calls this with its own; one process just calls ``select``.
 
-    With ``global`` choice and payoff are those of one process whose candidates are those of rank 0, of rank 1, ... one
-    after another; ties are broken, and generators drawn from, as there. A rank that has none of the selected points
-    gets a stand-in at loss_weight 0, which counts for nothing (``selection.is_dummy``): its best candidate. That one
-    has a finite loss, for 0 times NaN is NaN; if no candidate of the rank has, the stand-in is the first, and its score
-    minus infinity.
+    With ``global``, selection and payoff are those of one process with all candidates, ties and random draws included.
+    A rank without a selected example gets a dummy (``selection.is_dummy``): its best candidate, at ``loss_weight`` 0.
+    The dummy's loss is finite, because 0 times NaN is NaN. If no candidate of the rank has a finite loss, the dummy is
+    the first one and its score is minus infinity.
 
-    With ``local`` every rank chooses from its own candidates, and only the payoffs are summed.
+    With ``local``, every rank selects from its own candidates, and the payoffs are summed.
 
     Args:
         selector: in the same state on all ranks.
-        candidates: of this rank, B_r >= 1; the same fields on all ranks.
-        num_selected: b in [1, sum of B_r], the same on all ranks, for ``global``; b_r in [1, B_r] for ``local``. Or a
-            function of the number of candidates, of all ranks or of this one.
-        generator: for ``global`` in the same state on all ranks, if the rule or its sampler draws; left so.
-        mode: one of ``distributed.MODES``; in one process also None.
+        candidates: B_r >= 1 of this rank; the same fields on all ranks.
+        num_selected: for ``global`` b in [1, sum of B_r], the same on all ranks; for ``local`` b_r in [1, B_r]. Or a
+            function that returns it for the number of candidates, of all ranks or of this one.
+        generator: for ``global`` and a rule or sampler that draws, in the same state on all ranks; it stays so.
+        mode: one of ``MODES`` of ``reducr._internal.distributed``; None only in one process.
 
     Returns:
         Positions in this rank's candidates, in the order of the selection; the scores of this rank's candidates;
-        payoff, num_non_finite and index of all ranks; ``loss_weight = b_r R / b`` (see docs/loops.md). With
-        ``local`` every rank has ``example_weights`` of its own selection.
+        payoff, num_non_finite and index of all ranks; ``loss_weight`` (see the module) and ``example_weights`` of this
+        rank.
 
     Raises:
-        ValueError: on all ranks together, for whatever ``selector.select`` refuses on one; for candidates, selectors,
-            generators or numbers that do not fit together; for a mode that ``distributed.check_mode`` refuses.
+        ValueError: on all ranks, if ``selector.select`` would raise it on one; for candidates, selectors, generators or
+            numbers that do not agree; for a mode that does not fit the process group.
     """
     check_mode(mode)
     if num_ranks() == 1:
-        number = _number(num_selected, candidates.num_candidates)
-        return selector.select(candidates, num_selected=number, generator=generator)
+        count = _num_selected(num_selected, candidates.num_candidates)
+        return selector.select(candidates, num_selected=count, generator=generator)
     if mode == "global":
         return _global_selection(selector, candidates, num_selected, generator)
     with raising_on_all_ranks():
-        number = _number(num_selected, candidates.num_candidates)
-        own = selector.select(candidates, num_selected=number, generator=generator)
-    return _with_payoff_of_all(selector, own)
+        count = _num_selected(num_selected, candidates.num_candidates)
+        selection = selector.select(candidates, num_selected=count, generator=generator)
+    return _with_total_payoff(selector, selection)
 
 
 @torch.no_grad()
-def _with_payoff_of_all(selector: Selector, own: Selection) -> Selection:
-    counts = torch.tensor([_state_checksum(selector), len(own.positions), own.num_non_finite])
-    # the bits of the payoff, so that one exchange is enough
-    facts = all_gather_stacked(torch.cat([counts, own.payoff.double().cpu().view(torch.int64)]))
+def _with_total_payoff(selector: Selector, selection: Selection) -> Selection:
+    """The local ``selection`` with the payoff, the counts and the index of all ranks."""
+    counts = torch.tensor([_state_checksum(selector), len(selection.positions), selection.num_non_finite])
+    # the payoff as integers of the same bits, so that one exchange is enough
+    facts = all_gather_stacked(torch.cat([counts, selection.payoff.double().cpu().view(torch.int64)]))
     checksums, num_selected, num_non_finite = facts[:, :3].T.tolist()
     _check_equal_states(checksums)
-    payoffs = facts[:, 3:].contiguous().view(torch.float64).to(own.payoff.device)
+    payoffs = facts[:, 3:].contiguous().view(torch.float64).to(selection.payoff.device)
     return Selection(
-        positions=own.positions,
-        scores=own.scores,
+        positions=selection.positions,
+        scores=selection.scores,
         payoff=selector.merged_payoff(payoffs),
         num_non_finite=sum(num_non_finite),
-        loss_weight=len(own.positions) * num_ranks() / sum(num_selected),
-        example_weights=own.example_weights,
-        index=None if own.index is None else torch.cat(all_gather(own.index, sizes=num_selected)),
+        loss_weight=len(selection.positions) * num_ranks() / sum(num_selected),
+        example_weights=selection.example_weights,
+        index=None if selection.index is None else torch.cat(all_gather(selection.index, sizes=num_selected)),
     )
 
 
@@ -102,33 +124,34 @@ def _global_selection(
             shared = {"scores": selector.valid_scores(candidates, generator=generator)}
         else:
             shared = _fields_for_scores(selector, candidates)
-    asked = -1 if callable(num_selected) else num_selected
-    facts = [candidates.num_candidates, asked, _state_checksum(selector), _layout(selector, candidates, shared)]
-    of_ranks = all_gather_stacked(torch.tensor([*facts, zlib.crc32(random_state)]))
-    sizes, numbers, states, layouts, random_states = of_ranks.T.tolist()
+    requested = -1 if callable(num_selected) else num_selected
+    facts = [candidates.num_candidates, requested, _state_checksum(selector), _layout(selector, candidates, shared)]
+    facts_of_ranks = all_gather_stacked(torch.tensor([*facts, zlib.crc32(random_state)]))
+    sizes, requests, states, layouts, random_states = facts_of_ranks.T.tolist()
     _check_equal_states(states)
-    _check_fit(sizes, numbers, layouts)
-    number = _number(num_selected, sum(sizes))
-    check_num_selected(number, sum(sizes), where=f" of all {num_ranks()} ranks")
+    _check_agreement(sizes, requests, layouts)
+    count = _num_selected(num_selected, sum(sizes))
+    check_num_selected(count, sum(sizes), where=f" of all {num_ranks()} ranks")
 
-    union = _of_all_ranks(shared, sizes)
-    everyone = None if selector.is_pointwise else Candidates(**union)
-    scores = union["scores"] if everyone is None else selector.valid_scores(everyone, generator=generator)
+    union = _gathered_fields(shared, sizes)
+    all_candidates = None if selector.is_pointwise else Candidates(**union)
+    scores = union["scores"] if all_candidates is None else selector.valid_scores(all_candidates, generator=generator)
     num_non_finite = num_nonfinite(scores)
-    positions = selector.best(scores, num_selected=number, num_non_finite=num_non_finite, generator=generator)
+    positions = selector.sample(scores, num_selected=count, num_non_finite=num_non_finite, generator=generator)
     if len(set(random_states)) > 1 and _random_state(generator, candidates.device) != random_state:
         raise ValueError(
-            f"{selector.name!r} draws, and the random generators of the ranks are in different states: they would "
-            "choose differently. Give generator=torch.Generator().manual_seed(s), with one s on all ranks."
+            f"{selector.name!r} draws random numbers, and the random generators of the ranks are in different states: "
+            "the ranks would select differently. Pass generator=torch.Generator().manual_seed(s) with the same s on "
+            "all ranks."
         )
 
     owners = torch.bucketize(positions, torch.tensor(sizes, device=positions.device).cumsum(0), right=True)
     first = sum(sizes[: rank()])
     own_scores = scores[first : first + candidates.num_candidates]
     own_positions = positions[owners == rank()] - first
-    payoff = _payoff_of_all(selector, candidates.take(own_positions), owners)
-    weights = None if everyone is None else selector.example_weights(everyone, scores, positions, payoff)
-    has_selected = len(own_positions) > 0  # if not, there is a stand-in
+    payoff = _global_payoff(selector, candidates.take(own_positions), owners)
+    weights = None if all_candidates is None else selector.example_weights(all_candidates, scores, positions, payoff)
+    has_selected = len(own_positions) > 0
     return Selection(
         positions=own_positions if has_selected else top_k(own_scores, 1),
         scores=own_scores,
@@ -136,19 +159,24 @@ def _global_selection(
         num_non_finite=num_non_finite,
         loss_weight=len(own_positions) * num_ranks() / len(positions),
         example_weights=weights[owners == rank()] if weights is not None and has_selected else None,
-        index=None if everyone is None else selector.selected_index(everyone, positions),
+        index=None if all_candidates is None else selector.selected_index(all_candidates, positions),
     )
 
 
-def _payoff_of_all(selector: Selector, selected: Candidates, owners: Tensor) -> Tensor:
-    """(G,) payoff of the selected points of all ranks, in the order of the selection, whose ``owners`` (b,) are ranks.
+def _global_payoff(selector: Selector, selected: Candidates, owners: Tensor) -> Tensor:
+    """Payoff (G,) of the selected examples of all ranks.
 
-    Every rank does the same sum, which is that of one process, so all have the same bits.
+    Every rank adds in the order of the selection, as one process does, so all get the same bits.
+
+    Args:
+        selector: the rule.
+        selected: the selected candidates of this rank, in the order of the selection.
+        owners: (b,) the rank of each selected example.
     """
     if type(selector).payoff is Selector.payoff:
         return selector.payoff(selected)
     sizes = torch.bincount(owners, minlength=num_ranks()).tolist()
-    by_rank = Candidates(**_of_all_ranks(_needed_fields(selector, selected), sizes))
+    by_rank = Candidates(**_gathered_fields(_needed_fields(selector, selected), sizes))
     return selector.total_payoff(by_rank, owners.argsort(stable=True).argsort())
 
 
@@ -157,19 +185,19 @@ def _needed_fields(selector: Selector, candidates: Candidates) -> dict[str, Any]
 
 
 def _fields_for_scores(selector: Selector, candidates: Candidates) -> dict[str, Tensor]:
-    """What a rule that is not pointwise, and its check for broken points, read of the candidates."""
+    """Fields that a rule that is not pointwise needs from all ranks, the losses that must be finite included."""
     fields = _needed_fields(selector, candidates)
     if "group_irreducible_loss" in fields:
         fields["group_irreducible_loss"] = candidates.group_losses
     if candidates.model_loss is not None:
         fields["model_loss"] = candidates.model_loss
-    # Candidates of no field would not know how many they are
+    # Candidates need at least one field to have a size
     return fields or {"targets": torch.zeros(candidates.num_candidates, dtype=torch.int64, device=candidates.device)}
 
 
-def _of_all_ranks(fields: Mapping[str, Tensor], sizes: list[int]) -> dict[str, Tensor]:
-    """The fields of all ranks' points, one rank's after another's."""
-    # points lie along the first axis, but in (S, B, C) logits along the last but one
+def _gathered_fields(fields: Mapping[str, Tensor], sizes: list[int]) -> dict[str, Tensor]:
+    """The fields of all ranks, concatenated in the order of the ranks."""
+    # examples are on the first axis, but on the last but one of (S, B, C) logits
     axes = {name: -2 if name == "logits" else 0 for name in fields}
     return {
         name: torch.cat(all_gather(tensor.movedim(axes[name], 0), sizes=sizes)).movedim(0, axes[name])
@@ -177,26 +205,26 @@ def _of_all_ranks(fields: Mapping[str, Tensor], sizes: list[int]) -> dict[str, T
     }
 
 
-def _number(num_selected: int | Callable[[int], int], num_candidates: int) -> int:
+def _num_selected(num_selected: int | Callable[[int], int], num_candidates: int) -> int:
     return num_selected(num_candidates) if callable(num_selected) else num_selected
 
 
 def _state_checksum(selector: Selector) -> int:
-    # not of what grows with the data, which would take long
+    # without the buffers that grow with the data, which would take long
     buffers = [buffer for name, buffer in selector.named_buffers() if name not in selector.growing]
     state = torch.cat([buffer.reshape(-1).view(torch.uint8) for buffer in buffers])
     return zlib.crc32(state.cpu().numpy().tobytes())
 
 
 def _layout(selector: Selector, candidates: Candidates, shared: Mapping[str, Tensor]) -> int:
-    """A checksum of dtypes and shapes, but for the number of points, of all that crosses between ranks."""
-    crossing = [*shared.items(), *sorted(_needed_fields(selector, candidates).items())]
-    layout = [(name, tensor.dtype, [*tensor.shape[:-2], *tensor.shape[1:][-1:]]) for name, tensor in crossing]
+    """Checksum of the dtypes and shapes, without the number of examples, of all exchanged tensors."""
+    exchanged = [*shared.items(), *sorted(_needed_fields(selector, candidates).items())]
+    layout = [(name, tensor.dtype, [*tensor.shape[:-2], *tensor.shape[1:][-1:]]) for name, tensor in exchanged]
     return zlib.crc32(repr(layout).encode())
 
 
 def _random_state(generator: torch.Generator | None, device: torch.device) -> bytes:
-    """The state of what rules and samplers draw from."""
+    """State of the generator that rules and samplers draw from."""
     if generator is not None:
         state = generator.get_state()
     elif device.type == "cpu":
@@ -209,22 +237,22 @@ def _random_state(generator: torch.Generator | None, device: torch.device) -> by
 def _check_equal_states(checksums: list[int]) -> None:
     if len(set(checksums)) > 1:
         raise ValueError(
-            "the selectors of the ranks are in different states, so that their group weights would drift apart. Load "
-            "the same checkpoint on all, set the same epoch, give set_group_holdout_loss() the mean over all ranks, "
-            "GroupHoldoutLoss.mean(over_ranks=True), and update with what select_distributed() returned."
+            "the selectors of the ranks are in different states: their group weights would drift apart. Load the same "
+            "checkpoint and set the same epoch on all ranks, pass the mean over all ranks to set_group_holdout_loss(), "
+            "and update with the result of select_distributed()."
         )
 
 
-def _check_fit(sizes: list[int], numbers: list[int], layouts: list[int]) -> None:
+def _check_agreement(sizes: list[int], requests: list[int], layouts: list[int]) -> None:
     if min(sizes) < 1:
         raise ValueError(
-            f"every rank needs at least one candidate at every step; the ranks have {', '.join(map(str, sizes))}. Let "
-            "their loaders end together."
+            f"rank {sizes.index(min(sizes))} got an empty batch (sizes: {', '.join(map(str, sizes))}). Use "
+            "`drop_last=True` or a DistributedSampler, so that the loaders of all ranks end together."
         )
-    if len(set(numbers)) > 1:
-        raise ValueError(f"num_selected must be the same on all ranks; got {', '.join(map(str, numbers))}.")
+    if len(set(requests)) > 1:
+        raise ValueError(f"num_selected must be the same on all ranks; got {', '.join(map(str, requests))}.")
     if len(set(layouts)) > 1:
         raise ValueError(
-            "the candidates of the ranks must have the same fields, of the same dtypes, numbers of groups and classes; "
-            "they differ. Give every rank the same model, irreducible losses and precision."
+            "the candidates of the ranks differ in their fields, dtypes, or numbers of groups or classes. Use the same "
+            "model, irreducible losses and precision on every rank."
         )
