@@ -120,7 +120,7 @@ def test_report_prints_the_tables_of_finished_runs(quick_run, tmp_path):
     assert (tmp_path / "out" / "report" / "accuracy_by_class.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     refused = reducr("report", str(tmp_path), cwd=tmp_path)
     assert refused.returncode == 2
-    assert "is not the folder of a run: it has no config.yaml" in refused.stderr
+    assert "is not a run folder: it has no config.yaml" in refused.stderr
 
 
 def test_stages_one_by_one_with_the_original_entry_points(tmp_path):

@@ -145,7 +145,7 @@ def test_what_is_there_is_never_overwritten(digits, tmp_path, capsys):
 
 def test_no_run_no_selection_no_scores_no_pyarrow(digits, tmp_path, capsys, monkeypatch):
     options, out = ["--fraction", "0.1"], tmp_path / "out"
-    assert "is not the folder of a run" in refused(tmp_path, *options, out=out, capsys=capsys)
+    assert "is not a run folder" in refused(tmp_path, *options, out=out, capsys=capsys)
     copy = tmp_path / "run"
     shutil.copytree(digits, copy, ignore=shutil.ignore_patterns("checkpoints", "uniform*", "seed_1"))
     killed = refused(copy, *options, "--drop-label-errors", out=out, capsys=capsys)

@@ -1,4 +1,4 @@
-"""The report of a real run: its figures recomputed plainly, its page read, and looked at in a browser."""
+"""The report of a real run: its numbers recomputed, its page parsed, and rendered in a browser."""
 
 import base64
 import csv
@@ -15,10 +15,11 @@ import pytest
 from hydra import compose, initialize_config_module
 from rich.console import Console
 
-from reducr._internal.run_folder import claimed, read_results, write_results
+from reducr._internal.run_folder import read_results, run_lock, write_results
 from reducr.pipeline import open_data, run_experiment
 from reducr.reports import write_report
-from reducr.reports.run_reader import Run, compared
+from reducr.reports.comparison import comparisons
+from reducr.reports.run_reader import Run
 
 METHODS = ["uniform", "rho_loss", "reducr", "irreducible_model"]
 NUM_STEPS = 20
@@ -127,7 +128,7 @@ def test_what_was_selected(run, out):
                 ever.append(len(set(index.ravel().tolist())) / len(data["train_target"]))
                 corrupted.append(data["train_is_corrupted"][index].mean())
                 shares.append((data["train_target"][index] == 9).mean())
-        assert float(shown[method]["share of points ever selected"]) == pytest.approx(np.mean(ever), abs=6e-4)
+        assert float(shown[method]["share of examples ever selected"]) == pytest.approx(np.mean(ever), abs=6e-4)
         assert float(shown[method]["corrupted among the selected"]) == pytest.approx(np.mean(corrupted), abs=6e-4)
         assert float(by_class["9"][method]) == pytest.approx(np.mean(shares), abs=1e-5)
         assert shown[method]["selections"] == "200"
@@ -269,12 +270,12 @@ def test_a_run_that_goes_on_is_reported_as_far_as_it_is(run, tmp_path):
     shutil.copytree(run, folder)
     lines = (folder / "results.csv").read_text().splitlines()
     (folder / "results.csv").write_text("\n".join(lines[: 1 + 3 * 2]) + "\n")  # two methods of seed 0
-    with claimed(folder):
-        (comparison,) = compared([Run.read(folder)])
+    with run_lock(folder):
+        (comparison,) = comparisons([Run.read(folder)])
         assert comparison.runs[0].state == "running"
         console = Console(file=io.StringIO(), width=120)
         write_report([folder], out=folder, console=console, open_data=open_data)
-    assert "is running: the report is of what there is." in console.file.getvalue()
+    assert "is running; the report covers what it has so far." in console.file.getvalue()
     page = (folder / "report.html").read_text()
     assert "2 of 12 trainings finished" in page
     (line,) = [line for line in (folder / "results.md").read_text().splitlines() if line.startswith("| reducr | 0 |")][
@@ -323,8 +324,8 @@ def test_testing_along_changes_nothing_but_seconds(run, tmp_path):
     assert not (folder / "seed_0" / "reducr" / "point_loss.npy").exists()
     write_report([folder], out=tmp_path / "out", console=Console(quiet=True), with_page=False)
     text = (tmp_path / "out" / "results.md").read_text()
-    assert "Holdout accuracy at equal steps, when the first method is done" in text
-    assert "It was not logged of test points, which record.test_accuracy=true does." in text
+    assert "Holdout accuracy at equal steps, when the first method ends" in text
+    assert "Test accuracy was not logged during training. Set record.test_accuracy=true to log it." in text
 
 
 # ---- in a browser

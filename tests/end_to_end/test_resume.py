@@ -144,12 +144,12 @@ def _newest(folder):
 def test_a_running_run_and_other_data_are_refused(tmp_path):
     options = ["seeds=[0]", "compare=[uniform]", "num_steps=4", "holdout.refresh_steps=2", "model_io.run_dir=run"]
     finish("run", *options, cwd=tmp_path)
-    assert "is not the folder of a run: it has no run.json" in finish("resume", ".", cwd=tmp_path, code=2)
+    assert "is not a run folder: it has no run.json" in finish("resume", ".", cwd=tmp_path, code=2)
     import fcntl
 
     with (tmp_path / "run" / "run.json").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert "another process is at work in" in finish("resume", "run", cwd=tmp_path, code=2)
+        assert "Another process is using" in finish("resume", "run", cwd=tmp_path, code=2)
     (tmp_path / "run" / "results.csv").unlink()
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("test_size: 500", "test_size: 400"))

@@ -9,23 +9,20 @@ import torch
 import yaml
 from rich.console import Console
 
-from reducr._internal.run_folder import claimed, write_results
+from reducr._internal.run_folder import run_lock, write_results
 from reducr.data.core.module import RawData
 from reducr.data.io.text import Texts
 from reducr.reports import write_report
+from reducr.reports.accuracy_tables import checkpoint_table, headline_table, worst_class
+from reducr.reports.class_plots import label_heights
+from reducr.reports.comparison import Series, class_and_group_names, comparisons
+from reducr.reports.figure import COLOURS, REDUCR_COLOUR, label_text
 from reducr.reports.gallery import galleries
-from reducr.reports.plots import COLOURS, REDUCR_COLOUR, as_text, label_heights, plots
-from reducr.reports.run_reader import Metrics, Run, Series, Training, compared, names_of
+from reducr.reports.metrics_log import MetricsLog
+from reducr.reports.plots import plots
+from reducr.reports.run_reader import Run, Training
 from reducr.reports.statistics import estimate
-from reducr.reports.tables import (
-    Table,
-    checkpoint_table,
-    comma_separated,
-    headline_table,
-    markdown,
-    mean_and_deviation,
-    worst_class,
-)
+from reducr.reports.tables import Table, comma_separated, markdown, mean_and_deviation
 from unit.test_run_folder import ROW
 
 
@@ -44,7 +41,7 @@ def test_headline_table():
     table = headline_table(rows())
     assert table.columns == ("method", "worst class", "mean", "steps", "seconds", "selecting", "selected", "corrupted")
     assert table.lines == (("reducr", "0.600 ± 0.141", "0.750 ± 0.000", "1000", "20.1", "2.2", "0.100", "–"),)
-    assert table.title == "Test accuracy at the last step over 2 seed(s), with what it cost"
+    assert table.title == "Test accuracy and cost at the last step, over 2 seeds"
 
 
 def test_checkpoint_table_keeps_the_rules_apart():
@@ -86,7 +83,7 @@ def test_csv_has_every_number_of_an_estimate_in_a_column_of_its_own():
     assert {value for name, value in second.items() if name != "method"} == {""}
 
 
-def test_the_worst_class_is_one_with_points():
+def test_the_worst_class_has_examples():
     assert worst_class(np.array([[5, 5, 0], [0, 0, 0], [1, 0, 9]])) == 0
 
 
@@ -97,20 +94,20 @@ def test_weights_are_read_in_the_order_of_the_groups(tmp_path):
     header = "group_weight/0,group_weight/1,group_weight/10,group_weight/2,holdout/mean_accuracy,step"
     # the last line is still being written
     (tmp_path / "metrics.csv").write_text(f"{header}\n0.1,0.2,0.4,0.3,,1\n,,,,0.5,1\n0.2,0.2,0.4,0.2,,2\n0.3,0.")
-    metrics = Metrics.read(tmp_path / "metrics.csv")
+    metrics = MetricsLog.read(tmp_path / "metrics.csv")
     steps, weights = metrics.by_group("group_weight/")
     assert steps.tolist() == [1, 2]
     np.testing.assert_array_equal(weights, [[0.1, 0.2, 0.3, 0.4], [0.2, 0.2, 0.2, 0.4]])
     assert [values.tolist() for values in metrics.curve("holdout/mean_accuracy")] == [[1], [0.5]]
     assert [values.tolist() for values in metrics.curve("test/mean_accuracy")] == [[], []]
     (tmp_path / "empty.csv").write_text("")
-    assert Metrics.read(tmp_path / "empty.csv").columns == {}
+    assert MetricsLog.read(tmp_path / "empty.csv").columns == {}
 
 
 def test_of_many_steps_some_are_read_but_every_validation_is(tmp_path):
     lines = [f"{step / 10},,{step}\n" + f",{step / 1e4},{step}\n" * (step % 50 == 0) for step in range(1, 5001)]
     (tmp_path / "metrics.csv").write_text("".join(["train/loss,holdout/mean_accuracy,step\n", *lines]))
-    metrics = Metrics.read(tmp_path / "metrics.csv")
+    metrics = MetricsLog.read(tmp_path / "metrics.csv")
     steps, losses = metrics.curve("train/loss")
     assert 500 < len(steps) <= 601
     assert steps[-1] == 5000
@@ -176,13 +173,13 @@ def run_folder(
 
 
 def labels(runs):
-    return [[series.label for series in comparison.series] for comparison in compared(runs)]
+    return [[series.label for series in comparison.series] for comparison in comparisons(runs)]
 
 
-def test_runs_of_the_same_settings_are_put_together(tmp_path):
+def test_runs_with_equal_settings_are_pooled(tmp_path):
     first = run_folder(tmp_path / "a", ["x", "y"], seeds=(0, 1))
     other_seeds = run_folder(tmp_path / "b", ["x", "y"], seeds=(2,), methods=("reducr",))
-    (comparison,) = compared([first, other_seeds])
+    (comparison,) = comparisons([first, other_seeds])
     assert [(series.label, sorted(series.trainings)) for series in comparison.series] == [
         ("uniform", [0, 1]),
         ("reducr", [0, 1, 2]),
@@ -190,28 +187,28 @@ def test_runs_of_the_same_settings_are_put_together(tmp_path):
     assert comparison.series[1].trainings[2].run == tmp_path / "b"
 
 
-def test_methods_of_other_settings_are_named_with_what_differs(tmp_path):
+def test_labels_name_the_options_that_differ(tmp_path):
     base = run_folder(tmp_path / "a", ["x", "y"])
     other = run_folder(tmp_path / "b", ["x", "y"], methods=("reducr", "payoff"), step_size=0.5)
     again = run_folder(tmp_path / "c", ["x", "y"], methods=("reducr",))
     assert labels([base, other]) == [
         ["uniform", "reducr (options.step_size=0.1)", "reducr (options.step_size=0.5)", "payoff"]
     ]
-    # the same once more: told apart by their folders
+    # equal settings and seeds: labelled by folder
     name = tmp_path.name
     assert labels([base, again]) == [["uniform", f"reducr ({name}/a)", f"reducr ({name}/c)"]]
     elsewhere = run_folder(tmp_path / "d", ["x", "y"], datamodule={"_target_": "x", "label_noise": 0.3})
     assert labels([base, elsewhere]) == [["uniform", "reducr"], ["uniform", "reducr"]]
 
 
-def test_groups_have_the_names_that_the_data_gives_them(tmp_path):
+def test_groups_take_their_names_from_the_data(tmp_path):
     run_folder(tmp_path, ["x", "y"])
     with np.load(tmp_path / "seed_0" / "data.npz") as data:
         arrays = dict(data)
-    assert names_of(arrays) == (["x", "y"], ["x", "y"])
+    assert class_and_group_names(arrays) == (["x", "y"], ["x", "y"])
     arrays["train_group"] = np.array([1, 0])
-    assert names_of(arrays)[1] == ["group 0", "group 1"]
-    assert names_of(arrays | {"group_names": np.array(["land", "water"])})[1] == ["land", "water"]
+    assert class_and_group_names(arrays)[1] == ["group 0", "group 1"]
+    assert class_and_group_names(arrays | {"group_names": np.array(["land", "water"])})[1] == ["land", "water"]
 
 
 def report(*folders, out):
@@ -220,19 +217,19 @@ def report(*folders, out):
     return console.file.getvalue()
 
 
-def test_faults_of_run_folders_are_told_with_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"it has no config.yaml. Give folders that `reducr run` or"):
+def test_errors_about_run_folders_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"it has no config.yaml. Give a folder made by `reducr run` or"):
         Run.read(tmp_path)
     folder = tmp_path / "run"
     run_folder(folder, ["x", "y"])
     with pytest.raises(ValueError, match="given more than once"):
         report(folder, tmp_path / "run" / ".." / "run", out=tmp_path / "out")
     (folder / "seed_0" / "reducr" / "selected.npz").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(ValueError, match=r"selected.npz is damaged .*: make the run again, or leave it out"):
+    with pytest.raises(ValueError, match=r"selected.npz is damaged .*\. Make the run again, or leave it out"):
         report(folder, out=tmp_path / "out")
     (folder / "seed_0" / "reducr" / "selected.npz").unlink()
     (folder / "config.yaml").write_text("compare: [")
-    with pytest.raises(ValueError, match=r"config.yaml cannot be read as YAML"):
+    with pytest.raises(ValueError, match=r"config.yaml is not valid YAML"):
         Run.read(folder)
     (folder / "config.yaml").write_text("compare: [reducr]\n")
     with pytest.raises(ValueError, match="is not the configuration of a run: it must have compare, seeds"):
@@ -242,12 +239,12 @@ def test_faults_of_run_folders_are_told_with_what_to_do(tmp_path):
 def test_states_of_runs(tmp_path):
     folder = tmp_path / "run"
     assert run_folder(folder, ["x", "y"]).state == "finished"
-    with claimed(folder):
+    with run_lock(folder):
         assert Run.read(folder).state == "running"
-        assert f"{folder} is running: the report is of what there is." in report(folder, out=tmp_path / "out")
+        assert f"{folder} is running; the report covers what it has so far." in report(folder, out=tmp_path / "out")
         page = (tmp_path / "out" / "report.html").read_text()
         assert '<span class="state running">running</span>' in page
-        assert f"<code>reducr report {folder}</code> writes it anew" in page
+        assert f"Update this page with <code>reducr report {folder}</code>." in page
         assert "reducr run &lt;quick&gt;" in page
     (folder / "results.csv").unlink()
     assert Run.read(folder).state == "interrupted"
@@ -257,10 +254,10 @@ def test_states_of_runs(tmp_path):
         path.unlink()
     with pytest.raises(FileNotFoundError, match="was interrupted before its first method"):
         Run.read(folder)
-    with claimed(folder), pytest.raises(FileNotFoundError, match="still reading its data or training its irreducible"):
+    with run_lock(folder), pytest.raises(FileNotFoundError, match="still reading its data or training its irreducible"):
         Run.read(folder)
     (folder / "run.json").write_text(json.dumps({"format": 1, "command": "irreducible", "started_in": "."}))
-    with pytest.raises(ValueError, match="holds irreducible models alone"):
+    with pytest.raises(ValueError, match="holds irreducible models only"):
         Run.read(folder)
 
 
@@ -271,29 +268,29 @@ def texts(labels):
     return [label.get_text() for label in labels]
 
 
-def drawn(run):
-    (comparison,) = compared([run])
+def draw(run):
+    (comparison,) = comparisons([run])
     return {plot.name: plot for plot in plots(comparison)}
 
 
 def test_a_few_classes_are_named_one_by_one(tmp_path):
     names = ["_under", "a$b$", "猫", "a very long name, which ends in 1"]
     run = run_folder(tmp_path, names, [0.5, float("nan"), 0.25, 1.0], [[0.25] * 4, [0.1, 0.2, 0.3, 0.4]])
-    found = drawn(run)
-    (axes,) = found["accuracy_by_class"].figure.axes
+    drawn = draw(run)
+    (axes,) = drawn["accuracy_by_class"].figure.axes
     shown = ["_under", r"a\$b\$", "猫", "a very long…ch ends in 1"]
     assert texts(axes.get_xticklabels()) == shown
-    assert texts(found["group_weight_reducr"].figure.axes[0].texts) == shown
-    # the class without test points has no bar, and is not the worst
+    assert texts(drawn["group_weight_reducr"].figure.axes[0].texts) == shown
+    # the class without test examples has no bar, and is not the worst
     assert [bar.get_height() for bar in axes.patches[:4]] == [0.5, 0, 0.25, 1]
-    assert found["accuracy_by_class"].alternative == (
+    assert drawn["accuracy_by_class"].alternative == (
         "Test accuracy of each class. uniform worst in 猫 with 0.25; reducr worst in 猫 with 0.25."
     )
     assert (
-        "Largest at the end: a very long name, which ends in 1 0.4, 猫 0.3" in found["group_weight_reducr"].alternative
+        "Largest at the end: a very long name, which ends in 1 0.4, 猫 0.3" in drawn["group_weight_reducr"].alternative
     )
-    assert "group_weight_uniform" not in found  # they stay as they are
-    found["accuracy_by_class"].save(tmp_path)
+    assert "group_weight_uniform" not in drawn  # its weights never change
+    drawn["accuracy_by_class"].save(tmp_path)
     assert (tmp_path / "accuracy_by_class.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -301,11 +298,11 @@ def test_of_many_classes_the_largest_weights_are_named_and_accuracies_are_in_ord
     values = np.random.default_rng(0).permutation(150) / 150
     accuracies = np.where(np.arange(150) == 7, np.nan, values)
     run = run_folder(tmp_path, [f"a rather long intent {n}" for n in range(150)], accuracies, [values, values / 2])
-    found = drawn(run)
+    drawn = draw(run)
     largest = np.argsort(-values)[:5]
-    named = ", ".join(texts(found["group_weight_reducr"].figure.axes[0].texts))
-    assert sorted(named.split(", ")) == sorted(as_text(f"a rather long intent {n}") for n in largest)
-    (axes,) = found["accuracy_by_class"].figure.axes
+    named = ", ".join(texts(drawn["group_weight_reducr"].figure.axes[0].texts))
+    assert sorted(named.split(", ")) == sorted(label_text(f"a rather long intent {n}") for n in largest)
+    (axes,) = drawn["accuracy_by_class"].figure.axes
     for line in axes.lines:
         np.testing.assert_allclose(line.get_ydata(), sorted(np.delete(values, 7)), atol=1e-5)
     assert axes.get_xlabel() == "the 150 classes, from the worst to the best of each method"
@@ -331,7 +328,7 @@ def test_every_colour_stands_out_on_light_and_dark_ground(ground):
 
 
 def test_an_inline_plot_takes_the_colour_of_the_page_and_says_what_it_shows(tmp_path):
-    plot = drawn(run_folder(tmp_path, ["x", 'a "b" & <c>'], [0.5, 0.25]))["accuracy_by_class"]
+    plot = draw(run_folder(tmp_path, ["x", 'a "b" & <c>'], [0.5, 0.25]))["accuracy_by_class"]
     text = plot.inline_svg("s1")
     head = text[: text.index(">")]
     assert 'role="img"' in head
@@ -343,7 +340,7 @@ def test_an_inline_plot_takes_the_colour_of_the_page_and_says_what_it_shows(tmp_
     assert "#111213" in plot.svg()
 
 
-# ---- points
+# ---- examples
 
 
 def test_texts_are_shown_as_they_are(tmp_path):
@@ -352,39 +349,47 @@ def test_texts_are_shown_as_they_are(tmp_path):
     raw = RawData(
         input=Texts(["fine <b>", "z" * 500], ["one", "two"]), target=torch.tensor([0, 1]), class_names=("good", "bad")
     )
-    (comparison,) = compared([run])
-    told, (most, least) = galleries(comparison, lambda folder: raw)
-    assert told.startswith("Training points of seed 0 as reducr chose them.")
-    assert [(point.index, point.label, point.times) for point in most.points] == [(1, "bad", 2), (0, "good", 0)]
-    assert most.points[0].text == "z" * 280 + "… ⏵ two"
-    assert [point.text for point in least.points] == ["fine <b> ⏵ one"]
+    (comparison,) = comparisons([run])
+    note, (most, least) = galleries(comparison, lambda folder: raw)
+    assert note.startswith("Training examples of seed 0, as reducr selected them.")
+    assert [(example.index, example.label, example.times_selected) for example in most.examples] == [
+        (1, "bad", 2),
+        (0, "good", 0),
+    ]
+    assert most.examples[0].text == "z" * 280 + "… ⏵ two"
+    assert [example.text for example in least.examples] == ["fine <b> ⏵ one"]
     write_report([tmp_path], out=tmp_path / "out", console=Console(quiet=True), open_data=lambda folder: raw)
     assert "<blockquote>fine &lt;b&gt; ⏵ one</blockquote>" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_without_the_data_the_page_says_why_no_points_are_shown(tmp_path):
+def test_without_the_data_the_page_says_why_no_examples_are_shown(tmp_path):
     run = run_folder(tmp_path, ["x", "y"], methods=("reducr",))
-    (comparison,) = compared([run])
-    assert galleries(comparison, None)[0] == "No method of these runs has recorded which points it selected."
+    (comparison,) = comparisons([run])
+    assert galleries(comparison, None)[0] == "No method in these runs recorded which examples it selected."
     np.savez(tmp_path / "seed_0" / "reducr" / "selected.npz", index=[[1], [1]], num_times_selected=[0, 2])
-    (comparison,) = compared([Run.read(tmp_path)])
+    (comparison,) = comparisons([Run.read(tmp_path)])
 
     def missing(folder):
         raise FileNotFoundError("images.npy is missing; give datamodule.data_dir.")
 
     assert galleries(comparison, missing) == (
-        "The data could not be read again, so no points are shown: images.npy is missing; give datamodule.data_dir.",
+        (
+            "No examples are shown, because the data could not be read again: "
+            "images.npy is missing; give datamodule.data_dir."
+        ),
         [],
     )
     other = RawData(input=torch.zeros(2, 1, 4, 4), target=torch.tensor([0, 1]), class_names=("x", "z"))
-    assert "is no longer that of the run: its classes have other names." in galleries(comparison, lambda _: other)[0]
+    assert (
+        "The data has changed since the run: its classes have other names." in galleries(comparison, lambda _: other)[0]
+    )
     few = replace(other, class_names=("x", "y"), target=torch.tensor([0]))
-    assert "it has 1 points, and the run used one at 1." in galleries(comparison, lambda _: few)[0]
+    assert "it has 1 examples, and the run used example 1." in galleries(comparison, lambda _: few)[0]
     numbers = replace(other, class_names=("x", "y"), input=torch.zeros(2, 3))
     assert "neither images nor texts" in galleries(comparison, lambda _: numbers)[0]
 
 
-def test_values_of_a_series_are_of_the_seeds_that_have_finished(tmp_path):
+def test_values_of_a_series_come_from_finished_seeds(tmp_path):
     trainings = {0: Training(tmp_path, "reducr", 0, {"last": ROW}), 1: Training(tmp_path, "reducr", 1, {})}
     series = Series("reducr", "reducr", trainings)
     assert series.values("mean_accuracy") == {0: ROW.mean_accuracy}

@@ -22,7 +22,7 @@ ROW = ResultRow(
 )
 
 
-def test_rows_are_read_as_they_were_written(tmp_path):
+def test_rows_survive_writing_and_reading(tmp_path):
     rows = [ROW, replace(ROW, method="uniform", selected_fraction=None, corrupted_fraction=0.3)]
     write_results(tmp_path, rows)
     assert read_results(tmp_path) == rows
@@ -33,15 +33,15 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     )
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path} has no results.csv: it is not the folder of")):
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path} has no results.csv: it is not a run folder")):
         read_results(tmp_path)
     (tmp_path / "results.csv").write_text("method,seed\n")
-    with pytest.raises(ValueError, match=r"has columns \['method', 'seed'\]; expected \['method'"):
+    with pytest.raises(ValueError, match=r"has the columns \['method', 'seed'\]; expected \['method'"):
         read_results(tmp_path)
 
 
-def test_new_folders_never_meet_an_old_one(tmp_path):
+def test_new_folders_never_reuse_an_old_one(tmp_path):
     folders = [create_run_folder(tmp_path, "digits") for _ in range(5)]
     assert len(set(folders)) == 5
     assert all(folder.parent == tmp_path / "digits" and not any(folder.iterdir()) for folder in folders)

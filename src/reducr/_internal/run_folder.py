@@ -1,4 +1,4 @@
-"""The run folder: made once, never overwritten, usable at any moment."""
+"""The run folder: create it, lock it, and read and write its ``run.json`` and ``results.csv``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reducr._internal.files import write_text_atomically
 
 try:
     import fcntl
-except ModuleNotFoundError:  # Windows has none, and no claims then
+except ModuleNotFoundError:  # Windows has no fcntl; runs are not locked there
     fcntl = None  # type: ignore[assignment]
 
 _FORMAT = 1
@@ -28,8 +28,8 @@ CHECKPOINT_RULES = ("last", "best_worst_group", "best_mean")
 class ResultRow:
     """One line of ``results.csv``: test accuracies and costs of one method, seed and checkpoint rule.
 
-    Seconds are wall-clock. ``total_seconds`` is the irreducible stage (for methods that use it) and the whole of
-    target training with its holdout evaluations, logs and checkpoints. A cell that does not apply is None.
+    Seconds are wall-clock. ``total_seconds`` covers the irreducible stage (for methods that use it) and target
+    training, including holdout evaluations, logs and checkpoints. A cell that does not apply is None.
     """
 
     method: str
@@ -49,11 +49,11 @@ class ResultRow:
 
 RESULT_COLUMNS = tuple(field.name for field in fields(ResultRow))
 _TEXT_COLUMNS = ("method", "checkpoint_rule")
-_WHOLE_COLUMNS = ("seed", "steps")
+_INTEGER_COLUMNS = ("seed", "steps")
 
 
 def create_run_folder(home: Path, name: str, *, run_dir: Path | None = None) -> Path:
-    """A new, empty folder: ``run_dir`` if given, else ``home/name/DATE_TIME``, with a number if that exists.
+    """Create an empty folder: ``run_dir``, or ``home/name/DATE_TIME`` with a number appended if that exists.
 
     Raises:
         FileExistsError: if ``run_dir`` exists and is not empty; a run is never overwritten.
@@ -61,8 +61,8 @@ def create_run_folder(home: Path, name: str, *, run_dir: Path | None = None) -> 
     if run_dir is not None:
         if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
             raise FileExistsError(
-                f"run folder {run_dir} exists and is not empty; a run is never overwritten. Choose another "
-                "model_io.run_dir, or leave it out to have one made."
+                f"{run_dir} exists and is not empty; a run is never overwritten. Set `model_io.run_dir` to another "
+                "folder, or omit it to have one created."
             )
         run_dir.mkdir(parents=True, exist_ok=True)
         return run_dir
@@ -81,51 +81,53 @@ def create_run_folder(home: Path, name: str, *, run_dir: Path | None = None) -> 
 
 
 def write_start(folder: Path, *, command: str) -> None:
-    """Write ``run.json``: what an interrupted run was, so that ``reducr resume`` can go on with it."""
+    """Write ``run.json``, which ``reducr resume`` reads to continue an interrupted run."""
     start = {"format": _FORMAT, "command": command, "started_in": str(Path.cwd())}
     write_text_atomically(folder / _START, json.dumps(start, indent=2) + "\n")
 
 
 def read_start(folder: Path) -> tuple[str, Path]:
-    """The command of a run, and the folder that it was started in.
+    """The command of a run (``run``, ``train`` or ``irreducible``), and the directory it was started in.
 
     Raises:
-        FileNotFoundError: if ``folder`` is that of no run, or the folder that it was started in is gone.
-        ValueError: if it was written by another version.
+        FileNotFoundError: if ``folder`` is not a run folder, or the directory it was started in is gone.
+        ValueError: if another version wrote it.
     """
     path = folder / _START
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} is not the folder of a run: it has no {_START}. Give a folder that `reducr run`, `reducr train` "
-            "or `reducr irreducible` made."
+            f"{folder} is not a run folder: it has no {_START}. Give a folder made by `reducr run`, `reducr train` or "
+            "`reducr irreducible`."
         )
     start = json.loads(path.read_text(encoding="utf-8"))
     if start.get("format") != _FORMAT:
         raise ValueError(f"{path} has format {start.get('format')!r}; this version reads format {_FORMAT}.")
     started_in = Path(start["started_in"])
     if not started_in.is_dir():
-        raise FileNotFoundError(f"the run was started in {started_in}, which is no longer there; make it again.")
+        raise FileNotFoundError(
+            f"The run was started in {started_in}, which no longer exists. Restore it, or make the run again."
+        )
     return start["command"], started_in
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in the folder of a run, which has been given its ``run.json``, at once.
+def run_lock(folder: Path) -> Iterator[None]:
+    """Lock a run folder, which must have its ``run.json``, against other processes.
 
     Raises:
-        ValueError: if one is.
+        ValueError: if another process holds the lock.
     """
     with (folder / _START).open("rb") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"another process is at work in {folder}: wait for it, or stop it first.") from None
+                raise ValueError(f"Another process is using {folder}. Wait for it, or stop it first.") from None
         yield
 
 
-def is_at_work(folder: Path) -> bool:
-    """Whether a process is at work in the folder of a run (see ``claimed``); False where that cannot be found out."""
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the ``run_lock`` of this folder; False on Windows."""
     path = folder / _START
     if fcntl is None or not path.is_file():
         return False
@@ -138,12 +140,12 @@ def is_at_work(folder: Path) -> bool:
 
 
 def has_results(folder: Path) -> bool:
-    """Whether any method of the run has finished."""
+    """Whether ``results.csv`` exists, which is once the first method finishes."""
     return (folder / _RESULTS).is_file()
 
 
 def write_results(folder: Path, rows: Iterable[ResultRow]) -> None:
-    """Write ``results.csv``, whole or not at all."""
+    """Write ``results.csv`` atomically."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=RESULT_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -153,22 +155,22 @@ def write_results(folder: Path, rows: Iterable[ResultRow]) -> None:
 
 
 def read_results(folder: Path) -> list[ResultRow]:
-    """The rows of a run's ``results.csv``.
+    """The rows of ``results.csv``.
 
     Raises:
-        FileNotFoundError: if the folder has none; says what a run folder is.
-        ValueError: if its columns are not those of this version.
+        FileNotFoundError: if the folder has no ``results.csv``.
+        ValueError: if its columns differ from those of this version.
     """
     path = folder / _RESULTS
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} has no results.csv: it is not the folder of a run, or no method of it has finished yet. Give "
-            "folders that `reducr run` or `reducr train` wrote."
+            f"{folder} has no {_RESULTS}: it is not a run folder, or no method has finished yet. Give a folder made by "
+            "`reducr run` or `reducr train`."
         )
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != RESULT_COLUMNS:
-            raise ValueError(f"{path} has columns {reader.fieldnames}; expected {list(RESULT_COLUMNS)}.")
+            raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {list(RESULT_COLUMNS)}.")
         return [ResultRow(**{name: _value(name, cell) for name, cell in line.items()}) for line in reader]  # type: ignore[arg-type]
 
 
@@ -181,6 +183,6 @@ def _cell(value: float | str | None) -> str:
 def _value(name: str, cell: str) -> float | str | None:
     if name in _TEXT_COLUMNS:
         return cell
-    if name in _WHOLE_COLUMNS:
+    if name in _INTEGER_COLUMNS:
         return int(cell)
     return float(cell) if cell else None

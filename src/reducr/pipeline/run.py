@@ -19,11 +19,11 @@ from reducr._internal.files import remove_partial_files, replaced_atomically, wr
 from reducr._internal.run_folder import (
     CHECKPOINT_RULES,
     ResultRow,
-    claimed,
     create_run_folder,
     has_results,
     read_results,
     read_start,
+    run_lock,
     write_results,
     write_start,
 )
@@ -258,7 +258,7 @@ def make_datamodule(config: DictConfig) -> DataModule:
 
 def _claimed(folder: Path) -> AbstractContextManager[None]:
     """By rank 0 for all."""
-    return claimed(folder) if is_main_rank() else nullcontext()
+    return run_lock(folder) if is_main_rank() else nullcontext()
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Accuracy over time: against steps and against seconds, of a training, a series, and at equal steps or seconds."""
+"""Accuracy curves against steps or seconds, and accuracies at equal steps or seconds."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from reducr.reports.run_reader import Comparison, Floats, Series, Training
+from reducr.reports.comparison import Comparison, Series
+from reducr.reports.metrics_log import Floats
+from reducr.reports.run_reader import Training
 
 
 def accuracy_source(comparison: Comparison) -> str | None:
-    """``test`` where every training with a curve logged test accuracies, else ``holdout``; None without any curve."""
-    found = [one.metrics.columns for series in comparison.series for one in series.trainings.values()]
-    found = [columns for columns in found if "holdout/mean_accuracy" in columns]
-    if not found:
+    """The part whose accuracies are compared over time.
+
+    ``test`` if every training with a curve logged test accuracies, else ``holdout``; None if there are no curves.
+    """
+    logs = [t.metrics.columns for series in comparison.series for t in series.trainings.values()]
+    logs = [columns for columns in logs if "holdout/mean_accuracy" in columns]
+    if not logs:
         return None
-    return "test" if all("test/mean_accuracy" in columns for columns in found) else "holdout"
+    return "test" if all("test/mean_accuracy" in columns for columns in logs) else "holdout"
 
 
 def accuracy_curve(training: Training, name: str, *, source: str, against: str) -> tuple[Floats, Floats]:
-    """Accuracies over time.
+    """Accuracy of one training over time.
 
     Args:
         training: one method and seed.
         name: ``worst_class_accuracy``, ``worst_group_accuracy`` or ``mean_accuracy``.
         source: ``test`` or ``holdout``.
-        against: ``step``, or ``seconds``: of the irreducible stage, which is charged in full before the first step, and
-            of target training. They are known once the method has finished.
+        against: ``step`` or ``seconds``. Seconds include the whole irreducible stage, charged before the first step;
+            they are known once the method finishes.
 
     Returns:
-        (T,) steps or seconds, and (T,) accuracies; empty where they are not known.
+        (T,) steps or seconds, and (T,) accuracies; both empty if unknown.
     """
     if against == "step":
         return training.metrics.curve(f"{source}/{name}")
@@ -40,65 +45,67 @@ def accuracy_curve(training: Training, name: str, *, source: str, against: str) 
 
 
 def ends(series: Series, *, source: str, against: str) -> dict[int, float]:
-    """By seed, the last step or second with an accuracy, of trainings that have finished and have a curve."""
-    found = {}
-    for seed, one in series.trainings.items():
-        places, _ = accuracy_curve(one, "mean_accuracy", source=source, against=against)
-        if one.rows and len(places):
-            found[seed] = float(places[-1])
-    return found
+    """The last step or second with an accuracy, by seed, for finished trainings that have a curve."""
+    last = {}
+    for seed, training in series.trainings.items():
+        times, _ = accuracy_curve(training, "mean_accuracy", source=source, against=against)
+        if training.rows and len(times):
+            last[seed] = float(times[-1])
+    return last
 
 
 def first_ends(comparison: Comparison, against: str) -> dict[int, float]:
-    """By seed, where the first of the methods ends (see ``ends``)."""
+    """The earliest end of any method (see ``ends``), by seed."""
     source = accuracy_source(comparison)
-    found = [ends(series, source=source, against=against) for series in comparison.series] if source else []
-    seeds = {seed for own in found for seed in own}
-    return {seed: min(own[seed] for own in found if seed in own) for seed in sorted(seeds)}
+    series_ends = [ends(series, source=source, against=against) for series in comparison.series] if source else []
+    seeds = sorted({seed for by_seed in series_ends for seed in by_seed})
+    return {seed: min(by_seed[seed] for by_seed in series_ends if seed in by_seed) for seed in seeds}
 
 
 def accuracy_at(
     series: Series, name: str, *, source: str, against: str, limits: Mapping[int, float]
 ) -> dict[int, float]:
-    """The accuracy at the last evaluation up to each seed's limit, by seed; without those that had none by then.
+    """Accuracy at the last evaluation up to each seed's limit, by seed; seeds without one by then are left out.
 
-    What has no curve, as the irreducible model, has its test accuracy from the second on at which it was trained.
+    A method without a curve, such as the irreducible model, has its final test accuracy from the second at which its
+    training ended.
     """
-    found = {}
-    for seed, one in series.trainings.items():
-        if seed not in limits or not one.rows:
+    accuracies = {}
+    for seed, training in series.trainings.items():
+        if seed not in limits or not training.rows:
             continue
-        places, values = accuracy_curve(one, name, source=source, against=against)
-        if len(places):
-            num_before = int(np.searchsorted(places, limits[seed], side="right"))
-            if num_before:
-                found[seed] = float(values[num_before - 1])
-        elif source == "test" and against == "seconds" and one.index is None:
-            last = one.rows["last"]
+        times, values = accuracy_curve(training, name, source=source, against=against)
+        if len(times):
+            num_evaluations = int(np.searchsorted(times, limits[seed], side="right"))
+            if num_evaluations:
+                accuracies[seed] = float(values[num_evaluations - 1])
+        elif source == "test" and against == "seconds" and training.selected_index is None:
+            last = training.rows["last"]
             if last.total_seconds <= limits[seed]:
-                found[seed] = float(getattr(last, name))
-    return found
+                accuracies[seed] = float(getattr(last, name))
+    return accuracies
 
 
 def mean_curve(series: Series, name: str, *, source: str, against: str) -> tuple[Floats, Floats, Floats] | None:
-    """The mean over seeds at the steps at which all of them were evaluated; None where there is no such step.
+    """Mean accuracy over seeds at the steps at which every seed was evaluated; None if there are none.
 
     Returns:
-        (T,) steps, or mean seconds at these; (T,) mean accuracies and (T,) their standard deviations, 0 for one seed.
+        (T,) steps, or mean seconds at these steps; (T,) mean accuracies; (T,) sample standard deviations, 0 for a
+        single seed.
     """
-    found = []
-    for one in series.trainings.values():
-        steps, _ = accuracy_curve(one, name, source=source, against="step")
-        places, values = accuracy_curve(one, name, source=source, against=against)
-        if len(places) == len(steps) > 0:
-            found.append((steps, places, values))
-    if not found:
+    curves = []
+    for training in series.trainings.values():
+        steps, _ = accuracy_curve(training, name, source=source, against="step")
+        times, values = accuracy_curve(training, name, source=source, against=against)
+        if len(times) == len(steps) > 0:
+            curves.append((steps, times, values))
+    if not curves:
         return None
-    common = set.intersection(*(set(steps.tolist()) for steps, _, _ in found))
-    kept = [np.isin(steps, list(common)) for steps, _, _ in found]
-    places = np.array([places[keep] for keep, (_, places, _) in zip(kept, found, strict=True)])
-    values = np.array([values[keep] for keep, (_, _, values) in zip(kept, found, strict=True)])
-    if not places.size:
+    shared_steps = list(set.intersection(*(set(steps.tolist()) for steps, _, _ in curves)))
+    if not shared_steps:
         return None
+    is_shared = [np.isin(steps, shared_steps) for steps, _, _ in curves]
+    times = np.array([times[shared] for shared, (_, times, _) in zip(is_shared, curves, strict=True)])
+    values = np.array([values[shared] for shared, (_, _, values) in zip(is_shared, curves, strict=True)])
     deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
-    return places.mean(axis=0), values.mean(axis=0), deviation
+    return times.mean(axis=0), values.mean(axis=0), deviation
