@@ -154,7 +154,7 @@ def test_predictions_and_confusions_agree_with_the_accuracies(run, out):
         assert float(worst[method]["accuracy"]) == pytest.approx(accuracies.min(), abs=6e-4)
 
 
-def test_losses_of_the_points_are_those_of_the_last_model(run):
+def test_recorded_losses_are_those_of_the_last_model(run):
     import torch
 
     from reducr.pipeline.setup import SeedData, build, stream_seed
@@ -242,12 +242,12 @@ def test_plots_are_written_as_svg_and_png(out):
     assert set(expected.split()) <= names
 
 
-def test_points_are_the_images_that_the_run_was_trained_on(run, out):
+def test_examples_are_the_images_that_the_run_was_trained_on(run, out):
     from PIL import Image
     from sklearn.datasets import load_digits
 
     page = (out / "report.html").read_text()
-    images = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="training point (\d+), labelled (\d)">', page)
+    images = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="training example (\d+), labelled (\d)">', page)
     assert len(images) == 36
     with np.load(run / "seed_0" / "data.npz") as data, np.load(run / "seed_0/reducr/selected.npz") as selected:
         times, source, target = selected["num_times_selected"], data["train_source"], data["train_target"]
@@ -265,7 +265,7 @@ def test_points_are_the_images_that_the_run_was_trained_on(run, out):
     assert corrupted[indices[24:]].mean() >= 0.75
 
 
-def test_a_run_that_goes_on_is_reported_as_far_as_it_is(run, tmp_path):
+def test_a_running_run_is_reported_so_far(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     lines = (folder / "results.csv").read_text().splitlines()
@@ -288,7 +288,7 @@ def test_a_run_that_goes_on_is_reported_as_far_as_it_is(run, tmp_path):
     assert steps.tolist() == [5, 10, 15, 20]
 
 
-def test_runs_are_put_together_and_set_beside_one_another(run, tmp_path):
+def test_runs_with_equal_settings_are_pooled(run, tmp_path):
     """One run a seed, as a sweep makes them, gives the figures of the run of all seeds."""
     rows = read_results(run)
     for seed in (0, 1, 2):
@@ -306,7 +306,7 @@ def test_runs_are_put_together_and_set_beside_one_another(run, tmp_path):
     assert together[together.index("## ") :] == one[one.index("## ") :]
 
 
-def test_testing_along_changes_nothing_but_seconds(run, tmp_path):
+def test_logging_test_accuracy_changes_nothing_but_seconds(run, tmp_path):
     options = [
         f"num_steps={NUM_STEPS}", "holdout.refresh_steps=5", "irreducible.num_epochs=3", "seeds=[0]",
         "compare=[reducr]", f"model_io.run_dir={tmp_path / 'run'}", "trainer.accelerator=cpu", "record.page=false",

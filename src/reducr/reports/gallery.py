@@ -164,12 +164,11 @@ def _chosen_indices(facts: _Facts) -> list[tuple[str, str, list[int]]]:
     fewest_times = facts.times_selected.min()
     fewest = np.flatnonzero(facts.times_selected == fewest_times)
     spread = fewest[np.linspace(0, len(fewest) - 1, min(NUM_SHOWN, len(fewest))).round().astype(int)].tolist()
-    times = "never selected" if fewest_times == 0 else f"selected {_times(int(fewest_times))}"
     chosen = [
         ("Most selected", "The examples that were selected most often.", most),
         (
             "Least selected",
-            f"An evenly spaced sample of the {len(fewest):,} examples that were {times}.",
+            f"An evenly spaced sample of the {len(fewest):,} examples that were {selected_text(int(fewest_times))}.",
             spread,
         ),
     ]
@@ -191,8 +190,9 @@ def _chosen_indices(facts: _Facts) -> list[tuple[str, str, list[int]]]:
     return [*chosen, ("Most likely mislabelled", note, suspects[:NUM_SHOWN].tolist())]
 
 
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+def selected_text(count: int) -> str:
+    """How often an example was selected, in words."""
+    return {0: "never selected", 1: "selected once"}.get(count, f"selected {count} times")
 
 
 def likely_mislabelled(model_loss: Floats, irreducible_loss: Floats) -> NDArray[np.int64]:

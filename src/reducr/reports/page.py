@@ -10,7 +10,7 @@ from string import Template
 
 from reducr.reports.comparison import Comparison
 from reducr.reports.figure import Plot
-from reducr.reports.gallery import Exhibit, Gallery
+from reducr.reports.gallery import Exhibit, Gallery, selected_text
 from reducr.reports.run_reader import Run
 from reducr.reports.statistics import Estimate
 from reducr.reports.tables import EMPTY_CELL, Cell, Table, is_signed
@@ -158,7 +158,7 @@ def _exhibit(example: Exhibit) -> str:
     facts = [f"label {example.label}"]
     if example.prediction is not None:
         facts.append(f"reference model: {example.prediction}")
-    facts.append("selected once" if example.times_selected == 1 else f"selected {example.times_selected} times")
+    facts.append(selected_text(example.times_selected))
     if example.model_loss is not None:
         facts.append(f"loss {example.model_loss:.2f}")
     if example.irreducible_loss is not None:
