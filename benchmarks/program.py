@@ -17,8 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.synthetic import INPUT_SHAPES, NUM_CANDIDATES, NUM_CLASSES
-from reducr.data import DataModule
-from reducr.data.core.module import RawData
+from reducr.data import DataModule, RawData
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import Method, SeedData, build, methods_of

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hydra.errors import HydraException
     from omegaconf import DictConfig
 
-    from reducr.data.core.module import RawData
+    from reducr.data import RawData
     from reducr.exports import Export
 
 _USAGE = """\

@@ -1,4 +1,4 @@
-"""Per-class, per-group and worst-group accuracy, as torchmetrics."""
+"""Per-class, per-group and worst-group accuracy, as torchmetrics metrics."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from torchmetrics import Metric
 
 
 class PartitionAccuracy(Metric):
-    """Accuracy within each part of a partition of the points, with counts.
+    """Accuracy within each part of a partition of the examples, such as the classes or the groups.
 
-    One instance over targets gives per-class and worst-class accuracy, one over groups per-group and worst-group.
+    Args:
+        num_parts: K.
 
     State:
         num_correct: (K,) int64, summed over ranks.
         num_examples: (K,) int64, summed over ranks.
-
-    Args:
-        num_parts: K.
     """
 
     full_state_update = False
@@ -33,18 +31,18 @@ class PartitionAccuracy(Metric):
             self.add_state(name, torch.zeros(num_parts, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, is_correct: Tensor, parts: Tensor) -> None:
-        """Add points: (B,) bool and the (B,) part of each."""
+        """Add examples: (B,) bool and the (B,) part of each."""
         size = len(self.num_examples)
         self.num_examples += torch.bincount(parts, minlength=size)
         self.num_correct += torch.bincount(parts[is_correct], minlength=size)
 
     def compute(self) -> Tensor:
-        """(K,) float64 accuracies; NaN for a part without points."""
+        """(K,) float64 accuracies; NaN for a part without examples."""
         return self.num_correct.double() / self.num_examples
 
 
 class ClassificationReport(Metric):
-    """Accuracy of each class and each group, the worst of both, and the mean over points.
+    """Accuracy of each class and each group, and the mean over examples.
 
     Args:
         num_classes: C.
@@ -66,7 +64,7 @@ class ClassificationReport(Metric):
         self.by_group = PartitionAccuracy(num_groups)
 
     def update(self, logits: Tensor, targets: Tensor, groups: Tensor) -> None:
-        """Add points: (B, C) logits, (B,) targets and groups."""
+        """Add examples: (B, C) logits, (B,) targets and groups."""
         is_correct = logits.argmax(dim=1) == targets
         self.by_class.update(is_correct, targets)
         self.by_group.update(is_correct, groups)
@@ -74,22 +72,22 @@ class ClassificationReport(Metric):
     def compute(self) -> dict[str, Tensor]:
         """``class_accuracy`` (C,), ``group_accuracy`` (G,), ``mean_accuracy`` (), and the counts of both partitions."""
         report = {}
-        for name, part in (("class", self.by_class), ("group", self.by_group)):
-            with part.sync_context():  # on several ranks those of all
-                report[f"{name}_accuracy"] = part.num_correct.double() / part.num_examples
-                report[f"{name}_count"] = part.num_examples.clone()
-                report["mean_accuracy"] = part.num_correct.sum().double() / part.num_examples.sum()
+        for name, accuracy in (("class", self.by_class), ("group", self.by_group)):
+            with accuracy.sync_context():  # sums over ranks
+                report[f"{name}_accuracy"] = accuracy.num_correct.double() / accuracy.num_examples
+                report[f"{name}_count"] = accuracy.num_examples.clone()
+                report["mean_accuracy"] = accuracy.num_correct.sum().double() / accuracy.num_examples.sum()
         return report
 
     def reset(self) -> None:
-        """Forget all points."""
+        """Discard all examples."""
         super().reset()
         self.by_class.reset()
         self.by_group.reset()
 
 
 def worst(accuracy: Tensor) -> float:
-    """The smallest of the accuracies (K,), leaving out parts without points (NaN)."""
+    """The smallest of the accuracies (K,), ignoring parts without examples (NaN)."""
     return float(accuracy[~torch.isnan(accuracy)].min())
 
 

@@ -119,6 +119,6 @@ def test_a_seed_that_cannot_be_drawn_is_told_before_the_first_one_trains(tmp_pat
     seeds = ["seed=null", "seeds=[0,1,2,3,4,5]"]
     for run, options in ((run_experiment, ["compare=[uniform]"]), (run_irreducible, [])):
         folder = tmp_path / run.__name__
-        with pytest.raises(ValueError, match=r"^seed \d: every class needs at least one holdout point"):
+        with pytest.raises(ValueError, match=r"^seed \d: every class needs at least one holdout example"):
             run(composed(*few, *seeds, *options, f"model_io.run_dir={folder}"))
         assert not folder.exists()

@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 from reducr._internal.run_folder import read_results
-from reducr.data.core.module import RawData
+from reducr.data import RawData
 from reducr.data.published.digits import Digits
 from reducr.pipeline import run_experiment
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 import reducr
 from reducr import functional
-from reducr.data.core.imbalance import long_tail_positions, stratified_split
-from reducr.data.core.noise import uniform_label_noise
+from reducr.data.core.imbalance import LongTail
+from reducr.data.core.noise import UniformNoise
+from reducr.data.core.stratified import stratified_split
 from reducr.scoring.holdout import GroupHoldoutLoss
 from reducr.scoring.scorer import num_selected_of
 from reducr.selectors.samplers import SAMPLERS, make_sampler
@@ -375,7 +376,7 @@ def test_a_stratified_split_is_disjoint_complete_and_keeps_every_class(targets, 
 )
 def test_label_noise_flips_exactly_the_wanted_number_never_to_the_own_class(targets, fraction, num_classes, seed):
     clean = torch.tensor(targets)
-    noisy, is_corrupted = uniform_label_noise(clean, fraction=fraction, num_classes=num_classes, generator=seeded(seed))
+    noisy, is_corrupted = UniformNoise(fraction).noisy(clean, num_classes=num_classes, generator=seeded(seed))
     assert int(is_corrupted.sum()) == round(fraction * len(targets))
     assert torch.equal(noisy != clean, is_corrupted)
     assert int(noisy.min()) >= 0
@@ -392,7 +393,7 @@ def test_label_noise_flips_exactly_the_wanted_number_never_to_the_own_class(targ
 )
 def test_a_long_tail_keeps_the_announced_share_of_every_class(targets, ratio, order, seed):
     targets = torch.tensor(targets)
-    kept = long_tail_positions(targets, imbalance_ratio=ratio, class_order=order, generator=seeded(seed))
+    kept = LongTail(ratio, order).positions(targets, num_classes=4, generator=seeded(seed))
     assert kept.tolist() == sorted(set(kept.tolist()))
     for place, target in enumerate(order):
         count = int((targets == target).sum())

@@ -441,7 +441,7 @@ def test_an_archive_that_is_there_is_unpacked(server, tmp_path):
 def test_another_archive_is_refused(server, tmp_path):
     module = served_by(CIFAR10, *server)
     module.archive_md5 = CIFAR10.archive_md5
-    with pytest.raises(ValueError, match=f"gave another file than expected.*; expected {CIFAR10.archive_md5}"):
+    with pytest.raises(ValueError, match=f"returned an unexpected file.*; expected {CIFAR10.archive_md5}"):
         module(data_dir=tmp_path / "data", download=True).read()
     assert list((tmp_path / "data").iterdir()) == []
 

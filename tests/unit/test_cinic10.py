@@ -60,7 +60,7 @@ def test_an_archive_that_lies_there_is_unpacked(tmp_path, monkeypatch):
         for part in SIZES:
             file.add(tmp_path / "release" / part, arcname=part)
     with pytest.raises(
-        ValueError, match=r"is not the file that .*its md5 is .*; expected 6ee4d0c996905fe93221de577967a372"
+        ValueError, match=r"is not the expected content of .*its md5 is .*; expected 6ee4d0c996905fe93221de577967a372"
     ):
         CINIC10(data_dir=tmp_path / "data", download=True).read()
     monkeypatch.setattr(cinic10, "_MD5", None)

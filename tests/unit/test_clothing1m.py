@@ -255,12 +255,12 @@ def test_missing_images_are_an_error_or_left_out(tmp_path):
     write_release(tmp_path, lists)
     for key in lists["clean_val_key_list.txt"][:2]:
         (tmp_path / key).unlink()
-    with pytest.raises(ValueError, match=r"cannot be read as an image \(No such file .*\), nor can 1 more of"):
+    with pytest.raises(ValueError, match=r"^2 of \d+ images cannot be read; the first is .* \(No such file .*\)"):
         make(tmp_path).read()
     module = make(tmp_path, unreadable="skip")
     raw = module.read()
     assert keys_of(module, raw, "holdout") == lists["clean_val_key_list.txt"][2:]
-    assert raw.notes[0].startswith("2 images of ")
+    assert raw.notes[0].startswith("Skipped 2 of ")
 
 
 @pytest.mark.parametrize(
@@ -321,6 +321,6 @@ def test_the_real_lists_are_read_whole(tmp_path):
 
 def test_a_class_that_the_irreducible_models_would_not_see_is_named(tmp_path):
     write_release(tmp_path, release())
-    expected = r"every class needs at least one point for the irreducible models; '.*' of 14 has none"
+    expected = r"every class needs at least one example for the reference models; '.*' of 14 has none"
     with pytest.raises(ValueError, match=expected):
         make(tmp_path, irreducible_size=10).splits(seed=0)

@@ -59,7 +59,7 @@ def test_concatenated_points_are_indexed_anew_and_keep_what_is_known_of_them(dat
 
 def test_data_sets_with_inputs_of_their_own_are_not_concatenated(data):
     other = ExampleDataset(data.input.clone(), data.target, num_classes=3)
-    with pytest.raises(ValueError, match="only parts of one data set can be concatenated"):
+    with pytest.raises(ValueError, match="Only parts of the same data set can be concatenated"):
         data.concatenated(other)
 
 
@@ -106,8 +106,8 @@ def test_inputs_not_in_memory_are_read_one_batch_ahead_by_a_thread():
         ({"target": torch.zeros(4)}, "must have the same length; got {'input': 3, 'target': 4, 'group': 4}."),
         ({"target": torch.tensor([0, 2, 5])}, "target must be in 0..1; index 1 holds 2 (2 such in all)."),
         ({"target": torch.tensor([0, -1, 0])}, "target must be in 0..1; index 1 holds -1"),
-        ({"group": torch.zeros(3)}, "give group and num_groups together, or neither"),
-        ({"num_groups": 2}, "give group and num_groups together, or neither"),
+        ({"group": torch.zeros(3)}, "group and num_groups must be given together, or neither"),
+        ({"num_groups": 2}, "group and num_groups must be given together, or neither"),
         (
             {"group": torch.tensor([0, 0, 2]), "num_groups": 2},
             "group must be in 0..1; index 2 holds 2 (1 such in all).",
@@ -161,7 +161,7 @@ def test_shuffling_leaves_the_global_generator_alone(data):
 
 
 def test_batches_that_cannot_be_made_are_refused_at_construction(data):
-    with pytest.raises(ValueError, match="one batch needs 11 points, but the data set has 10"):
+    with pytest.raises(ValueError, match="A batch needs 11 examples, but the data set has 10"):
         ExampleLoader(data, batch_size=11, drop_last=True)
     with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
         ExampleLoader(data, batch_size=0)

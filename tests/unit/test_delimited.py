@@ -38,7 +38,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
 
 @pytest.mark.parametrize("content", ['a,b\n"x,y\n', 'a,b\n"x" y,z\n'])
 def test_a_quote_that_is_not_closed_is_an_error(tmp_path, content):
-    expected = re.escape(f"{tmp_path / 'rows'} cannot be read with quoting")
+    expected = re.escape(f"{tmp_path / 'rows'} cannot be parsed with quoting")
     with pytest.raises(ValueError, match=rf"{expected}.*datamodule\.quoting=false"):
         rows_of(tmp_path / "rows", content)
 

@@ -198,7 +198,7 @@ def test_only_missing_files_are_downloaded(served, tmp_path):
 
 def test_a_download_that_is_another_file_is_refused(served, tmp_path):
     served.md5 = FashionMNIST.md5
-    with pytest.raises(ValueError, match=r"gave another file than expected.*expected 25c81989df183df01b3e8a0aad5dffbe"):
+    with pytest.raises(ValueError, match=r"returned an unexpected file.*expected 25c81989df183df01b3e8a0aad5dffbe"):
         served(data_dir=tmp_path / "data", download=True, holdout_size=20).read()
 
 

@@ -182,12 +182,12 @@ def test_arrays_of_numbers_are_float32(tmp_path, feature):
 def test_rows_in_two_splits_are_found(tmp_path):
     splits = {"train": of_texts([*TEXTS, "b"], [1, 0, 1, 0, 1]), "test": of_texts(["two dogs", "c"], [0, 1])}
     path = saved(tmp_path / "data", splits)
-    with pytest.raises(ValueError, match=r"^1 row of the training part .* the first is row 2 of split 'train'\."):
+    with pytest.raises(ValueError, match=r"^1 of 5 rows of the training part .* the first is row 2 of split 'train'\."):
         module(path, test_split="test").read()
     assert len(module(path, test_split="test", overlap="drop").read().target) == 6
     arrays = {"train": {"x": [[1.0], [2.0], [3.0], [4.0], [5.0]], "label": [0, 1, 0, 1, 0]},
               "test": {"x": [[3.0], [6.0]], "label": [0, 0]}}  # fmt: skip
-    with pytest.raises(ValueError, match=r"^1 row of the training part .* the first is row 3 of split 'train'\."):
+    with pytest.raises(ValueError, match=r"^1 of 5 rows of the training part .* the first is row 3 of split 'train'\."):
         module(saved(tmp_path / "arrays", arrays), input_column="x", test_split="test").read()
 
 

@@ -78,7 +78,7 @@ def test_a_file_that_two_parts_have_is_refused_or_left_out(tmp_path):
     copied = [("train/cat/00.png", "test/dog/09.png"), ("val/cat/01.png", "test/cat/08.png")]
     for source, target in copied:
         (tmp_path / target).write_bytes((tmp_path / source).read_bytes())
-    with pytest.raises(ValueError, match=r"^1 image of the training part found in .*train/cat/00\.png\. Leave them"):
+    with pytest.raises(ValueError, match=r"^1 of 6 images of the training part have .*train/cat/00\.png\. Set `"):
         read(tmp_path)
     raw = read(tmp_path, overlap="drop")
     assert brightness(raw, raw.parts["train"]) == [1, 2, 3, 4, 5]
@@ -129,7 +129,7 @@ def test_unreadable_images_are_left_out_and_told(tmp_path):
     raw = read(tmp_path, unreadable="skip")
     assert raw.target.tolist() == [0, 0, 1, 1]
     assert brightness(raw) == [0, 2, 3, 4]
-    assert raw.notes == (f"1 image of 5 left out, which cannot be read; the first is {tmp_path / 'cat' / '01.png'}.",)
+    assert raw.notes == (f"Skipped 1 of 5 images that cannot be read; the first is {tmp_path / 'cat' / '01.png'}.",)
 
 
 def loose_image(folder):

@@ -104,8 +104,8 @@ def test_an_overlaid_pool_reads_replaced_rows_in_any_order_and_leaves_its_base_a
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
 def test_token_ids_are_refused(dtype):
     message = (
-        "input noise is for images and numbers, which are uint8 or floats; these inputs are "
-        f"{str(dtype).removeprefix('torch.')}, such as token ids. Leave input_noise out."
+        "Input noise needs uint8 or float inputs, such as images or numbers; got "
+        f"{str(dtype).removeprefix('torch.')}, such as token ids. Remove `input_noise`."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         InputNoise(0.5, 1.0).noisy(torch.zeros(4, 2, dtype=dtype), torch.arange(4), generator=seeded())
@@ -124,8 +124,8 @@ def test_input_noise_from_a_yaml():
             0.1,
             "standard_deviation, in units of the input, such as {fraction: 0.1, standard_deviation: 25}; got 0.1.",
         ),
-        ({}, "X must be null or a mapping with fraction, the share of noisy points, and standard_deviation"),
-        ({"fraction": 0.1}, "X needs fraction and standard_deviation; got no standard_deviation."),
+        ({}, "X must be null or a mapping with fraction, the share of noisy inputs, and standard_deviation"),
+        ({"fraction": 0.1}, "X needs fraction and standard_deviation. Missing: standard_deviation."),
         (
             {"fraction": 0.1, "standard_deviaton": 1},
             "unknown option 'standard_deviaton' of X. Did you mean 'standard_deviation'?",

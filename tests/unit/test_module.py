@@ -4,7 +4,8 @@ from itertools import chain
 import pytest
 import torch
 
-from reducr.data.core.module import DataModule, RawData
+from reducr.data import RawData
+from reducr.data.core.module import DataModule
 from reducr.data.published.digits import Digits
 
 NUM_POINTS, NUM_TEST = 600, 90
@@ -92,28 +93,31 @@ def test_noise_and_imbalance_do_not_change_what_is_held_out():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "this data set has no published test part: give datamodule.test_size, the points to draw for it."),
+        (
+            {},
+            "This data set has no published test part. Set `datamodule.test_size` to the number of examples to draw",
+        ),
         (
             {"test_size": 90, "holdout_size": None},
-            "this data set has no published holdout part: give datamodule.holdout_size",
+            "This data set has no published holdout part. Set `datamodule.holdout_size`",
         ),
-        ({"test_size": 1.5}, "test_size must be a whole number of points, or a share in (0, 1)"),
-        ({"test_size": 0}, "test_size must be a whole number of points, or a share in (0, 1)"),
+        ({"test_size": 1.5}, "test_size must be a whole number of examples, or a share in (0, 1)"),
+        ({"test_size": 0}, "test_size must be a whole number of examples, or a share in (0, 1)"),
         ({"imbalance": {"trian": 2}}, "Did you mean 'train'"),
         (
             {"has_test": True, "test_size": 10},
-            "test_size=10 changes nothing: this data set has a published test part of 90 points.",
+            "`datamodule.test_size=10` has no effect: this data set has a published test part of 90 examples.",
         ),
-        ({"test_size": 600}, "datamodule.test_size=600: a stratified part must have"),
-        ({"test_size": 600}, "leave some; got size 600 of 600."),
-        ({"test_size": 90, "holdout_size": 0.001}, "datamodule.holdout_size=0.001: a stratified part must have"),
-        ({"test_size": 90, "holdout_size": 510}, "leave some; got size 510 of 510."),
-        ({"test_size": 90, "holdout_size": 2}, "each of the 3 classes and leave some; got size 2 of 510."),
+        ({"test_size": 600}, "datamodule.test_size=600: a stratified part needs"),
+        ({"test_size": 600}, "must leave some; got size 600 of 600."),
+        ({"test_size": 90, "holdout_size": 0.001}, "datamodule.holdout_size=0.001: a stratified part needs"),
+        ({"test_size": 90, "holdout_size": 510}, "must leave some; got size 510 of 510."),
+        ({"test_size": 90, "holdout_size": 2}, "each of the 3 classes and must leave some; got size 2 of 510."),
         ({"test_size": 90, "label_noise": {"train": 1.5}}, "must be in [0, 1]; got 1.5."),
         ({"test_size": 90, "imbalance": {"train": 0.5}}, "must be at least 1"),
         (
             {"test_size": 90, "imbalance": {"train": {"kind": "long_tail", "ratio": 2, "class_order": [0, 1]}}},
-            "class_order must name each of the classes 0..2 once",
+            "class_order must contain each of the classes 0..2 once",
         ),
         (
             {"test_size": 90, "last_target": 3},
@@ -136,7 +140,7 @@ class MissingClass(Tiny):
 
 
 def test_a_class_without_a_holdout_point_is_named():
-    with pytest.raises(ValueError, match="every class needs at least one holdout point; 'b' of 3 has none"):
+    with pytest.raises(ValueError, match="every class needs at least one holdout example; 'b' of 3 has none"):
         MissingClass(holdout_size=60, test_size=90).splits(seed=0)
 
 
@@ -221,21 +225,24 @@ def test_a_part_for_the_irreducible_models_may_share_points_with_the_holdout_par
     ).splits(seed=0)
     assert splits.irreducible.source.tolist() == [7, 8, 9]
     assert list(splits.by_name()) == ["train", "holdout", "test", "irreducible"]
-    with pytest.raises(ValueError, match="the train and irreducible parts share 2 points; they must be disjoint"):
+    with pytest.raises(ValueError, match=r"The train and irreducible parts share 2 examples\. They must be"):
         Published(parts=PARTS | {"irreducible": [4, 5, 6]}).splits(seed=0)
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (PARTS | {"test": [9, 10]}, "the holdout and test parts share 1 points; they must be disjoint."),
-        (PARTS | {"holdout": [6, 7, 7, 8, 8]}, "the holdout part names 2 points more than once; the first is index 7"),
+        (PARTS | {"test": [9, 10]}, "The holdout and test parts share 1 examples. They must be disjoint."),
+        (
+            PARTS | {"holdout": [6, 7, 7, 8, 8]},
+            "holdout part contains 2 examples more than once; the first is index 7",
+        ),
         (PARTS | {"valid": [6]}, "unknown published part 'valid'"),
-        (PARTS | {"holdout": [6, 8]}, "every class needs at least one holdout point; 'odd' of 2 has none"),
-        (PARTS | {"train": [1, 3]}, "every class needs at least one training point; 'even' of 2 has none"),
+        (PARTS | {"holdout": [6, 8]}, "every class needs at least one holdout example; 'odd' of 2 has none"),
+        (PARTS | {"train": [1, 3]}, "every class needs at least one training example; 'even' of 2 has none"),
         (
             PARTS | {"irreducible": [6, 8]},
-            "every class needs at least one point for the irreducible models; 'odd' of 2 has none",
+            "every class needs at least one example for the reference models; 'odd' of 2 has none",
         ),
     ],
 )
@@ -252,7 +259,7 @@ def test_a_class_that_noise_emptied_is_a_note():
     )
     splits = module.splits(seed=0)
     assert torch.bincount(splits.train.target, minlength=3).tolist() == [0, 300, 150]
-    assert splits.notes == ("with its noise, no training point shows the class 'a'.",)
+    assert splits.notes == ("Label noise left no training example of the class 'a'.",)
 
 
 def test_many_small_classes_may_be_imbalanced_and_noisy():
@@ -344,7 +351,7 @@ def test_inputs_that_all_come_often_are_drawn_whole():
     inputs = [set(sources(part)) for part in (splits.train, splits.holdout, splits.test)]
     assert inputs[2].isdisjoint(inputs[0] | inputs[1])
     # a holdout part of eight points a class cannot have all ten of an input
-    assert splits.notes == ("24 of 24 points of the holdout part have an input that the train part has too.",)
+    assert splits.notes == ("24 of 24 examples of the holdout part have the same input as a train example.",)
 
 
 def test_sizes_are_those_of_the_parts_and_need_no_encoding():

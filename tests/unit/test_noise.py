@@ -9,13 +9,12 @@ from reducr.data.core.noise import (
     StructuredNoise,
     UniformNoise,
     make_label_noise,
-    uniform_label_noise,
 )
 
 
 def noise(targets, *, fraction, num_classes, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return uniform_label_noise(targets, fraction=fraction, num_classes=num_classes, generator=generator)
+    return UniformNoise(fraction).noisy(targets, num_classes=num_classes, generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +55,7 @@ def test_a_fraction_outside_its_range_is_refused(fraction):
 
 
 def test_noise_needs_another_class():
-    with pytest.raises(ValueError, match="label noise needs another class to change to; got num_classes=1"):
+    with pytest.raises(ValueError, match="label noise needs at least two classes; got num_classes=1"):
         noise(torch.zeros(3), fraction=0.5, num_classes=1)
 
 
@@ -148,10 +147,10 @@ def test_one_seed_gives_one_noise_of_each_kind(label_noise):
 @pytest.mark.parametrize(
     ("label_noise", "num_classes", "message"),
     [
-        (UniformNoise(0.1), 1, "label noise needs another class to change to; got num_classes=1."),
-        (PairwiseNoise(0.1), 1, "label noise needs another class to change to; got num_classes=1."),
-        (StructuredNoise(0.1, {0: 9}), 3, "confused_with names class 9; the classes of this data set are 0..2."),
-        (StructuredNoise(0.1, {3: 0}), 3, "confused_with names class 3; the classes of this data set are 0..2."),
+        (UniformNoise(0.1), 1, "label noise needs at least two classes; got num_classes=1."),
+        (PairwiseNoise(0.1), 1, "label noise needs at least two classes; got num_classes=1."),
+        (StructuredNoise(0.1, {0: 9}), 3, "confused_with contains class 9; this data set has the classes 0..2."),
+        (StructuredNoise(0.1, {3: 0}), 3, "confused_with contains class 3; this data set has the classes 0..2."),
         (MatrixNoise(IDENTITY), 4, "matrix must have a row and a column for each of the 4 classes; got 3."),
     ],
 )
@@ -186,12 +185,12 @@ def test_label_noise_from_a_yaml(value, label_noise):
     [
         (
             [0.1],
-            "X must be null, a number (the fraction of uniform noise) or a mapping with a kind (uniform, pairwise, ",
+            "X must be null, a number (the fraction of uniform noise), or a mapping with a kind (uniform, pairwise, ",
         ),
         (False, "structured, matrix) and its options; got False."),
         ({"kind": "pairvise", "fraction": 0.1}, "unknown X.kind 'pairvise'. Did you mean 'pairwise'?"),
         ({"kind": "pairwise", "fractoin": 0.1}, "unknown option 'fractoin' of X. Did you mean 'fraction'?"),
-        ({"kind": "structured"}, "X needs fraction and confused_with; got no fraction and no confused_with."),
+        ({"kind": "structured"}, "X needs fraction and confused_with. Missing: fraction, confused_with."),
         (1.5, "X: the fraction of noisy labels must be in [0, 1]; got 1.5."),
         ({"kind": "pairwise", "fraction": "0.1"}, "X: the fraction of noisy labels must be in [0, 1]; got '0.1'."),
         (
@@ -199,16 +198,22 @@ def test_label_noise_from_a_yaml(value, label_noise):
             "X: confused_with must be a mapping from class to the class it is confused with, such as {9: 1}; got [9",
         ),
         (STRUCTURED | {"confused_with": {}}, "such as {9: 1}; got {}."),
-        (STRUCTURED | {"confused_with": {9: "car"}}, "such as {9: 1}, never itself; got {9: 'car'}."),
-        (STRUCTURED | {"confused_with": {9: 9}}, "such as {9: 1}, never itself; got {9: 9}."),
+        (STRUCTURED | {"confused_with": {9: "car"}}, "such as {9: 1}, never with itself; got {9: 'car'}."),
+        (STRUCTURED | {"confused_with": {9: 9}}, "such as {9: 1}, never with itself; got {9: 9}."),
         (MATRIX | {"matrix": 0.5}, "X: matrix must have a row and a column for each class; got shape ()."),
         (MATRIX | {"matrix": [[0.5, 0.5]]}, "X: matrix must have a row and a column for each class; got shape (1, 2)."),
-        (MATRIX | {"matrix": [[1.0], [0.5, 0.5]]}, "X: matrix must be rows of numbers, all of one length; got [[1.0]"),
-        (MATRIX | {"matrix": [["a", "b"], [0, 1]]}, "X: matrix must be rows of numbers, all of one length; got [['a'"),
-        (MATRIX | {"matrix": {0: [1.0]}}, "X: matrix must be rows of numbers, all of one length; got {0"),
+        (
+            MATRIX | {"matrix": [[1.0], [0.5, 0.5]]},
+            "matrix must be rows of numbers, all of the same length; got [[1.0]",
+        ),
+        (
+            MATRIX | {"matrix": [["a", "b"], [0, 1]]},
+            "matrix must be rows of numbers, all of the same length; got [['a'",
+        ),
+        (MATRIX | {"matrix": {0: [1.0]}}, "matrix must be rows of numbers, all of the same length; got {0"),
         (
             MATRIX | {"matrix": [[1, 0], [0.5, 0.4]]},
-            "X: each row of matrix must hold probabilities that sum to 1; row 1 is [0.5, 0.4].",
+            "X: each row of matrix must be probabilities that sum to 1; row 1 is [0.5, 0.4].",
         ),
         (MATRIX | {"matrix": [[1.5, -0.5], [0, 1]]}, "row 0 is [1.5, -0.5]."),
         (MATRIX | {"matrix": [[float("nan"), 1], [0, 1]]}, "row 0 is [nan, 1.0]."),

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from reducr.data.core.overlap import num_shared, with_the_same_together, without_overlap
+from reducr.data.core.overlap import keep_duplicates_together, num_shared, without_overlap
 
 
 def stays(content, parts, policy="drop"):
@@ -20,11 +20,14 @@ PARTS = {"train": [0, 1, 2], "holdout": [3, 4], "test": [5, 6]}
 def test_what_stands_in_the_way_is_left_out_of_the_part_that_matters_less():
     kept, notes = stays([7, 8, 9, 8, 10, 10, 9], PARTS)
     assert kept == [0, 3, 5, 6]
-    assert [note.split(", ")[0] for note in notes] == [
-        "2 rows of 3 left out of the training part",
-        "1 row of 2 left out of the holdout part",
-    ]
-    assert notes[0].endswith("found in the holdout or test part too, with the same input; the first is row 1.")
+    first, second = notes
+    assert first == (
+        "Dropped 2 of 3 rows of the training part, which have the same input as a holdout or test row; the first is "
+        "row 1."
+    )
+    assert second == (
+        "Dropped 1 of 2 rows of the holdout part, which have the same input as a test row; the first is row 4."
+    )
 
 
 def test_parts_that_are_drawn_share_nothing_yet():
@@ -38,17 +41,17 @@ def test_parts_that_are_drawn_share_nothing_yet():
         (
             [7, 8, 9, 8, 10, 11, 9],
             "error",
-            "2 rows of the training part found in the holdout or test part too, with the same input; the first is row",
+            "2 of 3 rows of the training part have the same input as a holdout or test row; the first is row 1.",
         ),
         (
             [7, 8, 9, 10, 11, 11, 12],
             "error",
-            "1 row of the holdout part found in the test part too, with the same input; the first is row 4.",
+            "1 of 2 rows of the holdout part have the same input as a test row; the first is row 4.",
         ),
         (
             [7, 8, 8, 7, 8, 10, 11],
             "drop",
-            "datamodule.overlap=drop leaves nothing of the training part: every row of it is in the holdout or test",
+            "`datamodule.overlap=drop` would empty the training part: all 3 rows have the same input as a holdout or ",
         ),
     ],
 )
@@ -62,7 +65,7 @@ def test_overlap_may_be_allowed():
 
 
 def apart(drawn, left, content, strata, seed=0):
-    drawn, left = with_the_same_together(
+    drawn, left = keep_duplicates_together(
         torch.tensor(drawn),
         torch.tensor(left),
         content=torch.tensor(content),
@@ -103,7 +106,7 @@ def test_what_cannot_be_kept_together_is_drawn_as_it_was():
 def test_without_the_same_inputs_nothing_is_drawn_anew():
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    drawn, left = with_the_same_together(
+    drawn, left = keep_duplicates_together(
         torch.tensor([0]),
         torch.tensor([1]),
         content=torch.arange(2),

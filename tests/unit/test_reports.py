@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 
 from reducr._internal.run_folder import run_lock, write_results
-from reducr.data.core.module import RawData
+from reducr.data import RawData
 from reducr.data.io.text import Texts
 from reducr.reports import write_report
 from reducr.reports.accuracy_tables import checkpoint_table, headline_table, worst_class

@@ -322,7 +322,9 @@ def test_shorter_data_is_refused():
         next(iter(shorter))
     loader = Resumable(ExampleLoader(point_loader().data.take(torch.arange(11)), batch_size=4, shuffle=True, seed=3))
     loader.load_state_dict(state_after(point_loader, 5)["loader"])
-    with pytest.raises(ValueError, match="the state is of a loader of other batches: num_points is 22 in the state"):
+    with pytest.raises(
+        ValueError, match="The state is from a loader with different batches: num_points is 22 in the state"
+    ):
         next(iter(loader))
 
 

@@ -373,7 +373,7 @@ def test_a_holdout_part_is_drawn_from_the_training_file(tmp_path):
     texts_file(tmp_path / "test.csv", [(f"other {row}", "xy"[row % 2]) for row in range(10)])
     splits = table("train.csv", data_dir=tmp_path, test_file="test.csv").splits(seed=0)
     assert [len(part) for part in in_parts(splits)] == [45, 5, 10]
-    with pytest.raises(ValueError, match=r"test_size=4 changes nothing: this data set has a published test part of 10"):
+    with pytest.raises(ValueError, match=r"test_size=4` has no effect: this data set has a published test part of 10"):
         table("train.csv", data_dir=tmp_path, test_file="test.csv", test_size=4).splits(seed=0)
 
 
@@ -428,14 +428,14 @@ def test_rows_in_two_parts_are_an_error_or_dropped_or_allowed(tmp_path):
     given = {"data_dir": tmp_path, "test_file": "test.csv"}
     fails(
         table("train.csv", **given),
-        "4 rows of the training part found in the test part too, with the same input; the first is row 2 of train.csv. "
-        "Leave them out of the training part with datamodule.overlap=drop, or keep them with datamodule.overlap=allow, "
-        "as where different points may well have the same input.",
+        "4 of 8 rows of the training part have the same input as a test row; the first is row 2 of train.csv. "
+        "Set `datamodule.overlap=drop` to leave them out, or `datamodule.overlap=allow` to keep them if different "
+        "examples may have the same input.",
     )
     raw = table("train.csv", **given, overlap="drop").read()
     assert raw.input.first == ["a", "d", "g", "h", "b", "c", "f", "e"]
     assert raw.parts["test"].tolist() == [4, 5, 6, 7]
-    assert [note.split(", ")[0] for note in raw.notes] == ["4 rows of 8 left out of the training part"]
+    assert [note.split(", ")[0] for note in raw.notes] == ["Dropped 4 of 8 rows of the training part"]
     raw = table("train.csv", **given, overlap="allow").read()
     assert len(raw.input) == 12
     assert raw.notes == ()
@@ -445,7 +445,8 @@ def test_the_holdout_file_may_share_no_text_with_the_test_file_either(tmp_path):
     for name, texts in (("train", "abcdef"), ("val", "ghi"), ("test", "ijk")):
         texts_file(tmp_path / f"{name}.csv", [(text, "xy"[place % 2]) for place, text in enumerate(texts)])
     given = {"data_dir": tmp_path, "holdout_file": "val.csv", "test_file": "test.csv"}
-    with pytest.raises(ValueError, match=r"^1 row of the holdout part found in the test part .* row 3 of val\.csv\."):
+    message = "1 of 3 rows of the holdout part have the same input as a test row; the first is row 3 of val.csv."
+    with pytest.raises(ValueError, match=re.escape(message)):
         table("train.csv", **given).read()
     raw = table("train.csv", **given, overlap="drop").read()
     assert {part: len(places) for part, places in raw.parts.items()} == {"holdout": 2, "test": 3}
@@ -453,7 +454,7 @@ def test_the_holdout_file_may_share_no_text_with_the_test_file_either(tmp_path):
 
 def test_a_training_file_that_is_the_test_file_leaves_nothing(tmp_path):
     path = texts_file(tmp_path / "train.csv")
-    with pytest.raises(ValueError, match=r"^datamodule.overlap=drop leaves nothing of the training part: every row of"):
+    with pytest.raises(ValueError, match=r"^`datamodule\.overlap=drop` would empty the training part: all \d+ rows"):
         table(path, test_file=path, overlap="drop").read()
 
 
@@ -472,7 +473,9 @@ def test_the_same_image_under_two_names_is_one_input(tmp_path):
     for part, images in (("train", "abcdf"), ("test", "e")):
         write(tmp_path / f"{part}.csv", ["file", "label"], [(f"{name}.png", "xy"[ord(name) % 2]) for name in images])
     given = {"text_columns": None, "image_column": "file", "test_file": "test.csv", "data_dir": tmp_path}
-    with pytest.raises(ValueError, match=r"^1 row of the training part found in the test part .* row 1 of train\.csv"):
+    with pytest.raises(
+        ValueError, match=r"^1 of \d+ rows of the training part have the same input as a test .* row 1 of train\.csv"
+    ):
         table("train.csv", **given).read()
     assert len(table("train.csv", **given, overlap="drop").read().input) == 5
 

@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from reducr.data.core.module import RawData
+from reducr.data import RawData
 from reducr.data.io.text import SPECIAL_TOKENS, TextDataModule, Texts, Tokenization
 
 WORDS = ("red", "green", "blue", "round", "square", "large", "small", "door", "window", "roof")
@@ -120,7 +120,7 @@ def test_num_tokens_is_the_largest_vocabulary():
     assert Tokenization(num_tokens=50).encoded(texts, all_of(texts))[1]["num_tokens"] == 50
     with pytest.raises(
         ValueError,
-        match=r"datamodule\.num_tokens=10 is too few: .* so many different characters that at least (\d+) are",
+        match=r"datamodule\.num_tokens=10 is too small for the characters .* Set it to at least (\d+)\.",
     ) as caught:
         Tokenization(num_tokens=10).encoded(texts, all_of(texts))
     least = int(re.search(r"at least (\d+)", str(caught.value))[1])
@@ -300,7 +300,7 @@ def test_texts_have_a_checksum_of_their_own():
 
 
 def test_pairs_need_two_texts_each():
-    with pytest.raises(ValueError, match="every first text needs a second one; got 2 and 1"):
+    with pytest.raises(ValueError, match="first and second must have the same length; got 2 and 1"):
         Texts(["a", "b"], ["c"])
 
 
@@ -313,7 +313,7 @@ def test_pairs_need_two_texts_each():
         ({"max_length": True}, r"datamodule\.max_length must be a whole number of at least 5; got True"),
         (
             {"tokenizer": "some/name", "num_tokens": 100},
-            r"datamodule\.num_tokens=100 changes nothing: datamodule\.tokenizer=some/name has its own vocabulary",
+            r"`datamodule\.num_tokens=100` has no effect: some/name has its own vocabulary",
         ),
     ],
 )
@@ -325,7 +325,10 @@ def test_options_out_of_range_are_errors_at_construction(options, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nobody/such-tokenizer", r"there is no tokenizer 'nobody/such-tokenizer', .* or datamodule\.tokenizer=own"),
+        (
+            "nobody/such-tokenizer",
+            r"There is no tokenizer 'nobody/such-tokenizer', .* Set `datamodule\.tokenizer` to a folder or to `own`",
+        ),
         ("./nowhere", r"datamodule\.tokenizer=\./nowhere: there is no such folder"),
     ],
 )
@@ -335,12 +338,12 @@ def test_a_tokenizer_that_is_not_there(name, message):
 
 
 def test_a_folder_without_a_tokenizer(tmp_path):
-    with pytest.raises(FileNotFoundError, match=re.escape(f"there is no tokenizer '{tmp_path}'")):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"There is no tokenizer '{tmp_path}'")):
         Tokenization(tokenizer=str(tmp_path)).encoded(Texts(["a"]), torch.tensor([0]))
 
 
 def test_sequences_that_are_too_long_for_the_model(published):
-    with pytest.raises(ValueError, match=r"datamodule\.max_length=64 is too long .* take at most 20 tokens"):
+    with pytest.raises(ValueError, match=r"datamodule\.max_length=64 is too long: .* take at most 20 tokens"):
         Tokenization(tokenizer=str(published)).encoded(Texts(["a"]), torch.tensor([0]))
 
 

@@ -94,8 +94,8 @@ def test_a_flat_image_stays_flat():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (([0.5] * 3, [0.5]), "must hold one value for each channel; got 3 and 1 values."),
-        (([], []), "must hold one value for each channel; got 0 and 0 values."),
+        (([0.5] * 3, [0.5]), "must have one value for each channel; got 3 and 1 values."),
+        (([], []), "must have one value for each channel; got 0 and 0 values."),
         (([0.5, float("nan")], [0.5, 0.5]), "mean must be finite; got [0.5, nan]."),
         (([0.5, 0.5], [0.5, 0.0]), "standard_deviation must be finite and above 0; got [0.5, 0.0]."),
         (([0.5], [-0.5]), "standard_deviation must be finite and above 0; got [-0.5]."),
@@ -110,7 +110,7 @@ def test_statistics_that_make_no_sense_are_refused(options, message):
 @pytest.mark.parametrize("option", ["resize", "center_crop"])
 @pytest.mark.parametrize("size", [0, -3, 2.5, True])
 def test_sizes_that_are_none_are_refused(option, size):
-    message = f"{option} must be a whole number of pixels of at least 1, or null; got {size!r}."
+    message = f"{option} must be a whole number of pixels, at least 1, or null; got {size!r}."
     with pytest.raises(ValueError, match=re.escape(message)):
         Preprocess(*CIFAR, **{option: size})
 
@@ -121,19 +121,21 @@ def test_a_crop_larger_than_the_resized_image_is_refused_at_construction():
 
 
 def test_a_crop_larger_than_the_image_is_refused():
-    with pytest.raises(ValueError, match=r"center_crop=28 is larger than the images, 32 x 20\. Give resize too"):
+    with pytest.raises(
+        ValueError, match=r"center_crop=28 is larger than the images, 32 x 20\. Reduce it, or set `resize` too"
+    ):
         Preprocess(*CIFAR, center_crop=28)(pixels(1, 3, 32, 20))
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(2, 1, 4, 4), "mean has a value for each of 3 channels; got images of 1 channels."),
+        (torch.zeros(2, 1, 4, 4), "mean has 3 values, one for each channel; got images with 1 channels."),
         (
             torch.zeros(3, 4, 4),
-            "images must be (B, K, H, W) of uint8 in 0..255 or floats in [0, 1]; got shape (3, 4, 4)",
+            "images must be (B, K, H, W), uint8 in 0..255 or floats in [0, 1]; got shape (3, 4, 4)",
         ),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.int64), "got shape (1, 3, 4, 4) of int64."),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.int64), "got shape (1, 3, 4, 4), int64."),
     ],
 )
 def test_what_is_no_batch_of_images_is_refused(images, message):
@@ -221,9 +223,9 @@ def test_a_batch_without_images_stays_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "Augment changes nothing: give crop_padding=PIXELS, flip=true or both, or leave it out."),
-        ({"crop_padding": 0}, "crop_padding must be a whole number of pixels of at least 1, or null; got 0."),
-        ({"crop_padding": 1.5, "flip": True}, "crop_padding must be a whole number of pixels of at least 1"),
+        ({}, "Augment has no effect. Set `crop_padding`, `flip=true` or both, or remove it."),
+        ({"crop_padding": 0}, "crop_padding must be a whole number of pixels, at least 1, or null; got 0."),
+        ({"crop_padding": 1.5, "flip": True}, "crop_padding must be a whole number of pixels, at least 1"),
     ],
 )
 def test_augmentation_that_is_none_is_refused(options, message):
@@ -233,5 +235,5 @@ def test_augmentation_that_is_none_is_refused(options, message):
 
 @pytest.mark.parametrize("images", [torch.zeros(4, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.int32)])
 def test_only_batches_of_images_are_augmented(images):
-    with pytest.raises(ValueError, match=re.escape("images must be (B, K, H, W) of uint8")):
+    with pytest.raises(ValueError, match=re.escape("images must be (B, K, H, W), uint8")):
         Augment(flip=True)(images)

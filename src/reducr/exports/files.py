@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from reducr.data import DataModule
-from reducr.data.core.module import PARTS, WritesParts
+from reducr.data.core.module import WritesParts
+from reducr.data.core.raw import PARTS
 from reducr.exports.choice import Counts
 from reducr.exports.record import SelectionRecord
 from reducr.pipeline.stored_run import StoredRun

@@ -27,8 +27,7 @@ from reducr._internal.run_folder import (
     write_results,
     write_start,
 )
-from reducr.data import DataModule, Splits
-from reducr.data.core.module import RawData
+from reducr.data import DataModule, RawData, Splits
 from reducr.pipeline.checks import check_seeds, check_setup
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay

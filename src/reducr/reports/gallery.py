@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reducr.data.core.module import RawData
+from reducr.data import RawData
 from reducr.reports.comparison import Comparison, Series
 from reducr.reports.metrics_log import Floats
 from reducr.reports.pictures import Picture, picture_reader

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reducr.data import RawData
 from reducr.data.core.inputs import inputs_at
-from reducr.data.core.module import RawData
 from reducr.data.io.text import Texts
 from reducr.reports.run_reader import Training
 

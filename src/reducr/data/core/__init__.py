@@ -1,1 +1,1 @@
-"""Splits, class imbalance, noise, transforms: what every data set shares."""
+"""What every data set shares: splits, class imbalance, noise and transforms."""

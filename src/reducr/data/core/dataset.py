@@ -1,4 +1,4 @@
-"""Points with an index, and a loader that reads whole batches of them."""
+"""Indexed examples, and a loader that reads them in whole batches."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from reducr.data.core.inputs import Inputs, inputs_at
 
 
 class ExampleDataset:
-    """N points, yielding ``(index, input, target, group)``; point i has index i.
+    """N examples, yielding ``(index, input, target, group)``. Example i has index i.
 
-    The points are a view: parts of one experiment share the inputs of all its points, which are never copied.
+    It is a view: the parts of an experiment share one pool of inputs, which is never copied.
 
     Args:
-        input: the inputs of all points, read by position: a tensor (P, ...), a memory-mapped array, files.
+        input: a pool of P inputs, read by position: a tensor (P, ...), a memory-mapped array, files.
         target: (N,) integers in [0, num_classes).
         num_classes: C.
-        source: (N,) int64, where in ``input`` each point is; None for 0..N-1.
-        group: (N,) integers in [0, num_groups); None where groups are the targets.
-        num_groups: G; None where groups are the targets.
-        is_corrupted: (N,) bool, which targets or inputs were corrupted on purpose; None where that is not known.
+        source: (N,) int64, position of each example in ``input``; None for 0..N-1.
+        group: (N,) integers in [0, num_groups); None if groups are the targets.
+        num_groups: G; None if groups are the targets.
+        is_corrupted: (N,) bool, whether the target or input of each example is known to be wrong; None if unknown.
 
     Raises:
-        ValueError: for tensors of different lengths, or a target, group or source out of range (with the first
-            offender's index).
+        ValueError: if tensors differ in length, or a target, group or source is out of range (with the index of the
+            first one).
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ExampleDataset:
         is_corrupted: Tensor | None = None,
     ) -> None:
         if (group is None) != (num_groups is None):
-            raise ValueError("give group and num_groups together, or neither where groups are the targets.")
+            raise ValueError("group and num_groups must be given together, or neither if groups are the targets.")
         self.pool = input
         self.source = torch.arange(len(input)) if source is None else source.long()
         self.target = target.long()
@@ -64,7 +64,7 @@ class ExampleDataset:
 
     @property
     def input(self) -> Tensor:
-        """(N, ...), the inputs of all points, read now."""
+        """(N, ...), the inputs of all examples, read now."""
         return inputs_at(self.pool, self.source)
 
     def __len__(self) -> int:
@@ -75,13 +75,13 @@ class ExampleDataset:
         return tuple(tensor[0] for tensor in self.batch(torch.tensor([position])))  # type: ignore[return-value]
 
     def batch(self, positions: Tensor) -> Batch:
-        """The points at ``positions`` (B,) int64 in [0, N)."""
-        of_points = (self.source, self.index, self.target, self.group)
-        source, index, target, group = (tensor.index_select(0, positions) for tensor in of_points)
+        """The examples at ``positions`` (B,) int64 in [0, N)."""
+        columns = (self.source, self.index, self.target, self.group)
+        source, index, target, group = (column.index_select(0, positions) for column in columns)
         return Batch(index, inputs_at(self.pool, source), target, group)
 
     def take(self, positions: Tensor) -> ExampleDataset:
-        """A data set of the points at ``positions`` (M,), re-indexed."""
+        """A data set of the examples at ``positions`` (M,), re-indexed."""
         return ExampleDataset(
             self.pool,
             self.target[positions],
@@ -93,15 +93,15 @@ class ExampleDataset:
         )
 
     def concatenated(self, other: ExampleDataset) -> ExampleDataset:
-        """This data set's points followed by ``other``'s, re-indexed.
+        """This data set's examples followed by those of ``other``, re-indexed.
 
-        Where it is known of one of them alone which points were corrupted, those of the other count as left alone.
+        If ``is_corrupted`` is known for only one of the two, the examples of the other count as not corrupted.
 
         Raises:
-            ValueError: if they are not views of the same inputs.
+            ValueError: if they are not views of the same pool of inputs.
         """
         if self.pool is not other.pool:
-            raise ValueError("only parts of one data set can be concatenated; these two have inputs of their own.")
+            raise ValueError("Only parts of the same data set can be concatenated; these have different input pools.")
         flags = [
             torch.zeros(len(part), dtype=torch.bool) if part.is_corrupted is None else part.is_corrupted
             for part in (self, other)
@@ -119,23 +119,23 @@ class ExampleDataset:
 
 
 class ExampleLoader:
-    """Whole batches of a data set, read by position: no worker processes, no collation of single items.
+    """Reads a data set in whole batches, without worker processes or collation of single items.
 
-    Every pass over the loader is one epoch. The order of epoch e depends on ``seed`` and e alone. Inputs that are not
-    in memory are read one batch ahead in a thread, while the batch before is in use. ``state_dict`` is the place after
-    the batch given last; the next pass after ``load_state_dict`` is the rest of that one, and reads nothing else.
+    Every pass over the loader is one epoch. The order of epoch e depends on ``seed`` and e only. Inputs that are not in
+    memory are read one batch ahead in a thread. ``state_dict`` holds the position after the last batch that was
+    yielded. After ``load_state_dict``, the next pass yields the remaining batches of that epoch and reads nothing else.
 
     Args:
-        data: what to read.
-        batch_size: B; the last batch may be shorter.
-        shuffle: a new random order every epoch.
-        drop_last: leave the last, shorter batch out.
-        seed: of the orders.
-        sync: whether this rank reads its part of every batch alone: one after another, those of ranks 0, 1, ...
-            are the batch.
+        data: the data set.
+        batch_size: B; the last batch may be smaller.
+        shuffle: whether every epoch has a new random order.
+        drop_last: whether to drop a last batch that is smaller.
+        seed: determines the random orders.
+        sync: whether this rank reads its shard of every batch only. The shards of ranks 0, 1, ... in this order make up
+            the batch.
 
     Raises:
-        ValueError: if ``drop_last`` would leave no batch at all.
+        ValueError: if ``drop_last`` would leave no batch.
     """
 
     def __init__(
@@ -152,8 +152,8 @@ class ExampleLoader:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
         if drop_last and len(data) < batch_size:
             raise ValueError(
-                f"one batch needs {batch_size} points, but the data set has {len(data)}: choose at most {len(data)} "
-                "candidates."
+                f"A batch needs {batch_size} examples, but the data set has {len(data)}. Set `num_candidates` to at "
+                f"most {len(data)}."
             )
         self.data = data
         self.batch_size = batch_size
@@ -162,29 +162,29 @@ class ExampleLoader:
         self.seed = seed
         self.sync = sync
         self.epoch = 0
-        """Of the next pass."""
+        """Epoch of the next pass."""
         self._start = 0
-        self._place = (0, 0)
+        self._position = (0, 0)
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.data), self.batch_size)
-        return whole + bool(rest and not self.drop_last)
+        num_full, rest = divmod(len(self.data), self.batch_size)
+        return num_full + bool(rest and not self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass; passes count on from there. A loaded place in another epoch is dropped."""
+        """Set the epoch of the next pass. A position loaded for another epoch is discarded."""
         if epoch != self.epoch:
-            self.epoch, self._start, self._place = epoch, 0, (epoch, 0)
+            self.epoch, self._start, self._position = epoch, 0, (epoch, 0)
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and batches given of it, and what a loader must agree on to go on there."""
-        epoch, position = self._place
+        """The epoch, the number of its batches that were yielded, and the layout that a resuming loader must have."""
+        epoch, position = self._position
         return {"epoch": epoch, "position": position, **self._layout()}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Let the next pass be the rest of the one that ``state`` was taken in.
+        """Resume: the next pass yields the remaining batches of the epoch in which ``state`` was saved.
 
         Raises:
-            ValueError: if it is the state of a loader of other batches; says what differs.
+            ValueError: if the state is from a loader with different batches; says what differs.
         """
         differences = [
             f"{name} is {state.get(name)} in the state and {value} here"
@@ -193,23 +193,23 @@ class ExampleLoader:
         ]
         if differences:
             raise ValueError(
-                f"the state is of a loader of other batches: {', '.join(differences)}. Give the same data and options, "
-                "or begin the epoch anew with set_epoch."
+                f"The state is from a loader with different batches: {', '.join(differences)}. Use the same data and "
+                "options, or restart the epoch with `set_epoch`."
             )
         self.epoch, self._start = state["epoch"], state["position"]
-        self._place = (self.epoch, self._start)
+        self._position = (self.epoch, self._start)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, position = self.epoch, self._start
         self.epoch, self._start = epoch + 1, 0
         for batch in self._batches(epoch, position):
             position += 1
-            self._place = (epoch, position)
+            self._position = (epoch, position)
             yield batch
-        self._place = (epoch + 1, 0)
+        self._position = (epoch + 1, 0)
 
     def _layout(self) -> dict[str, int]:
-        """What decides which points are in which batch, beside the epoch."""
+        """What determines the batches of an epoch."""
         return {
             "num_points": len(self.data),
             "batch_size": self.batch_size,
@@ -219,22 +219,22 @@ class ExampleLoader:
         }
 
     def _batches(self, epoch: int, position: int) -> Iterator[Batch]:
-        """Those of an epoch from the one at ``position`` on."""
+        """Yield the batches of an epoch from the one at ``position`` on."""
         order = torch.arange(len(self.data))
         if self.shuffle:
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
             order = torch.randperm(len(self.data), generator=generator)
-        parts = (order[number * self.batch_size :][: self.batch_size] for number in range(position, len(self)))
+        batches = (order[number * self.batch_size :][: self.batch_size] for number in range(position, len(self)))
         if self.sync:
-            parts = (part.tensor_split(num_ranks())[rank()] for part in parts)
+            batches = (positions.tensor_split(num_ranks())[rank()] for positions in batches)
         if isinstance(self.data.pool, Tensor):
-            yield from map(self.data.batch, parts)
+            yield from map(self.data.batch, batches)
             return
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead: Future[Batch] | None = None
-            for positions in parts:
-                batch, ahead = ahead, reader.submit(self.data.batch, positions)
+            pending: Future[Batch] | None = None
+            for positions in batches:
+                batch, pending = pending, reader.submit(self.data.batch, positions)
                 if batch is not None:
                     yield batch.result()
-            if ahead is not None:
-                yield ahead.result()
+            if pending is not None:
+                yield pending.result()

@@ -1,4 +1,4 @@
-"""Noise on inputs put in on purpose, with a record of where."""
+"""Deliberate input noise, with a record of the changed inputs."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reducr.data.core.draws import random_mask
 from reducr.data.core.inputs import Inputs, Overlaid
-from reducr.data.core.noise import drawn_points
-from reducr.data.core.options import check_fraction, is_number, make_from_options
+from reducr.data.core.options import build_from_options, check_fraction, is_number
 
 
 @dataclass(frozen=True)
 class InputNoise:
-    """Gaussian noise on the inputs of exactly ``round(fraction * N)`` random points, drawn once: a point never changes.
+    """Gaussian noise on exactly ``round(fraction * N)`` random inputs, drawn once and then fixed.
 
     Args:
         fraction: in [0, 1].
-        standard_deviation: > 0, in units of the input: of 0..255 for uint8 pixels, which are rounded and stay in that
-            range; floats get the noise as it is.
+        standard_deviation: > 0, in units of the input. uint8 pixels are in units of 0..255; they are rounded and
+            clamped to that range. Floats are not clamped.
 
     Raises:
-        ValueError: for a value out of range.
+        ValueError: if a value is out of range.
     """
 
     fraction: float
@@ -47,42 +47,41 @@ class InputNoise:
         """A pool in which some inputs of a part are noisy.
 
         Args:
-            input: the inputs of all points; not changed.
-            source: (N,) int64, the positions of the part's points in it, each once.
+            input: the inputs of all examples; not changed.
+            source: (N,) int64, positions of the part's examples in the pool, each once.
             generator: source of randomness.
 
         Returns:
-            The new pool, which holds the noisy inputs alone, and (N,) bool, True where a point's input was changed.
+            The new pool, which stores only the noisy inputs, and (N,) bool, whether each input was changed.
 
         Raises:
             ValueError: if inputs are neither uint8 nor floats.
         """
-        is_corrupted = drawn_points(len(source), fraction=self.fraction, generator=generator)
-        changed = source[is_corrupted]
+        is_changed = random_mask(len(source), fraction=self.fraction, generator=generator)
+        changed = source[is_changed]
         if len(changed) == 0:
-            return input, is_corrupted
+            return input, is_changed
         clean = input[changed]
         if not (clean.dtype == torch.uint8 or clean.is_floating_point()):
             raise ValueError(
-                "input noise is for images and numbers, which are uint8 or floats; these inputs are "
-                f"{str(clean.dtype).removeprefix('torch.')}, such as token ids. Leave input_noise out."
+                "Input noise needs uint8 or float inputs, such as images or numbers; got "
+                f"{str(clean.dtype).removeprefix('torch.')}, such as token ids. Remove `input_noise`."
             )
         noisy = self.standard_deviation * torch.randn(clean.shape, generator=generator) + clean
         if clean.dtype == torch.uint8:
             noisy = noisy.round().clamp(0, 255)
-        return Overlaid(input, changed, noisy.to(clean.dtype)), is_corrupted
+        return Overlaid(input, changed, noisy.to(clean.dtype)), is_changed
 
 
 def make_input_noise(value: Any, *, name: str) -> InputNoise | None:
-    """The input noise that an option asks for.
+    """Build the input noise that an option describes.
 
     Args:
-        value: None for none, or a mapping with the arguments of ``InputNoise``.
+        value: None for no noise, or a mapping with the arguments of ``InputNoise``.
         name: dotted name of the option, for messages.
 
     Raises:
-        ValueError: for anything else, an unknown option (with the nearest ones), a missing option, or a value out of
-            range.
+        ValueError: if the value is of another type, an option is unknown or missing, or a value is out of range.
 
     Example:
         >>> make_input_noise({"fraction": 0.1, "standard_deviation": 25}, name="input_noise")
@@ -92,7 +91,7 @@ def make_input_noise(value: Any, *, name: str) -> InputNoise | None:
         return None
     if not isinstance(value, Mapping) or not value:
         raise ValueError(
-            f"{name} must be null or a mapping with fraction, the share of noisy points, and standard_deviation, in "
+            f"{name} must be null or a mapping with fraction, the share of noisy inputs, and standard_deviation, in "
             f"units of the input, such as {{fraction: 0.1, standard_deviation: 25}}; got {value!r}."
         )
-    return make_from_options(InputNoise, value, name=name)
+    return build_from_options(InputNoise, value, name=name)

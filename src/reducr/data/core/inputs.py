@@ -1,4 +1,4 @@
-"""The inputs of all points of a data set, read by position."""
+"""Pools of inputs, read by position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Inputs(Protocol):
-    """A pool of P inputs, anywhere: a tensor (P, ...), memory-mapped arrays, files."""
+    """A pool of P inputs: a tensor (P, ...), a memory-mapped array, files."""
 
     def __len__(self) -> int:
         """P."""
@@ -21,18 +21,18 @@ class Inputs(Protocol):
 def inputs_at(pool: Inputs, positions: Tensor) -> Tensor:
     """(B, ...), the inputs at ``positions`` (B,) int64 in [0, P).
 
-    Of a tensor, whole rows are copied, several times faster than ``pool[positions]``, which copies number by number.
+    For a tensor, ``index_select`` copies whole rows and is several times faster than ``pool[positions]``.
     """
     return pool.index_select(0, positions) if isinstance(pool, Tensor) else pool[positions]
 
 
 class Overlaid:
-    """A pool of inputs with some of them replaced; the replaced ones are held in memory, the pool is not changed.
+    """A pool of inputs with some of them replaced. The replacements are in memory, and the base is not changed.
 
     Args:
-        base: the pool, P inputs of one shape.
-        positions: (M,) int64 in [0, P), each once: which inputs are replaced.
-        rows: (M, ...), what they are replaced with.
+        base: P inputs of one shape.
+        positions: (M,) int64 in [0, P), positions of the replaced inputs, each once.
+        rows: (M, ...), the replacements.
 
     Example:
         >>> inputs = Overlaid(torch.zeros(4, 2), torch.tensor([2]), torch.ones(1, 2))

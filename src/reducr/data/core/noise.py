@@ -1,4 +1,4 @@
-"""Label noise put in on purpose, with a record of where."""
+"""Deliberate label noise, with a record of the changed labels."""
 
 from __future__ import annotations
 
@@ -9,32 +9,36 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from reducr.data.core.options import (
-    check_classes,
-    check_classes_exist,
-    check_fraction,
-    is_class,
-    is_number,
-    make_of_kind,
-)
+from reducr.data.core.draws import random_mask
+from reducr.data.core.options import build_kind, check_classes, check_classes_exist, check_fraction, is_class
 
 
 class LabelNoise(Protocol):
-    """Changes targets of a part on purpose."""
+    """Changes some targets of a part."""
 
     def noisy(self, targets: Tensor, *, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The noisy targets (N,) int64, and (N,) bool, True where one differs from ``targets`` (N,)."""
+        """The noisy targets (N,) int64, and (N,) bool, whether each differs from ``targets`` (N,).
+
+        ``targets`` is not changed.
+        """
 
 
 @dataclass(frozen=True)
 class UniformNoise:
-    """Another class, all others equally likely, for a share of the points: see ``uniform_label_noise``.
+    """Another class, all equally likely, for exactly ``round(fraction * N)`` random examples.
 
     Args:
         fraction: in [0, 1].
 
     Raises:
-        ValueError: for a fraction out of range.
+        ValueError: if the fraction is out of range.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> targets = torch.zeros(10, dtype=torch.int64)
+        >>> noisy, is_changed = UniformNoise(0.3).noisy(targets, num_classes=5, generator=generator)
+        >>> int(is_changed.sum()), bool((noisy[is_changed] > 0).all())
+        (3, True)
     """
 
     fraction: float
@@ -43,21 +47,28 @@ class UniformNoise:
         check_fraction(self.fraction, noisy="labels")
 
     def noisy(self, targets: Tensor, *, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The noisy targets (N,) int64, and (N,) bool, True where a target was changed."""
-        return uniform_label_noise(targets, fraction=self.fraction, num_classes=num_classes, generator=generator)
+        """The noisy targets (N,) int64, and (N,) bool, whether each was changed.
+
+        Raises:
+            ValueError: if there are fewer than two classes.
+        """
+        _check_other_class(num_classes)
+        is_changed = random_mask(len(targets), fraction=self.fraction, generator=generator)
+        shifts = torch.randint(1, num_classes, (len(targets),), generator=generator)
+        return torch.where(is_changed, (targets.long() + shifts) % num_classes, targets.long()), is_changed
 
 
 @dataclass(frozen=True)
 class PairwiseNoise:
-    """The next class, ``(c + 1) mod C``, for exactly ``round(fraction * N)`` random points.
+    """The next class, ``(c + 1) mod C``, for exactly ``round(fraction * N)`` random examples.
 
     Args:
         fraction: in [0, 1].
 
     Raises:
-        ValueError: for a fraction out of range.
+        ValueError: if the fraction is out of range.
 
-    Source: the "pair flipping" of Han et al. 2018 (arXiv 1804.06872), which changes each point with that probability.
+    Source: the "pair flipping" of Han et al. 2018 (arXiv 1804.06872), which changes each example with that probability.
     """
 
     fraction: float
@@ -66,22 +77,26 @@ class PairwiseNoise:
         check_fraction(self.fraction, noisy="labels")
 
     def noisy(self, targets: Tensor, *, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The noisy targets (N,) int64, and (N,) bool, True where a target was changed."""
+        """The noisy targets (N,) int64, and (N,) bool, whether each was changed.
+
+        Raises:
+            ValueError: if there are fewer than two classes.
+        """
         _check_other_class(num_classes)
-        is_corrupted = drawn_points(len(targets), fraction=self.fraction, generator=generator)
-        return torch.where(is_corrupted, (targets.long() + 1) % num_classes, targets.long()), is_corrupted
+        is_changed = random_mask(len(targets), fraction=self.fraction, generator=generator)
+        return torch.where(is_changed, (targets.long() + 1) % num_classes, targets.long()), is_changed
 
 
 @dataclass(frozen=True)
 class StructuredNoise:
-    """Classes that are mistaken for a similar one: ``round(fraction * n_c)`` random points of each named class c.
+    """A similar class, for ``round(fraction * n_c)`` random examples of each named class c.
 
     Args:
-        fraction: of the points of each named class, in [0, 1]; points of all other classes keep their target.
-        confused_with: class -> the class that its changed points get.
+        fraction: share of each named class, in [0, 1]. Examples of all other classes keep their target.
+        confused_with: class -> the class that its changed examples get.
 
     Raises:
-        ValueError: for a fraction out of range, no class at all, or a class confused with itself.
+        ValueError: if the fraction is out of range, there are no classes, or a class is confused with itself.
 
     Source: Patrini et al. 2017 (arXiv 1609.03683), section 5; on CIFAR-10 truck -> automobile, bird -> airplane,
     deer -> horse, cat <-> dog, which is ``{9: 1, 2: 0, 4: 7, 3: 5, 5: 3}``.
@@ -95,33 +110,33 @@ class StructuredNoise:
         expected = "a mapping from class to the class it is confused with, such as {9: 1}"
         check_classes("confused_with", self.confused_with, expected=expected, container=Mapping)
         if not all(is_class(other) and other != target for target, other in self.confused_with.items()):
-            raise ValueError(f"confused_with must be {expected}, never itself; got {self.confused_with!r}.")
+            raise ValueError(f"confused_with must be {expected}, never with itself; got {self.confused_with!r}.")
 
     def noisy(self, targets: Tensor, *, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The noisy targets (N,) int64, and (N,) bool, True where a target was changed.
+        """The noisy targets (N,) int64, and (N,) bool, whether each was changed.
 
         Raises:
-            ValueError: for a class that the data does not have.
+            ValueError: if ``confused_with`` contains a class that does not exist.
         """
-        named = [*self.confused_with, *self.confused_with.values()]
-        check_classes_exist("confused_with", named, num_classes=num_classes)
+        classes = [*self.confused_with, *self.confused_with.values()]
+        check_classes_exist("confused_with", classes, num_classes=num_classes)
         noisy = targets.long().clone()
         for target in sorted(self.confused_with):
             positions = torch.nonzero(targets == target).flatten()
-            is_drawn = drawn_points(len(positions), fraction=self.fraction, generator=generator)
-            noisy[positions[is_drawn]] = self.confused_with[target]
+            is_changed = random_mask(len(positions), fraction=self.fraction, generator=generator)
+            noisy[positions[is_changed]] = self.confused_with[target]
         return noisy, noisy != targets
 
 
 @dataclass(frozen=True)
 class MatrixNoise:
-    """Every point's class is drawn anew: class c becomes class k with probability ``matrix[c][k]``.
+    """A redrawn class for every example: class c becomes class k with probability ``matrix[c][k]``.
 
     Args:
-        matrix: C rows, one for each clean class, of C probabilities, one for each class it may become.
+        matrix: (C, C) probabilities, with a row for each clean class and a column for each noisy class.
 
     Raises:
-        ValueError: unless the matrix is square, with rows of numbers of at least 0 that sum to 1 (within 1e-6).
+        ValueError: if the matrix is not square, or a row has a negative number or does not sum to 1 (within 1e-6).
 
     Source: the transition matrix of Patrini et al. 2017 (arXiv 1609.03683), section 2.
     """
@@ -132,21 +147,21 @@ class MatrixNoise:
         try:
             matrix = torch.as_tensor(self.matrix, dtype=torch.float64)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"matrix must be rows of numbers, all of one length; got {self.matrix!r}.") from error
+            raise ValueError(f"matrix must be rows of numbers, all of the same length; got {self.matrix!r}.") from error
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"matrix must have a row and a column for each class; got shape {tuple(matrix.shape)}.")
-        is_right = (matrix >= 0).all(dim=1) & ((matrix.sum(dim=1) - 1).abs() <= 1e-6)
-        if not bool(is_right.all()):
-            target = int(torch.nonzero(~is_right)[0])
+        is_valid = (matrix >= 0).all(dim=1) & ((matrix.sum(dim=1) - 1).abs() <= 1e-6)
+        if not bool(is_valid.all()):
+            target = int(torch.nonzero(~is_valid)[0])
             raise ValueError(
-                f"each row of matrix must hold probabilities that sum to 1; row {target} is {matrix[target].tolist()}."
+                f"each row of matrix must be probabilities that sum to 1; row {target} is {matrix[target].tolist()}."
             )
 
     def noisy(self, targets: Tensor, *, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The noisy targets (N,) int64, and (N,) bool, True where the class drawn is another one.
+        """The noisy targets (N,) int64, and (N,) bool, whether each was changed.
 
         Raises:
-            ValueError: if the matrix is not for ``num_classes`` classes.
+            ValueError: if the matrix is not (num_classes, num_classes).
         """
         if len(self.matrix) != num_classes:
             raise ValueError(
@@ -171,16 +186,16 @@ _KINDS: dict[str, Callable[..., LabelNoise]] = {
 
 
 def make_label_noise(value: Any, *, name: str) -> LabelNoise | None:
-    """The label noise that an option asks for.
+    """Build the label noise that an option describes.
 
     Args:
-        value: None for none; a number for the fraction of uniform noise; or a mapping with ``kind`` and the arguments
-            of that kind: ``uniform`` (``UniformNoise``), ``pairwise`` (``PairwiseNoise``), ``structured``
-            (``StructuredNoise``), ``matrix`` (``MatrixNoise``).
+        value: None for no noise; a number for the fraction of uniform noise; or a mapping with ``kind`` and the
+            arguments of ``uniform`` (``UniformNoise``), ``pairwise`` (``PairwiseNoise``), ``structured``
+            (``StructuredNoise``) or ``matrix`` (``MatrixNoise``).
         name: dotted name of the option, for messages.
 
     Raises:
-        ValueError: for an unknown kind or option (with the nearest ones), a missing option, or a value out of range.
+        ValueError: if a kind or option is unknown or missing, or a value is out of range.
 
     Example:
         >>> make_label_noise({"kind": "pairwise", "fraction": 0.2}, name="label_noise")
@@ -188,55 +203,11 @@ def make_label_noise(value: Any, *, name: str) -> LabelNoise | None:
         >>> make_label_noise(0.3, name="label_noise")
         UniformNoise(fraction=0.3)
     """
-    if value is None:
-        return None
-    if is_number(value):
-        value = {"kind": "uniform", "fraction": value}
-    return make_of_kind(value, name=name, kinds=_KINDS, number="the fraction of uniform noise")
-
-
-def uniform_label_noise(
-    targets: Tensor, *, fraction: float, num_classes: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Replace the target of a random share of the points by another class, all others equally likely.
-
-    Exactly ``round(fraction * N)`` points change, every one of them to a class that is not its own.
-
-    Args:
-        targets: (N,) integers in [0, num_classes); not changed.
-        fraction: in [0, 1].
-        num_classes: C >= 2.
-        generator: source of randomness.
-
-    Returns:
-        The noisy targets (N,) int64, and (N,) bool, True where a target was changed.
-
-    Raises:
-        ValueError: if ``fraction`` is outside [0, 1], or there is no other class.
-
-    Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> noisy, is_corrupted = uniform_label_noise(
-        ...     torch.zeros(10, dtype=torch.int64), fraction=0.3, num_classes=5, generator=generator
-        ... )
-        >>> int(is_corrupted.sum()), bool((noisy[is_corrupted] > 0).all())
-        (3, True)
-    """
-    check_fraction(fraction, noisy="labels")
-    _check_other_class(num_classes)
-    is_corrupted = drawn_points(len(targets), fraction=fraction, generator=generator)
-    shifts = torch.randint(1, num_classes, (len(targets),), generator=generator)
-    noisy = torch.where(is_corrupted, (targets.long() + shifts) % num_classes, targets.long())
-    return noisy, is_corrupted
-
-
-def drawn_points(num_examples: int, *, fraction: float, generator: torch.Generator) -> Tensor:
-    """(N,) bool, True for exactly ``round(fraction * N)`` random points of N."""
-    is_drawn = torch.zeros(num_examples, dtype=torch.bool)
-    is_drawn[torch.randperm(num_examples, generator=generator)[: round(fraction * num_examples)]] = True
-    return is_drawn
+    return build_kind(
+        value, name=name, kinds=_KINDS, shorthand=("uniform", "fraction"), meaning="the fraction of uniform noise"
+    )
 
 
 def _check_other_class(num_classes: int) -> None:
     if num_classes < 2:
-        raise ValueError(f"label noise needs another class to change to; got num_classes={num_classes}.")
+        raise ValueError(f"label noise needs at least two classes; got num_classes={num_classes}.")

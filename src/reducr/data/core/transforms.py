@@ -1,4 +1,4 @@
-"""What is done to a whole batch of images on its device: preprocessing for every model, augmentation for training."""
+"""Transforms of a batch of images on its device: preprocessing for every model, augmentation for training."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch.nn import functional as F
 
 
 class Preprocess(nn.Module):
-    """Images as a model takes them: scaled to [0, 1], resized, cropped, then ``(x - mean) / standard_deviation``.
+    """Scales images to [0, 1], resizes and crops them, then standardises: ``(x - mean) / standard_deviation``.
 
     Args:
-        mean: (K,) of each channel, for pixels in [0, 1].
-        standard_deviation: (K,) of each channel, > 0.
-        resize: length of the shorter side, in pixels; the other side keeps the proportion. Bilinear, antialiased.
-        center_crop: side of the square that is cut out of the middle, in pixels.
+        mean: (K,) for each channel, of pixels in [0, 1].
+        standard_deviation: (K,) for each channel, > 0.
+        resize: length of the shorter side in pixels; the aspect ratio is kept. Bilinear, antialiased.
+        center_crop: side of the central square that is cropped, in pixels.
 
     Raises:
-        ValueError: for statistics of different lengths or out of range, sizes below 1, or a crop that is larger than
-            what ``resize`` leaves.
+        ValueError: if the statistics differ in length or are out of range, a size is below 1, or the crop is larger
+            than ``resize``.
 
     State:
-        mean, standard_deviation: (K, 1, 1), the statistics; images become of their dtype.
+        mean, standard_deviation: (K, 1, 1), the statistics. Images are converted to their dtype.
 
     Example:
         >>> Preprocess([0.5], [0.5])(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
@@ -45,7 +45,7 @@ class Preprocess(nn.Module):
         super().__init__()
         if len(mean) != len(standard_deviation) or not len(mean):
             raise ValueError(
-                "mean and standard_deviation must hold one value for each channel; got "
+                "mean and standard_deviation must have one value for each channel; got "
                 f"{len(mean)} and {len(standard_deviation)} values."
             )
         if not all(math.isfinite(value) for value in mean):
@@ -63,15 +63,15 @@ class Preprocess(nn.Module):
         self.register_buffer("standard_deviation", deviations.view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, K, H, W), of uint8 in 0..255 or floats in [0, 1], to (B, K, H', W').
+        """(B, K, H, W), uint8 in 0..255 or floats in [0, 1], to (B, K, H', W').
 
         Raises:
-            ValueError: for another shape, number of channels or dtype, or images smaller than the crop.
+            ValueError: if the shape, number of channels or dtype is another, or the images are smaller than the crop.
         """
         _check_images(images)
         if images.shape[1] != len(self.mean):
             raise ValueError(
-                f"mean has a value for each of {len(self.mean)} channels; got images of {images.shape[1]} channels."
+                f"mean has {len(self.mean)} values, one for each channel; got images with {images.shape[1]} channels."
             )
         scaled = images.to(self.mean.dtype)
         if images.dtype == torch.uint8:
@@ -84,32 +84,32 @@ class Preprocess(nn.Module):
 
 
 class Augment(nn.Module):
-    """Random crops and mirror images, drawn for each image from torch's global generator of the images' device.
+    """Randomly crops and flips each image, with torch's global generator of the images' device.
 
-    Pixels move and are never mixed: values and dtype stay.
+    Pixels are moved but never interpolated, so values and dtype stay.
 
     Args:
-        crop_padding: P, zeros put around an image in pixels, of which a window of the image's size is cut out, each
-            of the ``(2P + 1)^2`` places equally likely; None for no crop.
-        flip: mirror left to right, with probability 1/2.
+        crop_padding: P, pixels of zero padding on each side. A window of the original size is cropped from the padded
+            image, at one of ``(2P + 1)^2`` equally likely positions. None for no crop.
+        flip: whether to mirror each image left to right with probability 1/2.
 
     Raises:
-        ValueError: if nothing is asked for, or for a padding below 1.
+        ValueError: if neither is set, or the padding is below 1.
     """
 
     def __init__(self, *, crop_padding: int | None = None, flip: bool = False) -> None:
         super().__init__()
         _check_pixels("crop_padding", crop_padding)
         if crop_padding is None and not flip:
-            raise ValueError("Augment changes nothing: give crop_padding=PIXELS, flip=true or both, or leave it out.")
+            raise ValueError("Augment has no effect. Set `crop_padding`, `flip=true` or both, or remove it.")
         self.crop_padding = crop_padding
         self.flip = flip
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, K, H, W), of uint8 or floats, to new images of the same shape and dtype.
+        """(B, K, H, W), uint8 or floats, to new images of the same shape and dtype.
 
         Raises:
-            ValueError: for another shape or dtype.
+            ValueError: if the shape or dtype is another.
         """
         _check_images(images)
         size, device = len(images), images.device
@@ -123,27 +123,27 @@ class Augment(nn.Module):
         if self.flip:
             is_mirrored = torch.bernoulli(torch.full((size, 1), 0.5, device=device)).bool()
             columns = torch.where(is_mirrored, columns.flip(1), columns)
-        # all in one pass over the pixels, which costs far more than their places, the same for every channel
-        places = ((rows + top) * images.shape[3]).unsqueeze(2) + (columns + left).unsqueeze(1)
-        places = places.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
-        return images.flatten(2).gather(2, places).reshape(size, images.shape[1], height, width)
+        # one gather crops and flips in a single pass over the pixels; the channels share their indices
+        indices = ((rows + top) * images.shape[3]).unsqueeze(2) + (columns + left).unsqueeze(1)
+        indices = indices.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
+        return images.flatten(2).gather(2, indices).reshape(size, images.shape[1], height, width)
 
 
 def _check_pixels(option: str, pixels: int | None) -> None:
     if pixels is not None and (isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1):
-        raise ValueError(f"{option} must be a whole number of pixels of at least 1, or null; got {pixels!r}.")
+        raise ValueError(f"{option} must be a whole number of pixels, at least 1, or null; got {pixels!r}.")
 
 
 def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(
-            "images must be (B, K, H, W) of uint8 in 0..255 or floats in [0, 1]; got shape "
-            f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}."
+            "images must be (B, K, H, W), uint8 in 0..255 or floats in [0, 1]; got shape "
+            f"{tuple(images.shape)}, {str(images.dtype).removeprefix('torch.')}."
         )
 
 
 def _resized(images: Tensor, shorter: int) -> Tensor:
-    """The images with a shorter side of ``shorter`` pixels, and the longer one in proportion, rounded down."""
+    """The images with a shorter side of ``shorter`` pixels; the longer side is in proportion, rounded down."""
     height, width = images.shape[2:]
     size = [side * shorter // min(height, width) for side in (height, width)]
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
@@ -153,6 +153,8 @@ def _center_cropped(images: Tensor, side: int) -> Tensor:
     """The middle ``side`` x ``side`` pixels."""
     height, width = images.shape[2:]
     if min(height, width) < side:
-        raise ValueError(f"center_crop={side} is larger than the images, {height} x {width}. Give resize too, or less.")
+        raise ValueError(
+            f"center_crop={side} is larger than the images, {height} x {width}. Reduce it, or set `resize` too."
+        )
     top, left = (height - side) // 2, (width - side) // 2
     return images[:, :, top : top + side, left : left + side]

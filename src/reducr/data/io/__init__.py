@@ -1,1 +1,1 @@
-"""Reading and caching of images, text and delimited files, and downloads."""
+"""Read and cache images, texts and delimited files, and download them."""

@@ -1,4 +1,4 @@
-"""Rows of delimited text files, cell by cell as they are written."""
+"""Read and write delimited text files without interpreting the cells."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-# characters; a limit of all CSV files that are read, which Python sets to 131,072
-_LARGEST_CELL = 2**31 - 1
+_MAX_CELL_CHARACTERS = 2**31 - 1
+"""Replaces the csv module's global limit of 131,072."""
 
 
 def delimited_rows(path: Path, *, delimiter: str, quoting: bool) -> Iterator[list[str]]:
-    """The cells of each row of a UTF-8 file, header first; rows without any character are left out.
+    """Yield the cells of each row of a UTF-8 file, header first. Empty lines are skipped.
 
-    Cells are strings, whatever they hold: "NA" is "NA".
+    Cells stay strings: "NA" is "NA".
 
     Args:
-        path: the file, gzip-compressed if its name ends in ``.gz``.
+        path: the file; gzip-compressed if its name ends in ``.gz``.
         delimiter: one character.
-        quoting: whether ``"`` quotes a cell, which may then hold delimiters and line ends; or is a character like any.
+        quoting: whether cells may be quoted with ``"`` and then contain delimiters and line breaks. If False, ``"`` is
+            an ordinary character.
 
     Raises:
-        ValueError: if the file is damaged or not UTF-8, or if a quote is never closed; names the file and the line.
+        ValueError: if the file is damaged or not UTF-8, or a quote is never closed; names the file and the line.
     """
     try:
         with _opened(path) as file:
             if quoting:
-                csv.field_size_limit(_LARGEST_CELL)
+                csv.field_size_limit(_MAX_CELL_CHARACTERS)
                 yield from (row for row in csv.reader(file, delimiter=delimiter, strict=True) if row)
             else:
                 lines = (line.rstrip("\r\n") for line in file)
@@ -41,13 +42,13 @@ def delimited_rows(path: Path, *, delimiter: str, quoting: bool) -> Iterator[lis
         raise ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
     except csv.Error as error:
         raise ValueError(
-            f'{path} cannot be read with quoting ({error}). Is there a single " in it? Where quotes are characters '
-            "like any other, give datamodule.quoting=false."
+            f'{path} cannot be parsed with quoting ({error}). Check it for an unpaired ". If " is an ordinary '
+            "character in this file, set `datamodule.quoting=false`."
         ) from error
 
 
 def write_delimited(path: Path, rows: Iterable[Sequence[str]], *, delimiter: str, quoting: bool) -> None:
-    """Write rows, header first, so that ``delimited_rows`` reads these cells; arguments as there."""
+    """Write rows, header first, so that ``delimited_rows`` with the same arguments reads the same cells."""
     text = io.StringIO()
     if quoting:
         csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
@@ -58,7 +59,7 @@ def write_delimited(path: Path, rows: Iterable[Sequence[str]], *, delimiter: str
 
 
 def _opened(path: Path) -> IO[str]:
-    # a line ends at a line feed alone, whatever else a cell may hold; a byte order mark is no part of the first name
+    # only a line feed ends a line, and utf-8-sig drops a byte order mark before the first column name
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
     return path.open(encoding="utf-8-sig", newline="\n")

@@ -1,4 +1,4 @@
-"""Files from the web: whole and checked, or not there."""
+"""Download and unpack files. A file is complete and verified, or it does not exist."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _TIMEOUT_SECONDS = 60
 def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = None) -> None:
     """Download ``url`` to ``path``, with a progress bar on stderr.
 
-    A file that is at ``path`` already is kept if it has the checksum. After a fault there is no new file.
+    An existing file at ``path`` is kept if its checksum matches. If the download fails, no file is left behind.
 
     Args:
         url: what to download.
-        path: where to put it; folders are made.
-        sha256: checksum that the content must have, in hexadecimal; None for any.
-        md5: likewise.
+        path: where to store it; missing folders are created.
+        sha256: expected SHA-256, hexadecimal; None for no check.
+        md5: expected MD5, likewise.
 
     Raises:
         OSError: if the server cannot be reached, refuses, or stops halfway; says what to do.
-        ValueError: if the content does not have the checksum; names both.
+        ValueError: if a checksum does not match; names both values.
     """
     expected = {name: digest for name, digest in (("sha256", sha256), ("md5", md5)) if digest is not None}
     if path.exists():
-        _check(path, expected, fault=f"{path} is not the file that {url} had. Remove it to download it again")
+        _verify(path, expected, fault=f"{path} is not the expected content of {url}. Remove it to download it again")
         return
     with replaced_atomically(path) as temporary:
         try:
@@ -45,23 +45,23 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = 
             if isinstance(error, HTTPError):
                 error.close()
             raise OSError(
-                f"could not download {url} ({error}). Try again, or get the file by hand and put it at {path}."
+                f"Could not download {url} ({error}). Try again, or download it yourself and save it as {path}."
             ) from error
-        fault = f"{url} gave another file than expected. Try again, or get the right one and put it at {path}"
-        _check(temporary, expected, fault=fault)
+        fault = f"{url} returned an unexpected file. Try again, or save the right file as {path}"
+        _verify(temporary, expected, fault=fault)
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a ``.tar.gz``, ``.tgz`` or ``.zip`` file into ``folder``; files of the same name are replaced.
+    """Unpack a ``.tar.gz``, ``.tgz`` or ``.zip`` file into ``folder``. Existing files of the same name are replaced.
 
-    The archive is unpacked beside its place and then moved into it, so that every file is whole or not there.
+    The archive is unpacked into a temporary folder first, so that no partial file appears in ``folder``.
 
     Raises:
-        ValueError: for another kind of file, a damaged one, or one with a member that would be put outside ``folder``.
+        ValueError: if the archive is of another kind, is damaged, or has a member outside ``folder``.
     """
     is_tar = archive.name.endswith((".tar.gz", ".tgz"))
     if not is_tar and archive.suffix != ".zip":
-        raise ValueError(f"{archive} must be a .tar.gz, .tgz or .zip file to be unpacked.")
+        raise ValueError(f"Only .tar.gz, .tgz and .zip files can be unpacked; got {archive}.")
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=f".{archive.name}.") as name:
         temporary = Path(name)
@@ -87,10 +87,10 @@ def _download(url: str, path: Path, *, title: str) -> None:
                 file.write(chunk)
                 progress.update(len(chunk))
             if total is not None and progress.n != total:
-                raise OSError(f"it ended after {progress.n} of {total} bytes")
+                raise OSError(f"the connection closed after {progress.n} of {total} bytes")
 
 
-def _check(path: Path, expected: dict[str, str], *, fault: str) -> None:
+def _verify(path: Path, expected: dict[str, str], *, fault: str) -> None:
     for name, digest in expected.items():
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, name).hexdigest()
@@ -102,7 +102,7 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
     with gzip.open(archive) as content:
         with tarfile.open(fileobj=content, mode="r|") as file:
             file.extractall(folder, filter="data")
-        # tarfile stops before the checksum at the end
+        # tarfile stops before the checksum at the end, which gzip verifies when it is read
         while content.read(_CHUNK_BYTES):
             pass
 
@@ -111,5 +111,5 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         for name in file.namelist():
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                raise zipfile.BadZipFile(f"{name!r} would be put outside the folder")
+                raise zipfile.BadZipFile(f"{name!r} lies outside the folder")
         file.extractall(folder)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducr._internal.names import unknown_name
-from reducr.data.core.module import PARTS, DataModule, RawData
+from reducr.data.core.module import DataModule
 from reducr.data.core.overlap import check_policy, without_overlap
+from reducr.data.core.raw import PARTS, RawData
 from reducr.data.core.transforms import Preprocess
 from reducr.data.io.text import Texts, Tokenization, with_tokens
 from reducr.data.own.features import strings

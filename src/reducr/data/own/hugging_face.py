@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reducr._internal.checks import check_count
 from reducr._internal.names import unknown_name
-from reducr.data.io.images import decoded_image
-from reducr.data.io.text import check_least
+from reducr.data.io.image_decoding import decoded_image
 from reducr.data.own.columns import ColumnDataModule, Rows, Source, check_columns, counted
 from reducr.data.own.table import names
 
@@ -90,7 +90,7 @@ class HuggingFace(ColumnDataModule):
         self.unreadable = options.get("unreadable") or "error"
         if self.unreadable not in _UNREADABLE:
             raise unknown_name("datamodule.unreadable", self.unreadable, _UNREADABLE)
-        check_least("image_size", options.get("image_size") or 1, 1)
+        check_count("datamodule.image_size", options.get("image_size") or 1)
         self.input_columns = names(input_column)
         if not self.input_columns or self.target_column in self.input_columns:
             raise ValueError(

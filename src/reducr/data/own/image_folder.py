@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from reducr.data.core.module import RawData
 from reducr.data.core.overlap import check_policy
-from reducr.data.io.images import ImageDataModule, same_files
+from reducr.data.core.raw import RawData
+from reducr.data.io.identical_files import same_files
+from reducr.data.io.images import ImageDataModule
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _PART_OF_FOLDER = {"train": "train", "holdout": "holdout", "valid": "holdout", "val": "holdout", "test": "test"}

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from reducr._internal.names import unknown_name
-from reducr.data.core.module import RawData
+from reducr.data.core.raw import RawData
 from reducr.data.io.delimited import delimited_rows, write_delimited
-from reducr.data.io.images import read_images, same_files
+from reducr.data.io.identical_files import same_files
+from reducr.data.io.images import read_images
 from reducr.data.io.text import OWN
 from reducr.data.own.columns import ColumnDataModule, Rows, Source, check_columns
 from reducr.data.own.features import Features

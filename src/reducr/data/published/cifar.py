@@ -12,7 +12,8 @@ from torch import Tensor
 
 from reducr._internal.checks import check_range
 from reducr._internal.names import unknown_name
-from reducr.data.core.module import DataModule, RawData
+from reducr.data.core.module import DataModule
+from reducr.data.core.raw import RawData
 from reducr.data.io.download import fetch, unpack
 from reducr.data.published.cifar_files import (
     Layout,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reducr.data.core.module import RawData
+from reducr.data.core.raw import RawData
 from reducr.data.io.download import fetch, unpack
 from reducr.data.io.images import ImageDataModule
 from reducr.data.own.image_folder import class_files, in_order

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from reducr.data.core.module import RawData
+from reducr.data.core.raw import RawData
 from reducr.data.io.images import ImageDataModule
 
 CLASS_NAMES = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from reducr.data.core.module import DataModule, RawData
+from reducr.data.core.module import DataModule
+from reducr.data.core.raw import RawData
 
 
 class Digits(DataModule):

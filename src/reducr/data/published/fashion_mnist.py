@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reducr.data.core.module import DataModule, RawData
+from reducr.data.core.module import DataModule
+from reducr.data.core.raw import RawData
 from reducr.data.io.download import fetch
 
 CLASS_NAMES = (

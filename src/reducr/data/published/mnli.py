@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from reducr.data.core.module import RawData
+from reducr.data.core.raw import RawData
 from reducr.data.published.glue import GlueDataModule
 
 

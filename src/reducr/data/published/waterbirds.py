@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reducr.data.core.module import RawData
 from reducr.data.core.overlap import check_policy
+from reducr.data.core.raw import RawData
 from reducr.data.io.download import fetch, unpack
 from reducr.data.io.images import ImageDataModule
 
