@@ -269,7 +269,7 @@ def test_rs2_knows_points_beyond_its_memory_and_needs_ids():
     with pytest.raises(ValueError, match=r"index must be in 0..2147483647; position 0 holds -1"):
         selector.select(Candidates(index=torch.tensor([-1, 5])), num_selected=1)
     other = reducr.make_selector("uniform", num_groups=1).select(Candidates(index=torch.tensor([1])), num_selected=1)
-    with pytest.raises(ValueError, match="'rs2' counts the selected points by their index, and this selection is of"):
+    with pytest.raises(ValueError, match="'rs2' counts selected examples by index; this selection has none"):
         selector.update(other)
 
 
@@ -410,7 +410,7 @@ def test_bayesian_selection_of_samples_that_agree_is_rho_loss():
         (
             "bayesian_selection",
             {"alpha": -0.1},
-            r"alpha must be in \[0, 1\], the share of the model at hand .*got -0.1",
+            r"alpha must be in \[0, 1\], the weight of the current model; got -0.1",
         ),
         ("priority_sampling", {"uniform_share": 1.5}, r"uniform_share must be in \[0, 1\], the part .*; got 1.5"),
         ("priority_sampling", {"irreducible_temperature": 0.0}, "irreducible_temperature must be .* above 0; got 0.0"),
@@ -433,5 +433,5 @@ def test_divbs_needs_logits_of_one_pass():
     candidates = Candidates(
         logits=torch.zeros(2, 3, 2), targets=torch.zeros(3, dtype=torch.int64), features=torch.ones(3, 1)
     )
-    with pytest.raises(ValueError, match=r"'divbs' needs logits \(B, C\) of one pass; got shape \(2, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"'divbs' needs logits \(B, C\) of one forward pass; got shape \(2, 3, 2\)"):
         reducr.make_selector("divbs", num_groups=2).select(candidates, num_selected=1)

@@ -413,7 +413,7 @@ def _numbers_of(selector, given, i):
 
 def check_order(selector, scores, positions, finite):
     sampler = selector.sampler
-    is_uniform = hasattr(sampler, "last_from") and int(selector.epoch) < sampler.first
+    is_uniform = hasattr(sampler, "uniform_from") and int(selector.epoch) < sampler.uniform_until
     inner = type(getattr(sampler, "sampler", sampler)).__name__
     if is_uniform:
         return

@@ -126,7 +126,7 @@ def test_a_schedule_and_uniform_ends_share_the_number_of_epochs():
         uniform_last_epochs=1,
     )
     assert sampler.sampler.temperature_at(2) == 0.5
-    assert sampler.last_from == 2
+    assert sampler.uniform_from == 2
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_a_schedule_and_uniform_ends_share_the_number_of_epochs():
         (
             "softmax",
             {"temperature_schedule": "linear", "final_temperature": 1.0},
-            "final_temperature and num_epochs go with temperature_schedule 'linear' or 'geometric'",
+            "temperature_schedule 'linear' or 'geometric' needs final_temperature and num_epochs",
         ),
         (
             "softmax",
             {"final_temperature": 0.5},
-            "final_temperature and num_epochs go with temperature_schedule 'linear' or 'geometric'",
+            "temperature_schedule 'linear' or 'geometric' needs final_temperature and num_epochs",
         ),
         (
             "softmax",
@@ -166,7 +166,7 @@ def test_a_schedule_and_uniform_ends_share_the_number_of_epochs():
         ),
         ("top_k", {"uniform_last_epochs": 1}, "uniform_last_epochs needs num_epochs"),
         ("top_k", {"uniform_first_epochs": -1}, "uniform_first_epochs must be a whole number of at least 0; got -1."),
-        ("top_k", {"num_epochs": 5}, "num_epochs=5 changes nothing here"),
+        ("top_k", {"num_epochs": 5}, "num_epochs=5 has no effect without uniform_last_epochs"),
     ],
 )
 def test_wrong_options_are_refused_at_construction(name, options, message):

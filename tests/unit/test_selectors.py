@@ -151,7 +151,7 @@ def test_uniform_draws_every_point_equally_often():
         (
             "reducr",
             {"use_model_loss": False, "use_irreducible": False},
-            "use_irreducible and use_model_loss are both off: there would be nothing to score by.",
+            "use_irreducible and use_model_loss are both False. Set one of them: there is no other term.",
         ),
         ("reducr", {"initial_payoff": [1.0]}, "initial_payoff must hold one value for each of the 2 groups"),
         ("reducr", {"initial_payoff": [1.0, float("nan")]}, "initial_payoff must be finite"),
@@ -302,5 +302,5 @@ def test_only_candidates_are_chosen_among_and_only_selections_counted(candidates
 def test_the_gradient_norm_is_of_one_pass():
     selector = reducr.make_selector("gradient_norm", num_groups=2)
     candidates = Candidates(logits=torch.zeros(5, 3, 2), targets=torch.tensor([0, 1, 1]))
-    with pytest.raises(ValueError, match=re.escape("needs logits (B, C) of one pass; got shape (5, 3, 2).")):
+    with pytest.raises(ValueError, match=re.escape("needs logits (B, C) of one forward pass; got shape (5, 3, 2).")):
         selector.select(candidates, num_selected=1)

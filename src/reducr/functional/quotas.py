@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SMALLEST_QUOTA = 1e-9
+"""Smallest quota relative to the others. A quota of zero is raised to it, so examples of that group come last."""
+
 
 def quota_scores(
     groups: Tensor, quotas: Tensor, *, log_probabilities: Tensor | None = None, generator: torch.Generator | None
@@ -41,6 +44,11 @@ def quota_scores(
         keys = torch.log(-torch.log(keys.clamp(min=torch.finfo(keys.dtype).tiny))) - log_probabilities.double()
     places = _places_in_groups(groups, keys, num_groups=len(quotas))
     return -(places + drawn[size:][groups]) / quotas.double()[groups]
+
+
+def positive_quotas(quotas: Tensor) -> Tensor:
+    """``quotas`` (G,), not all zero, raised to at least ``SMALLEST_QUOTA`` times the largest."""
+    return quotas.clamp(min=SMALLEST_QUOTA * quotas.max())
 
 
 def _places_in_groups(groups: Tensor, keys: Tensor, *, num_groups: int) -> Tensor:

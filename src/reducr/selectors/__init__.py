@@ -1,4 +1,4 @@
-"""Every selection rule, by name."""
+"""Selection rules and samplers by name."""
 
 from reducr.selectors.base import Selector
 from reducr.selectors.registry import SELECTORS, make_selector

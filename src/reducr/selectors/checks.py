@@ -52,6 +52,13 @@ def check_fields(candidates: Candidates, needs: frozenset[str], *, rule: str, nu
         check_range("index", fields["index"], MAX_EXAMPLES)
 
 
+def check_single_pass(candidates: Candidates, rule: str) -> None:
+    """Raise ValueError unless the logits are (B, C), from one forward pass."""
+    logits = candidates.logits
+    if logits is not None and logits.ndim != 2:
+        raise ValueError(f"{rule!r} needs logits (B, C) of one forward pass; got shape {tuple(logits.shape)}.")
+
+
 def checked_holdout_loss(group_holdout_loss: Any, num_groups: int) -> Tensor:
     """``group_holdout_loss`` as a tensor (G,) without gradients.
 

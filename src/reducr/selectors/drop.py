@@ -1,4 +1,4 @@
-"""DRoP: quotas of the groups by their holdout error, and a random choice within each."""
+"""DRoP: group quotas in proportion to the holdout error, filled at random."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from torch import Tensor
 
 from reducr import functional
 from reducr.batch import Candidates
+from reducr.functional.quotas import positive_quotas
 from reducr.selectors.base import Selector
-
-_LEAST_SHARE = 1e-9
 
 
 class Drop(Selector):
-    """Distributionally robust pruning: the worse a group does on the holdout set, the more of its points are kept.
+    """Distributionally robust pruning: the higher a group's holdout error, the more of its examples are kept.
 
     With ``n_g`` candidates and holdout loss ``h_g`` of group g::
 
         error_g = 1 - exp(-h_g)
-        quota_g = b n_g error_g / sum_k n_k error_k        at most n_g, the excess going to the others
+        quota_g = b n_g error_g / sum_k n_k error_k        at most n_g, the rest going to the others
 
-    Which points of a group is decided at random (see ``functional.quota_scores``), whatever their losses. The paper
-    prunes once, with one less the recall of a model trained before as the error. Here ``exp(-h_g)`` takes the place of
-    the recall: the geometric mean of the probabilities that the model at hand gives to the right targets, at most their
-    mean. It changes with every new holdout loss. Where every error is zero, quotas are those of a uniform draw.
+    The examples of a group are chosen at random, whatever their losses (see ``functional.quota_scores``). The paper
+    prunes once, and its error is 1 minus the recall of a model trained before. Here ``exp(-h_g)`` replaces the recall:
+    it is the geometric mean of the probabilities that the current model gives to the targets, and at most their mean.
+    It changes with every new holdout loss. If all errors are zero, the quotas are those of a uniform draw.
 
     Source: Vysogorets, Ahuja & Kempe, ICLR 2025 (arXiv 2404.05579), Algorithm 1.
     """
@@ -34,9 +33,9 @@ class Drop(Selector):
     needs_group_holdout_loss = True
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
-        """(B,) random numbers; the b largest fill the quotas, for every b."""
+        """(B,) random scores; the b largest fill the quotas, for every b."""
         groups = candidates.groups.long()  # type: ignore[union-attr]  # in self.needs
         error = functional.holdout_error(self.group_holdout_loss)
         counts = torch.bincount(groups, minlength=self.num_groups)
-        quotas = counts * error.clamp(min=_LEAST_SHARE * error.max()) if bool(error.any()) else counts
+        quotas = counts * positive_quotas(error) if bool(error.any()) else counts
         return functional.quota_scores(groups, quotas, generator=generator)

@@ -1,4 +1,4 @@
-"""Group weights as state: a running payoff per group, read as multiplicative weights."""
+"""Group weights as state: multiplicative weights of a running payoff per group."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from reducr._internal.checks import check_num_groups, group_vector, is_finite_nu
 class GroupWeights(FixedDtypeBuffers):
     """Multiplicative weights over G groups: ``w = softmax(-step_size * cumulative_payoff)``.
 
-    Every update is ``cumulative_payoff = payoff_decay * cumulative_payoff + payoff``.
+    An update sets ``cumulative_payoff = payoff_decay * cumulative_payoff + payoff``.
 
     State:
-        cumulative_payoff: (G,) float64, the sum of the payoffs of all updates, the older ones decayed; summed over
-            ranks.
+        cumulative_payoff: (G,) float64, the decayed sum of all payoffs; summed over ranks.
 
     Args:
         num_groups: G >= 1.
         step_size: eta >= 0, per nat of payoff.
-        initial_payoff: (G,) where the running payoff starts; None for zeros, which gives equal weights. It decays
-            like the payoffs after it.
-        payoff_decay: in (0, 1]; 1 forgets nothing, below it the weights remember about 1 / (1 - payoff_decay) updates.
+        initial_payoff: (G,) initial value, which decays as well; None for zeros, which gives equal weights.
+        payoff_decay: in (0, 1]; 1 forgets nothing. Below 1 the weights remember about 1 / (1 - payoff_decay) updates.
 
     Raises:
-        ValueError: if ``step_size`` is negative or not finite, ``payoff_decay`` is outside (0, 1], or
-            ``initial_payoff`` has another length than G or is not finite.
+        ValueError: for a value outside its range, or an ``initial_payoff`` that is not G finite numbers.
 
     Example:
         >>> weights = GroupWeights(2, step_size=1.0)
@@ -60,11 +57,11 @@ class GroupWeights(FixedDtypeBuffers):
         self.register_buffer("cumulative_payoff", group_vector(initial_payoff, num_groups, "initial_payoff"))
 
     def weights(self) -> Tensor:
-        """(G,) float64 on the simplex, from the payoff up to and including the last update."""
+        """Weights (G,) float64 on the simplex, after the last update."""
         return functional.group_weights(self.cumulative_payoff, step_size=self.step_size)
 
     def update(self, payoff: Tensor) -> None:
-        """Decay the running payoff and add ``payoff`` (G,) to it.
+        """Decay the cumulative payoff and add ``payoff`` (G,).
 
         Raises:
             ValueError: for a payoff of another shape.

@@ -1,8 +1,9 @@
-"""RCAP: quotas of the groups by their losses, and high losses drawn more often within each."""
+"""RCAP: group quotas by loss and size, filled with a draw that prefers high losses."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,33 +11,32 @@ from torch import Tensor
 from reducr import functional
 from reducr._internal.checks import is_finite_number
 from reducr.batch import Candidates
+from reducr.functional.quotas import positive_quotas
 from reducr.selectors.base import Selector
-
-_LEAST_SHARE = 1e-9
 
 
 class Rcap(Selector):
-    """Robust class-aware probabilistic pruning: a group's part grows with the root of its loss and of its size.
+    """Robust class-aware probabilistic pruning: a group's quota grows with the root of its loss and of its size.
 
-    With ``n_g`` candidates of group g, their model losses l clipped and ``L_g`` the mean of those of the group::
+    With ``n_g`` candidates of group g, and ``L_g`` the mean of their clipped model losses ``c_i``::
 
         c_i     = min(l_i, largest_loss)
-        quota_g = b sqrt(n_g L_g) / sum_k sqrt(n_k L_k)        at most n_g, the excess going to the others
-        points of a group are drawn one after another, in proportion to  exp(c_i / loss_temperature)
+        quota_g = b sqrt(n_g L_g) / sum_k sqrt(n_k L_k)        at most n_g, the rest going to the others
+        examples of a group are drawn one after another, in proportion to  exp(c_i / loss_temperature)
 
-    Without differences of loss the quotas are between those of a uniform draw and equal ones. The paper chooses a
-    subset for a whole epoch, by the losses that its points had when they were trained on last, ``largest_loss`` before;
-    here losses are of the model as it is, and a batch of candidates is in the place of the data set. What the losses of
-    a group are aggregated to is the mean here. The authors' implementation sums, over the points chosen in the epoch
-    before, their shares of ``exp(c / loss_temperature)`` in their group; either way quotas go with ``sqrt(n_g)`` where
-    losses are alike. Where every loss is zero, they do so here, too.
+    With equal losses, or with zeros alone, the quotas go with ``sqrt(n_g)``: between a uniform draw and equal quotas.
+
+    Deviations: the paper chooses a subset of the data set for a whole epoch, by the loss of each example when it was
+    last trained on (``largest_loss`` before that). Here the losses are those of the current model on a batch of
+    candidates. The authors' implementation aggregates the losses of a group differently: it sums, over the examples
+    chosen in the previous epoch, their shares of ``exp(c / loss_temperature)`` in the group. Here it is the mean.
 
     Args:
         num_groups: G >= 1.
-        loss_temperature: beta > 0, nats; large values draw all points of a group alike.
-        largest_loss: above 0, nats; None for log(G), the loss of a guess, with G of at least 2.
-        sampler: a key of ``SAMPLERS``; any but ``top_k`` leaves the quotas.
-        sampler_options: see ``Selector``.
+        loss_temperature: beta > 0, nats; the larger, the more uniform the draw within a group.
+        largest_loss: bound at which losses are clipped, > 0 nats; None for log(max(G, 2)), the loss of a random guess.
+        sampler_options: ``sampler`` and its options, see ``Selector``. Samplers other than ``top_k`` do not keep to the
+            quotas.
 
     Raises:
         ValueError: for a value outside its range.
@@ -54,10 +54,9 @@ class Rcap(Selector):
         num_groups: int,
         loss_temperature: float = 2.0,
         largest_loss: float | None = None,
-        sampler: str | None = None,
-        **sampler_options: float | str | None,
+        **sampler_options: Any,
     ) -> None:
-        super().__init__(num_groups=num_groups, sampler=sampler, **sampler_options)
+        super().__init__(num_groups=num_groups, **sampler_options)
         if not (is_finite_number(loss_temperature) and loss_temperature > 0):
             raise ValueError(f"loss_temperature must be a finite number of nats above 0; got {loss_temperature}.")
         if largest_loss is not None and not (is_finite_number(largest_loss) and largest_loss > 0):
@@ -69,16 +68,15 @@ class Rcap(Selector):
         self.largest_loss = math.log(max(num_groups, 2)) if largest_loss is None else float(largest_loss)
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
-        """(B,) random numbers; the b largest fill the quotas, for every b."""
+        """(B,) random scores; the b largest fill the quotas, for every b."""
         groups = candidates.groups.long()  # type: ignore[union-attr]  # in needs
         loss = candidates.model_loss.double().clamp(0, self.largest_loss)  # type: ignore[union-attr]  # in needs
         counts = torch.bincount(groups, minlength=self.num_groups)
         sums = torch.zeros(self.num_groups, dtype=torch.float64, device=loss.device).index_add_(0, groups, loss)
-        squares = sums if bool(sums.any()) else counts.double()  # n_g L_g
-        shares = squares.sqrt()
+        squared_quotas = sums if bool(sums.any()) else counts.double()  # n_g L_g
         return functional.quota_scores(
             groups,
-            shares.clamp(min=_LEAST_SHARE * float(shares.max())),
+            positive_quotas(squared_quotas.sqrt()),
             log_probabilities=loss / max(self.loss_temperature, torch.finfo(torch.float32).tiny),
             generator=generator,
         )

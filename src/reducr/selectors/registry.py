@@ -144,7 +144,7 @@ SELECTORS = SelectorRegistry(
         BayesianSelection,
     )
 )
-"""All selectors by name, those of installed packages included."""
+"""Every selector by name, those of installed packages included."""
 
 
 def make_selector(name: str, *, num_groups: int, **options: Any) -> Selector:

@@ -1,6 +1,6 @@
-"""Samplers: which candidates to take, given their scores.
+"""Samplers: choose candidates by their scores.
 
-A sampler has options but no state: what it draws depends on the scores, the epoch and the generator alone.
+A sampler has options but no state. Its choice depends only on the scores, the epoch and the generator.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from reducr._internal.names import check_options, unknown_name
 
 
 class Sampler(Protocol):
-    """Takes ``num_selected`` of the scores (B,); returns their positions (b,) int64."""
+    """A function that chooses ``num_selected`` of the scores (B,) and returns their positions (b,)."""
 
     def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
         """Positions (b,) int64, best first or in the order drawn."""
 
 
 class TopK:
-    """The largest scores; of equal ones, the earlier position."""
+    """The largest scores; of equal scores the earlier position wins."""
 
     def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
-        """See ``functional.top_k``; uses no randomness."""
+        """See ``functional.top_k``; not random."""
         return functional.top_k(scores, num_selected)
 
 
@@ -35,14 +35,14 @@ class Softmax:
     """Boltzmann draw without replacement: ``p_i`` proportional to ``exp(score_i / temperature)``.
 
     Args:
-        temperature: > 0, in units of the score; the temperature of epoch 0.
-        temperature_schedule: how it gets to ``final_temperature`` in the last of ``num_epochs`` epochs: ``fixed``
-            (it does not), ``linear`` or ``geometric``.
-        final_temperature: > 0, needed by the last two schedules and refused by the first.
-        num_epochs: >= 2, likewise.
+        temperature: temperature in epoch 0, > 0, in units of the score.
+        temperature_schedule: ``fixed``, or ``linear`` or ``geometric`` from ``temperature`` in the first to
+            ``final_temperature`` in the last of ``num_epochs`` epochs.
+        final_temperature: > 0, for ``linear`` and ``geometric`` only.
+        num_epochs: >= 2, for ``linear`` and ``geometric`` only.
 
     Raises:
-        ValueError: for a value outside its range or a schedule given half.
+        ValueError: for a value outside its range, or an incomplete schedule.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Softmax:
         if temperature_schedule not in ("fixed", "linear", "geometric"):
             raise unknown_name("temperature_schedule", temperature_schedule, ("fixed", "linear", "geometric"))
         _check_positive("temperature", temperature)
-        scheduled = temperature_schedule != "fixed"
-        if scheduled != (final_temperature is not None) or scheduled != (num_epochs is not None):
+        is_scheduled = temperature_schedule != "fixed"
+        if is_scheduled != (final_temperature is not None) or is_scheduled != (num_epochs is not None):
             raise ValueError(
-                "final_temperature and num_epochs go with temperature_schedule 'linear' or 'geometric', both or "
-                f"neither; got temperature_schedule={temperature_schedule!r}, "
-                f"final_temperature={final_temperature}, num_epochs={num_epochs}."
+                "temperature_schedule 'linear' or 'geometric' needs final_temperature and num_epochs; 'fixed' takes "
+                f"neither. Got temperature_schedule={temperature_schedule!r}, final_temperature={final_temperature}, "
+                f"num_epochs={num_epochs}."
             )
         if final_temperature is not None:
             _check_positive("final_temperature", final_temperature)
@@ -73,7 +73,7 @@ class Softmax:
         self.num_epochs = num_epochs or 1
 
     def temperature_at(self, epoch: int) -> float:
-        """The temperature of an epoch, counted from 0; constant after the last."""
+        """Temperature in an epoch, counted from 0; constant after the last."""
         if self.schedule == "fixed":
             return self.temperature
         progress = min(epoch / (self.num_epochs - 1), 1.0)
@@ -83,7 +83,7 @@ class Softmax:
 
     def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
         """Draw at the temperature of ``epoch``."""
-        # at any lower temperature the draw is the same, but quotients overflow
+        # a lower temperature gives the same draw, but quotients overflow
         log_probabilities = scores.double() / max(self.temperature_at(epoch), 1e-250)
         return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
 
@@ -103,7 +103,7 @@ class Power:
         self.beta = beta
 
     def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
-        """Draw in proportion to a power of the scores."""
+        """Draw with a power of the scores."""
         log_probabilities = functional.power_log_probabilities(scores, beta=self.beta)
         return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
 
@@ -123,7 +123,7 @@ class Rank:
         self.beta = beta
 
     def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
-        """Draw by a power of the ranks."""
+        """Draw with a power of the ranks."""
         log_probabilities = functional.rank_log_probabilities(scores, beta=self.beta)
         return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
 
@@ -132,7 +132,7 @@ class ExponentialRank:
     """Draw without replacement: ``p_i`` proportional to ``pressure^(-rank_i / B)`` (Loshchilov & Hutter 2016).
 
     Args:
-        pressure: s_e >= 1, how much likelier the best candidate is than the worst.
+        pressure: s_e >= 1, ratio of the probabilities of the best and the worst candidate.
 
     Raises:
         ValueError: if ``pressure`` is below 1 or not finite.
@@ -144,19 +144,19 @@ class ExponentialRank:
         self.pressure = pressure
 
     def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
-        """Draw by an exponential of the ranks."""
+        """Draw with an exponential of the ranks."""
         log_probabilities = functional.exponential_rank_log_probabilities(scores, pressure=self.pressure)
         return functional.gumbel_top_k(log_probabilities, num_selected, generator=generator)
 
 
 class UniformAtEnds:
-    """Another sampler, but a uniform draw in the first and in the last epochs (warm-up, switch).
+    """Another sampler, with a uniform draw in the first and the last epochs.
 
     Args:
-        sampler: what to use in between.
+        sampler: sampler of the epochs in between.
         uniform_first_epochs: >= 0.
         uniform_last_epochs: >= 0; needs ``num_epochs``.
-        num_epochs: length of the training in epochs.
+        num_epochs: length of training in epochs.
 
     Raises:
         ValueError: for a negative number, or a last phase without ``num_epochs``.
@@ -175,18 +175,18 @@ class UniformAtEnds:
         if num_epochs is not None:
             check_count("num_epochs", num_epochs)
         if uniform_last_epochs and num_epochs is None:
-            raise ValueError("uniform_last_epochs needs num_epochs, to know which epochs are the last.")
+            raise ValueError("uniform_last_epochs needs num_epochs, the length of training.")
         self.sampler = sampler
-        self.first = uniform_first_epochs
-        self.last_from = math.inf if num_epochs is None else num_epochs - uniform_last_epochs
+        self.uniform_until = uniform_first_epochs
+        self.uniform_from = math.inf if num_epochs is None else num_epochs - uniform_last_epochs
 
-    def is_at_an_end(self, epoch: int) -> bool:
-        """Whether the draws of ``epoch`` are uniform."""
-        return epoch < self.first or epoch >= self.last_from
+    def is_uniform(self, epoch: int) -> bool:
+        """Whether the draw in ``epoch`` is uniform."""
+        return epoch < self.uniform_until or epoch >= self.uniform_from
 
     def __call__(self, scores: Tensor, num_selected: int, *, epoch: int, generator: torch.Generator | None) -> Tensor:
-        """Draw uniformly at the ends, by the sampler in between."""
-        if self.is_at_an_end(epoch):
+        """Draw uniformly, or with the sampler in between."""
+        if self.is_uniform(epoch):
             return functional.gumbel_top_k(torch.zeros_like(scores), num_selected, generator=generator)
         return self.sampler(scores, num_selected, epoch=epoch, generator=generator)
 
@@ -203,11 +203,12 @@ PHASE_OPTIONS = ("uniform_first_epochs", "uniform_last_epochs", "num_epochs")
 
 
 def make_sampler(name: str, **options: Any) -> Sampler:
-    """The sampler of that name, uniform at the ends if asked to be.
+    """Make a sampler by name.
 
     Args:
         name: a key of ``SAMPLERS``.
-        options: options of that sampler, and ``uniform_first_epochs``, ``uniform_last_epochs``, ``num_epochs``.
+        options: options of that sampler, and of ``UniformAtEnds``: ``uniform_first_epochs``, ``uniform_last_epochs``,
+            ``num_epochs``.
 
     Raises:
         ValueError: for an unknown name or option (with the nearest ones), or a value outside its range.
@@ -226,12 +227,12 @@ def make_sampler(name: str, **options: Any) -> Sampler:
         options.pop("num_epochs", None)
         if num_epochs is not None and not phases.get("uniform_last_epochs"):
             raise ValueError(
-                f"num_epochs={num_epochs} changes nothing here: it goes with uniform_last_epochs or a temperature "
-                "schedule. Leave it out, or give one of those."
+                f"num_epochs={num_epochs} has no effect without uniform_last_epochs or a temperature schedule. Set one "
+                "of these, or leave it out."
             )
     sampler: Sampler = build(**options)
-    at_ends = UniformAtEnds(sampler, num_epochs=num_epochs, **phases)
-    return at_ends if any(phases.values()) else sampler
+    phased = UniformAtEnds(sampler, num_epochs=num_epochs, **phases)
+    return phased if any(phases.values()) else sampler
 
 
 def _check_positive(name: str, value: float) -> None:

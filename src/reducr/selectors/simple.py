@@ -1,4 +1,4 @@
-"""Rules without group weights that read losses: uniform, train loss, irreducible loss, RHO-LOSS, class-balanced."""
+"""Simple rules: uniform, train loss, irreducible loss, RHO-LOSS and class-balanced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reducr.selectors.base import Selector
 
 
 class Uniform(Selector):
-    """Every candidate is equally likely, whatever the sampler: the score is a random number."""
+    """Uniform draw, whatever the sampler: the score is a random number."""
 
     name = "uniform"
     is_pointwise = False
@@ -28,7 +28,7 @@ def uniform_numbers(candidates: Candidates, generator: torch.Generator | None) -
 
 
 class TrainLoss(Selector):
-    """The model's own loss: hard points first. Seeks out mislabelled points.
+    """The model loss: hard examples first, mislabelled ones among them.
 
     Source: Loshchilov & Hutter 2016 (arXiv 1511.06343); its exponential-rank sampler is the default, as in the
     published baseline.
@@ -44,7 +44,7 @@ class TrainLoss(Selector):
 
 
 class IrreducibleLoss(Selector):
-    """Points that the irreducible model finds easy first: ``-r_i``.
+    """Examples that the reference model (the paper's irreducible model) finds easy: ``-r_i``.
 
     Source: RHO-LOSS (arXiv 2206.07137), the "irreducible loss" ablation.
     """
@@ -58,7 +58,7 @@ class IrreducibleLoss(Selector):
 
 
 class RhoLoss(Selector):
-    """Reducible holdout loss: ``l_i - r_i``, with r from one model trained on the whole holdout set.
+    """Reducible holdout loss: ``l_i - r_i``, with r from one reference model trained on the whole holdout set.
 
     Source: RHO-LOSS (arXiv 2206.07137), eq. 3.
     """
@@ -72,10 +72,10 @@ class RhoLoss(Selector):
 
 
 class ClassBalanced(Selector):
-    """Every group present among the candidates is equally likely: a draw in proportion to ``1 / n_g(i)``.
+    """Class-balanced draw: every group among the candidates is equally likely, ``p_i`` proportional to ``1 / n_g(i)``.
 
-    ``n_g`` is the number of candidates of group g. The draw is without replacement, so a group with fewer candidates
-    than its share gives all it has.
+    ``n_g`` is the number of candidates of group g. The draw is without replacement, so a group with too few candidates
+    is selected completely.
 
     Source: the usual class-balanced sampling; the selection-free baseline of docs/method.md section 6.
     """
@@ -86,6 +86,6 @@ class ClassBalanced(Selector):
     default_sampler = "power"
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
-        """(B,) one over the number of candidates of the point's group."""
+        """(B,) 1 over the number of candidates in the group of the example."""
         groups = candidates.groups.long()  # type: ignore[union-attr]  # in self.needs
         return 1.0 / torch.bincount(groups, minlength=self.num_groups)[groups]

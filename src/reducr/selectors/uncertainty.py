@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,11 @@ from reducr import functional
 from reducr._internal.checks import check_count, is_finite_number
 from reducr.batch import Candidates
 from reducr.selectors.base import Selector
+from reducr.selectors.checks import check_single_pass
 
 
 class GradientNorm(Selector):
-    """Upper bound of a point's gradient norm, ``|| softmax(z_i) - onehot(y_i) ||_2``.
+    """Upper bound on the gradient norm of an example, ``|| softmax(z_i) - onehot(y_i) ||_2``.
 
     Source: Katharopoulos & Fleuret 2018 (arXiv 1803.00942).
     """
@@ -21,11 +24,9 @@ class GradientNorm(Selector):
     needs = frozenset({"logits", "targets"})
 
     def check_candidates(self, candidates: Candidates) -> None:
-        """As for all, and the logits are of one pass."""
+        """Raise an error unless the needed fields are there and the logits have shape (B, C)."""
         super().check_candidates(candidates)
-        logits: Tensor = candidates.logits  # type: ignore[assignment]  # in needs
-        if logits.ndim != 2:
-            raise ValueError(f"'gradient_norm' needs logits (B, C) of one pass; got shape {tuple(logits.shape)}.")
+        check_single_pass(candidates, self.name)
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
         """(B,) in [0, sqrt(2)]."""
@@ -33,7 +34,7 @@ class GradientNorm(Selector):
 
 
 class Entropy(Selector):
-    """Entropy of the predicted distribution: what the model is unsure of first. Labels are not used."""
+    """Entropy of the predicted distribution: selects what the model is least sure of. Targets are not used."""
 
     name = "entropy"
     needs = frozenset({"logits"})
@@ -44,15 +45,14 @@ class Entropy(Selector):
 
 
 class DropoutSampled(Selector):
-    """A rule over MC-dropout samples: the model is run ``num_dropout_samples`` times with dropout on.
+    """Base class of rules over MC-dropout samples: ``num_dropout_samples`` forward passes with dropout on.
 
-    Candidates.logits hold the samples as (S, B, C); (B, C) counts as one sample.
+    ``Candidates.logits`` hold the samples as (S, B, C); (B, C) counts as one sample.
 
     Args:
         num_groups: G >= 1.
         num_dropout_samples: S >= 2; the scoring pass costs S forward passes.
-        sampler: a key of ``SAMPLERS``.
-        sampler_options: see ``Selector``.
+        sampler_options: ``sampler`` and its options, see ``Selector``.
 
     Raises:
         ValueError: if ``num_dropout_samples`` is below 2.
@@ -67,16 +67,15 @@ class DropoutSampled(Selector):
         *,
         num_groups: int,
         num_dropout_samples: int = 10,
-        sampler: str | None = None,
-        **sampler_options: float | str | None,
+        **sampler_options: Any,
     ) -> None:
-        super().__init__(num_groups=num_groups, sampler=sampler, **sampler_options)
+        super().__init__(num_groups=num_groups, **sampler_options)
         check_count("num_dropout_samples", num_dropout_samples, least=2)
         self.num_dropout_samples = num_dropout_samples
 
 
 class ConditionalEntropy(DropoutSampled):
-    """Mean entropy of the MC-dropout samples: noise in the label, as the model sees it."""
+    """Mean entropy of the MC-dropout samples: the label noise that the model expects."""
 
     name = "conditional_entropy"
 
@@ -86,7 +85,7 @@ class ConditionalEntropy(DropoutSampled):
 
 
 class Bald(DropoutSampled):
-    """BALD: mutual information of label and parameters over the MC-dropout samples."""
+    """BALD: mutual information between the label and the parameters, from MC-dropout samples."""
 
     name = "bald"
 
@@ -96,7 +95,7 @@ class Bald(DropoutSampled):
 
 
 class LossMinusConditionalEntropy(DropoutSampled):
-    """``l_i`` less the conditional entropy: high loss where the model thinks that labels are not noisy.
+    """``l_i`` minus the conditional entropy: high losses where the model expects little label noise.
 
     Source: RHO-LOSS (arXiv 2206.07137), appendix on related acquisition functions.
     """
@@ -126,22 +125,22 @@ class LossPlusConditionalEntropy(DropoutSampled):
 
 
 class BayesianSelection(DropoutSampled):
-    """Bayesian data selection, with the irreducible model in the place of a zero-shot predictor.
+    """Bayesian data selection, with the reference model (the paper's irreducible model) as the zero-shot predictor.
 
-    With ``l_is`` the loss of point i under dropout sample s and ``r_i`` its irreducible loss::
+    With ``l_is`` the loss of example i under dropout sample s and ``r_i`` its irreducible loss::
 
         score_i = -log mean_s exp(-l_is)  -  alpha mean_s l_is  -  (1 - alpha) r_i
 
-    The first term is the loss of the averaged prediction. With samples that agree, the score is ``1 - alpha`` times
-    that of ``rho_loss``; where they do not, it is lower by how far the loss of the average is below the average loss.
-    The paper draws samples from a Laplace approximation of the last layer's posterior; here they are of MC-dropout.
+    The first term is the loss of the averaged prediction. If all samples agree, the score is ``1 - alpha`` times that
+    of ``rho_loss``. If they disagree, the loss of the averaged prediction is below the average loss, and the score is
+    lower by the difference. The paper samples from a Laplace approximation of the last layer's posterior, not with
+    MC-dropout.
 
     Args:
         num_groups: G >= 1.
-        alpha: in [0, 1], how far the model at hand is believed rather than the irreducible one; the paper tunes it.
+        alpha: in [0, 1], weight of the current model against the reference model; the paper tunes it.
         num_dropout_samples: S >= 2; the scoring pass costs S forward passes.
-        sampler: a key of ``SAMPLERS``.
-        sampler_options: see ``Selector``.
+        sampler_options: ``sampler`` and its options, see ``Selector``.
 
     Raises:
         ValueError: for a value outside its range.
@@ -158,14 +157,11 @@ class BayesianSelection(DropoutSampled):
         num_groups: int,
         alpha: float = 0.2,
         num_dropout_samples: int = 10,
-        sampler: str | None = None,
-        **sampler_options: float | str | None,
+        **sampler_options: Any,
     ) -> None:
-        super().__init__(
-            num_groups=num_groups, num_dropout_samples=num_dropout_samples, sampler=sampler, **sampler_options
-        )
+        super().__init__(num_groups=num_groups, num_dropout_samples=num_dropout_samples, **sampler_options)
         if not (is_finite_number(alpha) and 0 <= alpha <= 1):
-            raise ValueError(f"alpha must be in [0, 1], the share of the model at hand in the posterior; got {alpha}.")
+            raise ValueError(f"alpha must be in [0, 1], the weight of the current model; got {alpha}.")
         self.alpha = float(alpha)
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:

@@ -1,6 +1,8 @@
-"""Rules that weight the losses of the points they select: group DRO and InfoBatch."""
+"""Rules that weight the losses of selected examples: group DRO and InfoBatch."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,23 +17,22 @@ from reducr.selectors.simple import uniform_numbers
 
 
 class GroupDro(Selector):
-    """Group DRO without selection: a uniform draw, whose losses are weighted by groups that an online rule adapts.
+    """Group DRO without selection: a uniform draw whose losses are weighted by adaptive group weights.
 
-    With ``l_g`` the mean loss of the selected points of group g, zero if there is none, and ``b_g`` their number::
+    With ``b_g`` selected examples of group g and their mean loss ``l_g``, zero if there are none::
 
         cum_g = cum_g - l_g
-        q     = softmax(-step_size * cum)             these losses included, as published
-        loss  = sum_g q_g l_g                          so a point's weight is  b q_g / b_g
+        q     = softmax(-step_size * cum)             with these losses, as published
+        loss  = sum_g q_g l_g                          so the weight of an example is  b q_g / b_g
 
-    It reads the model losses of all candidates, although a draw needs none; with ``fraction=1`` these are those of the
-    points trained on. On several ranks with ``distributed="local"``, and over micro-batches, each part weights its own
-    mean losses, and the weights move by their mean.
+    The rule reads the model losses of all candidates, although a uniform draw needs none. With ``fraction=1`` they are
+    the losses of the examples trained on. On several ranks with ``distributed="local"``, and over micro-batches, each
+    part weights its own mean losses, and the group weights move by the mean over the parts.
 
     Args:
         num_groups: G >= 1.
         step_size: eta_q >= 0 per nat; 0.01 as published.
-        sampler: a key of ``SAMPLERS``.
-        sampler_options: see ``Selector``.
+        sampler_options: ``sampler`` and its options, see ``Selector``.
 
     Raises:
         ValueError: for a value outside its range.
@@ -49,10 +50,9 @@ class GroupDro(Selector):
         *,
         num_groups: int,
         step_size: float = 0.01,
-        sampler: str | None = None,
-        **sampler_options: float | str | None,
+        **sampler_options: Any,
     ) -> None:
-        super().__init__(num_groups=num_groups, sampler=sampler, **sampler_options)
+        super().__init__(num_groups=num_groups, **sampler_options)
         self.weighting = GroupWeights(num_groups, step_size=step_size)
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
@@ -60,7 +60,7 @@ class GroupDro(Selector):
         return uniform_numbers(candidates, generator)
 
     def payoff(self, selected: Candidates) -> Tensor:
-        """(G,) minus the mean loss of every group's selected points; zero for a group without any."""
+        """(G,) minus the mean loss of the selected examples of every group; zero for a group without any."""
         groups = selected.groups.long()  # type: ignore[union-attr]  # in needs
         loss = selected.model_loss.double()  # type: ignore[union-attr]  # in needs
         sums = torch.zeros(self.num_groups, dtype=torch.float64, device=loss.device).index_add_(0, groups, loss)
@@ -81,22 +81,22 @@ class GroupDro(Selector):
 
 
 class InfoBatch(Selector):
-    """Unbiased pruning of points that are learnt: those below the mean loss, with one probability.
+    """Unbiased pruning: drop examples with a loss below the mean at random, and weight the rest to make up for it.
 
-    Of the candidates whose loss is below the mean of all, each is pruned with probability r; the losses of those of
-    them that are trained on are multiplied with ``1 / (1 - r)``, so that the gradient stays that of all candidates in
-    expectation. The selection is a random part of what is not pruned; if that is less than it takes, pruned points fill
-    it up, and r becomes the share of them that is left out after all. Uniform phases at the ends of training
-    (``uniform_last_epochs``, the paper's annealing) prune and weight nothing.
+    A candidate with a loss below the mean is pruned with probability r. The losses of such candidates that remain are
+    multiplied by ``1 / (1 - r)``, so the expected gradient is that of all candidates. The selection is a random part of
+    the remaining candidates. If too few remain, pruned ones fill it up, and r becomes the share that is left out in the
+    end. Uniform phases at the start and the end of training (``uniform_last_epochs``, the paper's annealing) neither
+    prune nor weight.
 
-    The paper prunes a whole epoch by the losses of the epoch before and has no fixed number of points; here losses are
-    of the model as it is, and the mean is over the candidates. Its weights hold for the sampler ``top_k``.
+    The paper prunes a whole epoch by the losses of the previous epoch, without a fixed number of examples. Here the
+    losses are those of the current model, and the mean is over the candidates. The weights are right for the sampler
+    ``top_k`` only.
 
     Args:
         num_groups: G >= 1.
         prune_probability: r in [0, 1); 0.5 as published.
-        sampler: a key of ``SAMPLERS``.
-        sampler_options: see ``Selector``.
+        sampler_options: ``sampler`` and its options, see ``Selector``.
 
     Raises:
         ValueError: for a value outside its range.
@@ -114,19 +114,18 @@ class InfoBatch(Selector):
         *,
         num_groups: int,
         prune_probability: float = 0.5,
-        sampler: str | None = None,
-        **sampler_options: float | str | None,
+        **sampler_options: Any,
     ) -> None:
-        super().__init__(num_groups=num_groups, sampler=sampler, **sampler_options)
+        super().__init__(num_groups=num_groups, **sampler_options)
         if not (is_finite_number(prune_probability) and 0 <= prune_probability < 1):
             raise ValueError(
-                "prune_probability must be in [0, 1), the share of the points below the mean loss that is pruned; got "
-                f"{prune_probability}."
+                "prune_probability must be in [0, 1), the share of the examples below the mean loss that is pruned; "
+                f"got {prune_probability}."
             )
         self.prune_probability = float(prune_probability)
 
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
-        """(B,) random numbers, in [0, 1), and in [-1, 0) for pruned points."""
+        """(B,) random numbers in [0, 1), or in [-1, 0) for pruned examples."""
         is_low = _is_below_mean(candidates.model_loss)  # type: ignore[arg-type]  # in needs
         is_pruned = is_low & (uniform_numbers(candidates, generator) < self.prune_probability)
         return uniform_numbers(candidates, generator) - is_pruned.float()
@@ -134,8 +133,8 @@ class InfoBatch(Selector):
     def example_weights(
         self, candidates: Candidates, valid_scores: Tensor, positions: Tensor, payoff: Tensor
     ) -> Tensor | None:
-        """(b,) float32: 1 / (1 - r) for points below the mean loss, 1 for others."""
-        if isinstance(self.sampler, UniformAtEnds) and self.sampler.is_at_an_end(int(self.epoch)):
+        """(b,) float32: 1 / (1 - r) for examples below the mean loss, 1 for others; None in a uniform phase."""
+        if isinstance(self.sampler, UniformAtEnds) and self.sampler.is_uniform(int(self.epoch)):
             return None
         loss: Tensor = candidates.model_loss  # type: ignore[assignment]  # in needs
         is_low = _is_below_mean(loss.masked_fill(valid_scores == -torch.inf, torch.nan))
@@ -147,6 +146,6 @@ class InfoBatch(Selector):
 
 
 def _is_below_mean(loss: Tensor) -> Tensor:
-    """(B,) bool; a NaN counts for nothing."""
+    """(B,) bool, whether a loss is below the mean; NaNs are left out of the mean."""
     loss = loss.double()
     return loss < loss.nanmean()
