@@ -1,4 +1,4 @@
-"""What a fit leaves: the recorder's file, the checkpoints, and the moving average of the holdout loss."""
+"""The files of a fit: the recorder's file, the checkpoints and the metrics; the moving average of the holdout loss."""
 
 import csv
 from functools import partial
@@ -15,41 +15,41 @@ from reducr.metrics import ClassificationReport, summary
 NUM_STEPS = 9
 
 
-class BrokenOffError(Exception):
-    """In place of whatever may end a training."""
+class InterruptedTrainingError(Exception):
+    """Stands for any error that ends training."""
 
 
 @pytest.fixture
-def points():
+def examples():
     generator = torch.Generator().manual_seed(0)
-    targets = torch.arange(60) % 3  # so that every mini-batch has every group
+    targets = torch.arange(60) % 3  # every mini-batch has every group
     inputs = torch.randn(60, 5, generator=generator) + targets.unsqueeze(1)
     return ExampleDataset(inputs, targets, num_classes=3, is_corrupted=torch.arange(60) % 4 == 0)
 
 
-def fitted(points, folder, *, num_steps=NUM_STEPS, stop=None, trainer_options=None, **options):
+def fit(examples, folder, *, num_steps=NUM_STEPS, stop=None, trainer_options=None, **options):
     torch.random.manual_seed(0)
     module = TargetModule(
         torch.nn.Linear(5, 3),
         reducr.make_selector("reducr", num_groups=3, use_irreducible=False, step_size=0.01),
         None,
         optimizer=partial(torch.optim.SGD, lr=0.1),
-        holdout=ExampleLoader(points, batch_size=25),
+        holdout=ExampleLoader(examples, batch_size=25),
         num_classes=3,
         fraction=0.25,
         **options,
     )
-    recorder = SelectionRecorder(folder / "selected.npz", num_examples=60, is_corrupted=points.is_corrupted)
-    seen = []
+    recorder = SelectionRecorder(folder / "selected.npz", num_examples=60, is_corrupted=examples.is_corrupted)
+    reports = []
 
-    def advance(step, worst):
-        seen.append((step, worst))
+    def advance(step, worst_accuracy):
+        reports.append((step, worst_accuracy))
         if step == stop:
-            raise BrokenOffError
+            raise InterruptedTrainingError
 
     fit_target(
         module,
-        ExampleLoader(points, batch_size=20, shuffle=True, drop_last=True),
+        ExampleLoader(examples, batch_size=20, shuffle=True, drop_last=True),
         num_steps=num_steps,
         refresh_steps=2,
         folder=folder / "checkpoints",
@@ -57,11 +57,11 @@ def fitted(points, folder, *, num_steps=NUM_STEPS, stop=None, trainer_options=No
         loggers=[CSVMetrics(save_dir=folder, name="", version="csv", flush_logs_every_n_steps=4)],
         trainer_options={"accelerator": "cpu"} | (trainer_options or {}),
     )
-    return module, recorder, seen
+    return module, recorder, reports
 
 
 def lines_of(folder):
-    """Of the CSV file, without seconds and empty cells."""
+    """Rows of the CSV file as dicts, without seconds and empty cells."""
     with (folder / "csv" / "metrics.csv").open(newline="") as file:
         return [
             {name: cell for name, cell in line.items() if cell and "seconds" not in name}
@@ -69,16 +69,16 @@ def lines_of(folder):
         ]
 
 
-def test_files_and_progress_of_a_fit(points, tmp_path):
-    module, recorder, seen = fitted(points, tmp_path)
+def test_files_and_progress_of_a_fit(examples, tmp_path):
+    module, recorder, reports = fit(examples, tmp_path)
     with np.load(tmp_path / "selected.npz") as selected:
         assert selected["index"].shape == (NUM_STEPS, 5)
         assert selected["num_times_selected"].sum() == NUM_STEPS * 5
-        share = points.is_corrupted.numpy()[selected["index"]].mean()
+        share = examples.is_corrupted.numpy()[selected["index"]].mean()
     assert recorder.corrupted_fraction == pytest.approx(share)
-    assert [step for step, _ in seen] == list(range(1, NUM_STEPS + 1))
-    assert seen[0][1] is None
-    assert 0 <= seen[-1][1] <= 1
+    assert [step for step, _ in reports] == list(range(1, NUM_STEPS + 1))
+    assert reports[0][1] is None
+    assert 0 <= reports[-1][1] <= 1
     last = model_state(tmp_path / "checkpoints" / "last.ckpt")
     for name, value in module.model.state_dict().items():
         assert torch.equal(last[name], value), name
@@ -90,8 +90,8 @@ def test_files_and_progress_of_a_fit(points, tmp_path):
     assert bool((weighting != 0).all())
 
 
-def test_the_best_checkpoints_are_of_the_first_validations_with_the_highest_accuracies(points, tmp_path):
-    fitted(points, tmp_path, num_steps=30)
+def test_the_best_checkpoints_come_from_the_first_validation_with_the_highest_accuracy(examples, tmp_path):
+    fit(examples, tmp_path, num_steps=30)
     validations = [line for line in lines_of(tmp_path) if "holdout/mean_accuracy" in line]
     assert [int(line["step"]) for line in validations] == list(range(2, 31, 2))
     for rule, metric in (("best_worst_group", "worst_group_accuracy"), ("best_mean", "mean_accuracy")):
@@ -99,37 +99,37 @@ def test_the_best_checkpoints_are_of_the_first_validations_with_the_highest_accu
         assert len(set(accuracies)) > 3
         best = torch.load(tmp_path / "checkpoints" / f"{rule}.ckpt", weights_only=True)
         assert best["global_step"] == 2 * (1 + accuracies.index(max(accuracies)))
-        logits = points.input @ best["state_dict"]["model.weight"].T + best["state_dict"]["model.bias"]
+        logits = examples.input @ best["state_dict"]["model.weight"].T + best["state_dict"]["model.bias"]
         report = ClassificationReport(num_classes=3, num_groups=3)
-        report.update(logits, points.target, points.group)
+        report.update(logits, examples.target, examples.group)
         assert summary(report.compute())[metric] == pytest.approx(max(accuracies))
         assert "optimizer_states" not in best
 
 
-def test_selected_points_of_a_training_that_stops_on_an_error(points, tmp_path):
-    _, whole, _ = fitted(points, tmp_path / "whole")
-    with pytest.raises(BrokenOffError):
-        fitted(points, tmp_path / "stopped", stop=5)
+def test_the_file_of_a_training_that_stops_with_an_error(examples, tmp_path):
+    _, whole, _ = fit(examples, tmp_path / "whole")
+    with pytest.raises(InterruptedTrainingError):
+        fit(examples, tmp_path / "stopped", stop=5)
     with np.load(tmp_path / "stopped" / "selected.npz") as selected:
         assert np.array_equal(selected["index"], torch.stack(whole.index_by_step[:5]).numpy())
         assert np.array_equal(selected["num_times_selected"], np.bincount(selected["index"].flatten(), minlength=60))
 
 
-def test_scores_are_summed_by_point(points, tmp_path, monkeypatch):
-    """Whatever the steps are after which they are taken off the device, and whatever is not finite."""
-    times, sums, note = np.zeros(60, dtype=int), np.zeros(60), SelectionRecorder.on_train_batch_end
+def test_scores_are_summed_by_example(examples, tmp_path, monkeypatch):
+    """Independent of when they leave the device; non-finite scores are left out."""
+    times, sums, record = np.zeros(60, dtype=int), np.zeros(60), SelectionRecorder.on_train_batch_end
 
-    def noting(self, trainer, pl_module, *rest):
+    def record_twice(self, trainer, pl_module, *rest):
         batch = rest[1]
         pl_module.selection.scores[3] = torch.nan if trainer.global_step % 2 else -torch.inf
         for index, score in zip(batch[0].tolist(), pl_module.selection.scores.tolist(), strict=True):
             if np.isfinite(score):
                 times[index] += 1
                 sums[index] += score
-        note(self, trainer, pl_module, *rest)
+        record(self, trainer, pl_module, *rest)
 
-    monkeypatch.setattr(SelectionRecorder, "on_train_batch_end", noting)
-    fitted(points, tmp_path)
+    monkeypatch.setattr(SelectionRecorder, "on_train_batch_end", record_twice)
+    fit(examples, tmp_path)
     with np.load(tmp_path / "selected.npz") as selected:
         assert np.array_equal(selected["num_times_scored"], times)
         assert np.array_equal(selected["score_sum"], sums)
@@ -137,10 +137,10 @@ def test_scores_are_summed_by_point(points, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("every", [3, 7, 0])
-def test_only_the_steps_that_are_asked_for_are_logged(points, tmp_path, every):
-    """Lines are those of a run that logs every step, also where there are fewer steps in an epoch (3) than between."""
-    whole, _, _ = fitted(points, tmp_path / "whole", trainer_options={"log_every_n_steps": 1})
-    module, _, _ = fitted(points, tmp_path / "some", trainer_options={"log_every_n_steps": every})
+def test_log_every_n_steps_selects_the_logged_steps(examples, tmp_path, every):
+    """The lines equal those of a run that logs every step, also if an epoch has fewer steps (3) than the interval."""
+    whole, _, _ = fit(examples, tmp_path / "whole", trainer_options={"log_every_n_steps": 1})
+    module, _, _ = fit(examples, tmp_path / "some", trainer_options={"log_every_n_steps": every})
     expected = [
         line
         for line in lines_of(tmp_path / "whole")
@@ -153,7 +153,7 @@ def test_only_the_steps_that_are_asked_for_are_logged(points, tmp_path, every):
     assert (whole.num_candidates_seen, whole.num_selected_seen) == (NUM_STEPS * 20, NUM_STEPS * 5)
 
 
-def test_lines_reach_the_file_in_time_where_not_every_step_has_one(tmp_path):
+def test_lines_are_flushed_by_step_if_some_steps_log_nothing(tmp_path):
     logger = CSVMetrics(save_dir=tmp_path, name="", version="csv", flush_logs_every_n_steps=100)
     for step in range(30, 331, 30):
         logger.log_metrics({"loss": step / 10}, step=step)
@@ -162,22 +162,22 @@ def test_lines_reach_the_file_in_time_where_not_every_step_has_one(tmp_path):
     assert lines_of(tmp_path)[-1] == {"step": "330", "loss": "33.0"}
 
 
-def test_the_holdout_loss_as_a_moving_average(points, tmp_path):
-    """With a decay near 1 it stays near the first pass; with one near 0 it is that of the last mini-batch."""
-    refreshed, _, _ = fitted(points, tmp_path / "refreshed")
-    slow, _, _ = fitted(points, tmp_path / "slow", holdout_decay=0.999999)
-    fast, _, _ = fitted(points, tmp_path / "fast", holdout_decay=1e-9)
+def test_the_holdout_loss_as_a_moving_average(examples, tmp_path):
+    """With a decay near 1 it stays near the first pass; with a decay near 0 it is the loss of the last mini-batch."""
+    refreshed, _, _ = fit(examples, tmp_path / "refreshed")
+    slow, _, _ = fit(examples, tmp_path / "slow", holdout_decay=0.999999)
+    fast, _, _ = fit(examples, tmp_path / "fast", holdout_decay=1e-9)
     first = reducr.make_selector("reducr", num_groups=3)
     torch.random.manual_seed(0)
     from reducr.scoring.holdout import GroupHoldoutLoss
     from reducr.scoring.scorer import update_holdout_loss
 
     model = torch.nn.Linear(5, 3)
-    update_holdout_loss(model, ExampleLoader(points, batch_size=60), first, GroupHoldoutLoss(3))
+    update_holdout_loss(model, ExampleLoader(examples, batch_size=60), first, GroupHoldoutLoss(3))
     losses = {name: m.selector.group_holdout_loss for name, m in (("slow", slow), ("fast", fast))}
-    # nine later mini-batches count as much as the first pass, which is rescaled to one
+    # nine mini-batches weigh as much as the first pass, which is rescaled to one mini-batch
     assert bool((losses["slow"] < first.group_holdout_loss).any())
-    batch = list(ExampleLoader(points, batch_size=25))[(NUM_STEPS - 1) % 3]
+    batch = list(ExampleLoader(examples, batch_size=25))[(NUM_STEPS - 1) % 3]
     last = reducr.make_selector("reducr", num_groups=3)
     update_holdout_loss(fast.model, [batch], last, GroupHoldoutLoss(3))
     torch.testing.assert_close(losses["fast"], last.group_holdout_loss, rtol=1e-6, atol=1e-6)
@@ -185,6 +185,6 @@ def test_the_holdout_loss_as_a_moving_average(points, tmp_path):
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5])
-def test_a_decay_out_of_range_is_refused(points, tmp_path, decay):
+def test_a_decay_out_of_range_is_refused(examples, tmp_path, decay):
     with pytest.raises(ValueError, match=r"holdout_decay must be in \(0, 1\)"):
-        fitted(points, tmp_path, holdout_decay=decay)
+        fit(examples, tmp_path, holdout_decay=decay)
