@@ -1,4 +1,8 @@
-"""Streams of points without index or length: shards over ranks and workers, with a place to go on from."""
+"""Streaming data sets: shards divided over ranks and workers, with an exact position to resume from.
+
+``ShardedStream`` is a ``torch.utils.data.IterableDataset`` over any kind of shard; ``read_tar`` reads tar files in the
+layout of WebDataset. Examples of a stream have no index, so their irreducible losses come from a live reference model.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,8 @@ from reducr._internal import distributed
 from reducr._internal.checks import check_range
 from reducr._internal.seeds import mixed_seed
 
+__all__ = ["ShardedStream", "read_tar"]
+
 _DECOMPRESSORS: dict[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -28,7 +34,7 @@ _CHUNK = 2**16
 
 
 class _Position(NamedTuple):
-    """How far a pass has come: ``sample`` samples of the shard at ``place`` in the reader's order."""
+    """Position of a pass: ``sample`` samples of shard number ``place`` in the reader's order have been yielded."""
 
     epoch: int
     place: int = 0
@@ -38,32 +44,33 @@ class _Position(NamedTuple):
 class ShardedStream(IterableDataset[Any]):
     """Samples of many shards, one shard after the other, divided over ranks and loader workers.
 
-    Reader k of K, one for each rank and each of its workers, reads the shards ``order[k::K]``, so every shard is read
-    once over all. A worker beyond the number of shards has nothing to do. The samples of a shard keep their order:
-    shuffle them when the shards are written. Nothing is kept of what was read.
+    Each worker of each rank is a reader. Reader k of K reads the shards ``order[k::K]``, so each shard is read by one
+    reader. Readers beyond the number of shards are idle. Samples keep their order within a shard; shuffle them when
+    you write the shards. No sample is cached.
 
-    One pass over the stream is one epoch: number 0 until ``set_epoch``, which also reaches workers that persist.
+    One pass over the stream is one epoch. It is epoch 0 until ``set_epoch`` is called, which also reaches persistent
+    workers.
 
-    Where the samples are read in the process that asks for the state (``num_workers=0``), ``state_dict`` is the place
-    after the last sample given. The next pass after ``load_state_dict`` goes on there: it opens that shard and skips
-    what was given of it, without calling ``map``. A pass that was broken off otherwise begins again.
+    ``state_dict`` is the position after the last sample yielded, if samples are read in the process that calls it
+    (``num_workers=0``). The pass after ``load_state_dict`` resumes there: it opens the shard and skips the samples
+    already yielded, without calling ``map`` on them. Without a loaded state, every pass starts from its first shard.
 
     Args:
-        shards: what ``read`` takes, such as paths, told apart by their ``str``; the same list on all ranks.
-        read: gives the samples of a shard, in the same order every time, such as ``read_tar``.
-        map: makes what a loader collates, such as (input, target), of a sample; None leaves samples as they are.
-        shuffle_shards: a new order of the shards every epoch, from ``seed`` and the epoch alone.
-        is_endless: go on with the next epoch at the end of one: for a loop that ends after a number of steps, on
-            ranks whose shards are not of one length.
-        seed: of the orders, at least 0.
-        rank: of this process; None for that of ``torch.distributed`` if it is initialised, else 0.
-        num_ranks: how many processes share the shards, given with ``rank``. Give ``rank=0, num_ranks=1`` where
-            something else divides the samples over processes, as accelerate does.
+        shards: the shards, such as paths, identified by the last part of their ``str``. The same list on all ranks.
+        read: returns the samples of a shard, in the same order every time, such as ``read_tar``.
+        map: converts a sample to what the loader collates, such as (input, target); None keeps samples as they are.
+        shuffle_shards: shuffle the shards in every epoch; the order depends only on ``seed`` and the epoch.
+        is_endless: start the next epoch at the end of one. Use it for a loop with a fixed number of steps, on ranks
+            with different numbers of samples.
+        seed: seed of the shuffled orders, at least 0.
+        rank: rank of this process; None for the rank in ``torch.distributed``, or 0 if that is not initialised.
+        num_ranks: number of processes that share the shards; give it together with ``rank``. Set
+            ``rank=0, num_ranks=1`` if something else divides the samples over processes, as accelerate does.
 
     Raises:
         TypeError: if ``shards`` is a single path.
-        ValueError: if there are fewer shards than ranks or an argument is out of range. An error raised by ``read`` or
-            ``map`` gets a note with the shard and the sample.
+        ValueError: if there are fewer shards than ranks, or an argument is out of range. Errors of ``read`` and ``map``
+            get a note with the shard and the sample.
 
     Example:
         >>> stream = ShardedStream(["ab", "cde"], read=iter, map=str.upper)
@@ -77,7 +84,7 @@ class ShardedStream(IterableDataset[Any]):
     """
 
     has_exact_state = True
-    """What ``Resumable`` asks: the state is the very next sample."""
+    """Tells ``reducr``'s loaders that ``state_dict`` is exact, so that a resumed loop reads no sample again."""
 
     def __init__(
         self,
@@ -92,9 +99,11 @@ class ShardedStream(IterableDataset[Any]):
         num_ranks: int | None = None,
     ) -> None:
         if isinstance(shards, str | bytes | Path):
-            raise TypeError(f"shards must be a list of shards; got {shards!r}. For a single one give [{shards!r}].")
+            raise TypeError(f"shards must be a list of shards; got {shards!r}. For a single shard, pass [{shards!r}].")
         if (rank is None) != (num_ranks is None):
-            raise ValueError("give rank and num_ranks together, or neither to take those of torch.distributed.")
+            raise ValueError(
+                "rank and num_ranks must be given together. Pass both, or neither to use those of torch.distributed."
+            )
         if rank is not None and num_ranks is not None:
             check_range("rank", torch.tensor([rank]), num_ranks)
         self.shards = list(shards)
@@ -105,16 +114,16 @@ class ShardedStream(IterableDataset[Any]):
         self.seed = seed
         self.rank = rank
         self.num_ranks = num_ranks
-        # shared, so that workers that persist see a new epoch
+        # In shared memory, so that persistent workers see a new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._position = _Position(0)
         self._resuming_reader: tuple[int, int] | None = None
         self.has_ended = False
-        """Whether the pass begun last has given all its samples, though its reader may not have asked for more."""
+        """Whether the latest pass has yielded all its samples."""
         self._reader()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass; another one than the present drops the place within it."""
+        """Set the epoch of the next pass; a different epoch discards the position within the current one."""
         if epoch < 0:
             raise ValueError(f"epoch must be at least 0; got {epoch}.")
         if epoch != self._position.epoch:
@@ -122,18 +131,18 @@ class ShardedStream(IterableDataset[Any]):
         self._epoch.fill_(epoch)
 
     def state_dict(self) -> dict[str, int | str]:
-        """Where the pass is: epoch, shard, samples given of it; and what a stream must agree on to go on there."""
+        """Position of the pass (epoch, shard, samples yielded) and the settings that a resumed stream must share."""
         return self._state(self._position)
 
     def load_state_dict(self, state: Mapping[str, int | str]) -> None:
-        """Let the next pass go on from ``state``.
+        """Resume the next pass from ``state``.
 
         Raises:
-            ValueError: if it is the state of other shards, of another seed, or of another number of ranks or workers.
+            ValueError: if the state was saved with other shards, another seed, or another number of ranks or workers.
         """
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
-            raise ValueError(f"the state of a stream also holds {', '.join(missing)}; got {sorted(state)}.")
+            raise ValueError(f"the state of a stream needs the keys {', '.join(missing)}; got {sorted(state)}.")
         position = _Position(*(int(state[name]) for name in _Position._fields))
         differences = [
             f"{name} is {state[name]!r} in the state and {value!r} here"
@@ -142,8 +151,8 @@ class ShardedStream(IterableDataset[Any]):
         ]
         if differences:
             raise ValueError(
-                f"the state is of another stream: {', '.join(differences)}. Give the same shards, seed, number of "
-                "ranks and number of workers, or begin the stream anew."
+                f"the state belongs to another stream: {', '.join(differences)}. Use the same shards, seed, number of "
+                "ranks and number of workers, or start the stream from the beginning."
             )
         self.set_epoch(position.epoch)
         self._position, self._resuming_reader = position, self._reader()
@@ -153,54 +162,56 @@ class ShardedStream(IterableDataset[Any]):
             self._position = _Position(int(self._epoch))
         elif self._resuming_reader != self._reader():
             raise ValueError(
-                "the state of this stream was loaded in one process, and its samples are read by workers of a loader, "
-                "each of which has a place of its own. Load and read it with num_workers=0."
+                "the state of this stream was loaded in one process, but loader workers read its samples. Load and "
+                "read it with num_workers=0."
             )
         self._resuming_reader = None
         self.has_ended = False
         return self._samples(self._position)
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the rank, which a worker that is spawned has no way to ask for."""
+        """Include the rank, which a spawned worker cannot look up."""
         rank, num_ranks = self._rank()
         return self.__dict__ | ({"rank": rank, "num_ranks": num_ranks} if num_ranks > 1 else {})
 
     def _samples(self, start: _Position) -> Iterator[Any]:
-        epoch, first_place, num_given = start
+        epoch, first_place, num_yielded = start
         while order := self._order(epoch):
-            is_empty = first_place == num_given == 0
+            is_empty = first_place == num_yielded == 0
             for place in range(first_place, len(order)):
-                for number, sample in enumerate(self._rest_of(order[place], num_given), start=num_given + 1):
+                for number, sample in enumerate(self._rest_of(order[place], num_yielded), start=num_yielded + 1):
                     self._position = _Position(epoch, place, number)
                     is_empty = False
                     yield sample
-                num_given = 0
+                num_yielded = 0
             if not self.is_endless:
                 break
             if is_empty:
-                raise ValueError(f"a pass over all {len(order)} shards gave no sample: an endless stream needs some.")
+                raise ValueError(
+                    f"an endless stream needs at least one sample; a pass over {len(order)} shards had none."
+                )
             epoch, first_place = epoch + 1, 0
         self._position = _Position(epoch)
         self.has_ended = True
 
-    def _rest_of(self, shard: Any, num_given: int) -> Iterator[Any]:
-        """The samples of ``shard`` after the first ``num_given``."""
-        number = num_given
+    def _rest_of(self, shard: Any, num_yielded: int) -> Iterator[Any]:
+        """Mapped samples of ``shard`` after the first ``num_yielded``."""
+        number = num_yielded
         try:
-            for sample in self._skipped_to(num_given, shard):
+            for sample in self._read_after(num_yielded, shard):
                 yield sample if self.map is None else self.map(sample)
                 number += 1
         except Exception as error:
             error.add_note(f"in shard {shard!s}, at sample {number} (counted from 0)")
             raise
 
-    def _skipped_to(self, num_given: int, shard: Any) -> Iterator[Any]:
+    def _read_after(self, num_yielded: int, shard: Any) -> Iterator[Any]:
         samples = iter(self.read(shard))
-        num_skipped = sum(1 for _ in islice(samples, num_given))
-        if num_skipped < num_given:
+        num_skipped = sum(1 for _ in islice(samples, num_yielded))
+        if num_skipped < num_yielded:
             raise ValueError(
-                f"the shard has {num_skipped} samples, of which the state says that {num_given} were given: it is "
-                "another than it was. Begin the stream anew."
+                f"the shard has only {num_skipped} samples, but the state is after sample {num_yielded}. Restore the "
+                "shard, or start the stream from the beginning."
             )
         return samples
 
@@ -218,7 +229,7 @@ class ShardedStream(IterableDataset[Any]):
         }
 
     def _order(self, epoch: int) -> list[Any]:
-        """The shards that this reader reads in an epoch."""
+        """The shards of this reader in an epoch, in order."""
         places = list(range(len(self.shards)))
         if self.shuffle_shards:
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
@@ -227,11 +238,11 @@ class ShardedStream(IterableDataset[Any]):
         return [self.shards[place] for place in places[reader::num_readers]]
 
     def _reader(self) -> tuple[int, int]:
-        """Which reader this is, and of how many; workers of one rank are far apart, so that ranks get equal shares."""
+        """Number of this reader, and of all readers; workers alternate between ranks, so ranks get equal shares."""
         rank, num_ranks = self._rank()
         if len(self.shards) < num_ranks:
             raise ValueError(
-                f"every rank needs a shard of its own; got {len(self.shards)} shards for {num_ranks} ranks. Write the "
+                f"every rank needs at least one shard; got {len(self.shards)} shards for {num_ranks} ranks. Write the "
                 "data in more shards, or run fewer ranks."
             )
         worker = get_worker_info()
@@ -244,27 +255,38 @@ class ShardedStream(IterableDataset[Any]):
 
 
 def _name(shard: Any) -> str:
-    """What a shard is known by: the last part of a path, so that a folder of shards can be moved."""
+    """Name of a shard: the last part of its path, so that a folder of shards can be moved."""
     return str(shard).replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def read_tar(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The samples of a tar file in the layout of WebDataset, read in one pass from front to back.
+    """Read the samples of a tar file in the layout of WebDataset, in one pass.
 
-    Files that follow each other and have the same name up to the first dot are one sample: ``7/000123.jpg`` and
-    ``7/000123.cls`` give ``{"__key__": "7/000123", "jpg": b"...", "cls": b"..."}``, with extensions in lower case.
-    Folders, and files whose name has no dot or begins with one, belong to no sample. The archive may be compressed by
-    gzip, bzip2 or xz.
+    Consecutive files with the same name up to the first dot form one sample: ``7/000123.jpg`` and ``7/000123.cls``
+    become ``{"__key__": "7/000123", "jpg": b"...", "cls": b"..."}``, with extensions in lower case. Folders, files
+    without a dot and hidden files are skipped. The archive may be compressed with gzip, bzip2 or xz.
 
     Args:
-        path: of the archive.
+        path: the archive.
 
     Yields:
         Samples as dicts of bytes, one in memory at a time.
 
     Raises:
-        ValueError: if the file is truncated, damaged, not a tar file or without any sample, or if a sample has two
-            files of one extension; names the file.
+        ValueError: if the file is truncated, damaged, not a tar file or without samples, or if a sample has two files
+            with the same extension.
+
+    Example:
+        >>> import io, tempfile
+        >>> path = Path(tempfile.mkdtemp(), "0.tar")
+        >>> with tarfile.open(path, "w") as archive:
+        ...     member = tarfile.TarInfo("000.cls")
+        ...     member.size = 1
+        ...     archive.addfile(member, io.BytesIO(b"3"))
+        >>> list(read_tar(path))
+        [{'__key__': '000', 'cls': b'3'}]
+
+    Source: https://github.com/webdataset/webdataset, "The WebDataset Format".
     """
     sample: dict[str, Any] = {}
     is_empty = True
@@ -278,45 +300,49 @@ def read_tar(path: str | Path) -> Iterator[dict[str, Any]]:
             yield sample
             sample = {}
         if extension in sample:
-            raise ValueError(f"{path} has two files {key}.{extension} in one sample; every extension may come once.")
+            raise ValueError(
+                f"{path} has two files {key}.{extension} in one sample. Each extension may occur once per sample."
+            )
         sample |= {"__key__": key, extension: content}
         is_empty = False
     if sample:
         yield sample
     if is_empty:
         raise ValueError(
-            f"{path} holds no sample: none of its files is called KEY.EXTENSION, such as 000123.jpg and 000123.cls."
+            f"{path} has no samples: none of its files is named KEY.EXTENSION, such as 000123.jpg and 000123.cls."
         )
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every file in an archive."""
+    """Name and content of each file in an archive."""
     try:
-        # not by tarfile's own decompression, which does not notice where a file is cut off
-        with _opened(path) as content, tarfile.open(fileobj=content, mode="r|", tarinfo=_Header) as archive:
+        # Decompress here: tarfile's own decompression does not notice a truncated file.
+        with _open(path) as content, tarfile.open(fileobj=content, mode="r|", tarinfo=_Header) as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has read
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                 file = archive.extractfile(member) if member.isfile() else None
                 if file is not None:
                     yield member.name, file.read()
-            while content.read(_CHUNK):  # to the checksum of a compressed file
+            while content.read(_CHUNK):  # read up to the checksum of a compressed file
                 pass
     except (tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path} is truncated, damaged or not a tar file ({error}). Get the file again.") from error
+        raise ValueError(
+            f"{path} is truncated, damaged or not a tar file ({error}). Download or copy the file again."
+        ) from error
 
 
-def _opened(path: Path) -> Any:
-    """The file, decompressed while it is read if it begins as a compressed one does."""
+def _open(path: Path) -> Any:
+    """Open the file, decompressing it on the fly if it starts with the magic bytes of a compression format."""
     with path.open("rb") as file:
-        begin = file.read(max(map(len, _DECOMPRESSORS)))
-    for magic, decompressed in _DECOMPRESSORS.items():
-        if begin.startswith(magic):
-            return decompressed(path)
+        start = file.read(max(map(len, _DECOMPRESSORS)))
+    for magic, open_compressed in _DECOMPRESSORS.items():
+        if start.startswith(magic):
+            return open_compressed(path)
     return path.open("rb")
 
 
 class _Header(tarfile.TarInfo):
-    """A header that must be sound: tarfile takes one that is cut off or damaged for the end, unless it is the first."""
+    """A header that raises an error if it is damaged; tarfile takes a damaged header for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
@@ -324,5 +350,5 @@ class _Header(tarfile.TarInfo):
             return super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if len(buf) == tarfile.BLOCKSIZE and not any(buf):
-                raise  # the mark of the end
+                raise  # end-of-archive marker
             raise tarfile.ReadError(str(error)) from error

@@ -15,7 +15,7 @@ import forked
 from reducr.streaming import ShardedStream, read_tar
 
 pytestmark = [
-    # Python 3.12 and later warn of every process that is forked beside threads, as a loader's workers are
+    # Python 3.12 and later warn about processes forked beside threads, such as loader workers
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create . worker processes:UserWarning"),
 ]
@@ -27,20 +27,20 @@ def stream(shards=LETTERS, **options):
     return ShardedStream(shards, read=iter, **options)
 
 
-def loaded(data, *, num_workers):
+def load(data, *, num_workers):
     iterator = iter(DataLoader(data, batch_size=None, num_workers=num_workers))
     try:
         return list(iterator)
     finally:
         if num_workers:
-            iterator._shutdown_workers()  # at once; after an error the garbage collector would wait for them for 5 s
+            iterator._shutdown_workers()  # after an error the garbage collector would wait 5 s for them
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_every_shard_is_read_once_over_ranks_and_workers(num_ranks, num_workers):
+def test_ranks_and_workers_read_every_shard_once(num_ranks, num_workers):
     shards_of_rank = [
-        loaded(
+        load(
             ShardedStream(LETTERS, read=lambda shard: [shard], rank=rank, num_ranks=num_ranks), num_workers=num_workers
         )
         for rank in range(num_ranks)
@@ -59,29 +59,29 @@ def test_one_reader_keeps_the_order_of_shards_and_samples():
 
 
 def test_workers_beyond_the_number_of_shards_read_nothing():
-    assert sorted(loaded(stream(["ab", "c"]), num_workers=3)) == ["a", "b", "c"]
+    assert sorted(load(stream(["ab", "c"]), num_workers=3)) == ["a", "b", "c"]
 
 
-def test_fewer_shards_than_ranks_are_refused_at_once():
-    with pytest.raises(ValueError, match="every rank needs a shard of its own; got 2 shards for 3 ranks"):
+def test_fewer_shards_than_ranks_are_refused_at_construction():
+    with pytest.raises(ValueError, match="every rank needs at least one shard; got 2 shards for 3 ranks"):
         stream(["ab", "c"], rank=0, num_ranks=3)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"shards": "one.tar"}, TypeError, r"a list of shards; got 'one.tar'. For a single one give \['one.tar'\]"),
-        ({"rank": 1}, ValueError, "give rank and num_ranks together"),
+        ({"shards": "one.tar"}, TypeError, r"a list of shards; got 'one.tar'. For a single shard, pass \['one.tar'\]"),
+        ({"rank": 1}, ValueError, "rank and num_ranks must be given together"),
         ({"rank": 2, "num_ranks": 2}, ValueError, r"rank must be in 0..1; position 0 holds 2"),
         ({"shards": []}, ValueError, "got 0 shards for 1 ranks"),
     ],
 )
-def test_faults_of_arguments(options, error, message):
+def test_invalid_arguments_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         stream(**options)
 
 
-def test_the_order_of_shuffled_shards_follows_from_seed_and_epoch():
+def test_the_order_of_shuffled_shards_depends_on_seed_and_epoch():
     data = stream(shuffle_shards=True, seed=3)
     orders = {}
     for epoch in (0, 1, 0, 2):
@@ -96,7 +96,7 @@ def test_the_order_of_shuffled_shards_follows_from_seed_and_epoch():
         data.set_epoch(-1)
 
 
-def test_a_new_epoch_reaches_workers_that_persist():
+def test_a_new_epoch_reaches_persistent_workers():
     data = stream(shuffle_shards=True, rank=0, num_ranks=1)
     loader = DataLoader(data, batch_size=None, num_workers=1, persistent_workers=True)
     first = list(loader)
@@ -107,26 +107,26 @@ def test_a_new_epoch_reaches_workers_that_persist():
     assert list(loader) == list(expected) != first
 
 
-@pytest.mark.parametrize("num_given", range(17))
-def test_a_pass_goes_on_after_every_sample(num_given):
+@pytest.mark.parametrize("num_yielded", range(17))
+def test_a_pass_resumes_after_any_sample(num_yielded):
     whole = stream(shuffle_shards=True)
     whole.set_epoch(5)
     samples = list(whole)
     first, second = stream(shuffle_shards=True), stream(shuffle_shards=True)
     first.set_epoch(5)
-    given = list(itertools.islice(iter(first), num_given))
+    beginning = list(itertools.islice(iter(first), num_yielded))
     state = json.loads(json.dumps(first.state_dict()))
     second.load_state_dict(state)
     assert second.state_dict() == state
     second.set_epoch(5)  # as a loop over epochs does
-    assert given + list(second) == samples
-    assert list(second) == samples  # the pass after that is a whole one
+    assert beginning + list(second) == samples
+    assert list(second) == samples  # the next pass is complete
     second.load_state_dict(state)
-    second.set_epoch(6)  # another epoch begins at its beginning
+    second.set_epoch(6)  # another epoch starts from its first sample
     assert len(list(second)) == 16
 
 
-def test_a_finished_pass_leaves_the_state_of_a_new_one():
+def test_a_finished_pass_has_the_state_of_a_new_one():
     data = stream()
     assert data.state_dict() == {
         "epoch": 0, "place": 0, "sample": 0, "shard": "ab", "seed": -1, "num_shards": 7,
@@ -137,16 +137,16 @@ def test_a_finished_pass_leaves_the_state_of_a_new_one():
     assert data.state_dict() == before
 
 
-def test_a_loader_in_one_process_goes_on_after_the_batches_it_gave():
+def test_a_loader_in_one_process_resumes_after_its_last_batch():
     whole, first, second = (stream([range(5), range(5, 12), range(12, 20)]) for _ in range(3))
     batches = [batch.tolist() for batch in DataLoader(whole, batch_size=3)]
-    given = [batch.tolist() for batch in itertools.islice(DataLoader(first, batch_size=3), 3)]
+    beginning = [batch.tolist() for batch in itertools.islice(DataLoader(first, batch_size=3), 3)]
     second.load_state_dict(first.state_dict())
-    assert given + [batch.tolist() for batch in DataLoader(second, batch_size=3)] == batches
+    assert beginning + [batch.tolist() for batch in DataLoader(second, batch_size=3)] == batches
     assert second.state_dict()["sample"] == 0
 
 
-def test_samples_that_were_given_are_not_mapped_again():
+def test_samples_already_yielded_are_not_mapped_again():
     mapped = []
     data = ShardedStream(["abcd"], read=iter, map=lambda sample: mapped.append(sample) or sample)
     list(itertools.islice(iter(data), 3))
@@ -155,7 +155,7 @@ def test_samples_that_were_given_are_not_mapped_again():
     assert mapped == ["a", "b", "c", "d"]
 
 
-def test_a_state_fits_its_own_stream_alone(tmp_path):
+def test_the_state_of_another_stream_is_refused(tmp_path):
     shards = [tmp_path / name for name in ("0.tar", "1.tar", "2.tar")]
     data = ShardedStream(shards, read=lambda shard: [1, 2], shuffle_shards=True, seed=1)
     list(itertools.islice(iter(data), 3))
@@ -176,35 +176,35 @@ def test_a_state_fits_its_own_stream_alone(tmp_path):
             other.load_state_dict(state)
         assert other.state_dict()["sample"] == 0
     with pytest.raises(
-        ValueError, match=r"the state of a stream also holds checksum_of_shards, num_readers, .*; got \['epoch'\]"
+        ValueError, match=r"the state of a stream needs the keys checksum_of_shards, num_readers, .*; got \['epoch'\]"
     ):
         data.load_state_dict({"epoch": 1})
 
 
-def test_a_state_is_not_taken_by_workers():
+def test_workers_refuse_a_loaded_state():
     data = stream()
     list(itertools.islice(iter(data), 3))
     data.load_state_dict(data.state_dict())
     with pytest.raises(ValueError, match="Load and read it with num_workers=0"):
-        loaded(data, num_workers=2)
+        load(data, num_workers=2)
 
 
-def test_a_shard_that_has_become_shorter_is_told():
+def test_a_shard_that_has_become_shorter_is_refused():
     data = stream(["abcd", "ef"])
     list(itertools.islice(iter(data), 4))
     shorter = ShardedStream(["abcd", "ef"], read=lambda shard: shard[:2])
     shorter.load_state_dict(data.state_dict())
-    with pytest.raises(ValueError, match="the shard has 2 samples, of which the state says that 4 were given"):
+    with pytest.raises(ValueError, match="the shard has only 2 samples, but the state is after sample 4"):
         list(shorter)
 
 
-def test_an_endless_stream_goes_on_with_the_next_epoch():
+def test_an_endless_stream_continues_with_the_next_epoch():
     data = stream(shuffle_shards=True, is_endless=True)
     passes = []
     for epoch in range(3):
-        one = stream(shuffle_shards=True)
-        one.set_epoch(epoch)
-        passes += one
+        one_pass = stream(shuffle_shards=True)
+        one_pass.set_epoch(epoch)
+        passes += one_pass
     assert list(itertools.islice(iter(data), 40)) == passes[:40]
     state = data.state_dict()
     assert (state["epoch"], state["place"] > 0) == (2, True)
@@ -213,26 +213,25 @@ def test_an_endless_stream_goes_on_with_the_next_epoch():
     assert list(itertools.islice(iter(resumed), 8)) == passes[40:48]
 
 
-def test_an_endless_stream_of_nothing_is_told():
-    with pytest.raises(ValueError, match="a pass over all 2 shards gave no sample"):
+def test_an_endless_stream_without_samples_is_refused():
+    with pytest.raises(ValueError, match="an endless stream needs at least one sample; a pass over 2 shards had none"):
         next(iter(stream(["", ""], is_endless=True)))
     assert list(stream([""], is_endless=False)) == []
 
 
-def test_an_error_says_in_which_shard_and_sample():
+def test_an_error_names_shard_and_sample():
     data = ShardedStream(["12", "34x"], read=iter, map=int)
     with pytest.raises(ValueError, match="invalid literal") as fault:
         list(data)
     assert fault.value.__notes__ == ["in shard 34x, at sample 2 (counted from 0)"]
     with pytest.raises(ValueError, match=r"in shard 34x, at sample 2"):
-        loaded(data, num_workers=1)
+        load(data, num_workers=1)
 
 
 RANK = """
 import pickle, sys
 from torch import distributed
 from torch.utils.data import DataLoader
-import forked
 from reducr.streaming import ShardedStream
 
 stream = ShardedStream(list("abcdefg"), read=iter) if sys.argv[3] == "before" else None
@@ -245,16 +244,16 @@ print("".join(sorted(forked)), "".join(pickle.loads(copy)))
 """
 
 
-@pytest.mark.parametrize("made", ["before", "after"])
-def test_ranks_are_those_of_torch_distributed(made, tmp_path):
-    """In the process, in workers that are forked from it, and in copies of it, as workers that are spawned have."""
+@pytest.mark.parametrize("created", ["before", "after"])
+def test_ranks_are_those_of_torch_distributed(created, tmp_path):
+    """In the process, in forked workers, and in pickled copies, which spawned workers get."""
     command = ["-c", RANK, tmp_path / "store"]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [forked.start([*command, rank, made], env=environment) for rank in range(2)]
+    ranks = [forked.start([*command, rank, created], env=environment) for rank in range(2)]
     assert [rank.communicate(timeout=60)[0] for rank in ranks] == ["aceg aceg\n", "bdf bdf\n"]
 
 
-def test_a_copy_in_one_process_takes_the_rank_it_will_have():
+def test_a_copy_in_one_process_does_not_fix_the_rank():
     copy = pickle.loads(pickle.dumps(stream()))
     assert (copy.rank, copy.num_ranks) == (None, None)
     assert "".join(copy) == "abcdefghijklmnop"
@@ -269,14 +268,14 @@ def write_tar(path, files, mode="w", **options):
     return path
 
 
-def test_files_of_one_key_are_one_sample(tmp_path):
+def test_files_with_one_key_form_one_sample(tmp_path):
     path = tmp_path / "000.tar"
     with tarfile.open(path, "w") as archive:
         for name, content in {
-            "README": b"none of a sample",
+            "README": b"not in a sample",
             "a/000.jpg": b"image",
             "a/000.cls": b"3",
-            "a/.DS_Store": b"none either",
+            "a/.DS_Store": b"not in a sample",
             "a/001.JPG": b"",
             "a/001.seg.png": b"mask",
             "b.c/001.jpg": b"another folder",
@@ -306,11 +305,11 @@ SAMPLES = {f"{number:03d}.{extension}": bytes([number]) * 700 for number in rang
 
 
 END = 6 * (512 + 1024)
-"""Where the mark of the end begins, in bytes: behind a header and two blocks for each of six files."""
+"""Offset of the end-of-archive marker in bytes: six files, each with a header and two blocks."""
 
 
 @pytest.mark.parametrize("is_compressed", [False, True])
-def test_an_archive_that_is_cut_off_anywhere_is_refused(is_compressed, tmp_path):
+def test_an_archive_truncated_anywhere_is_refused(is_compressed, tmp_path):
     path = write_tar(tmp_path / "000.tar", SAMPLES)
     whole = gzip.compress(path.read_bytes()) if is_compressed else path.read_bytes()
     lengths = range(len(whole)) if is_compressed else [*range(0, END + 512, 37), END - 1, END, END + 1, END + 511]
@@ -326,9 +325,9 @@ def test_an_archive_that_is_cut_off_anywhere_is_refused(is_compressed, tmp_path)
 def test_damaged_archives_are_refused(tmp_path):
     path = write_tar(tmp_path / "damaged.tar", SAMPLES)
     whole = bytearray(path.read_bytes())
-    for place in (0, 600 + 1024, 1536 * 3 + 10):  # headers lie at multiples of 1536
+    for offset in (0, 600 + 1024, 1536 * 3 + 10):  # headers lie at multiples of 1536
         damaged = whole.copy()
-        damaged[place // 1536 * 1536 + 5] ^= 0xFF
+        damaged[offset // 1536 * 1536 + 5] ^= 0xFF
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"damaged\.tar is truncated, damaged or not a tar file"):
             list(read_tar(path))
@@ -338,9 +337,9 @@ def test_damaged_archives_are_refused(tmp_path):
             list(read_tar(path))
 
 
-def test_archives_of_another_layout_are_refused(tmp_path):
+def test_archives_with_another_layout_are_refused(tmp_path):
     plain = write_tar(tmp_path / "plain.tar", {"README": b"x", "Makefile": b"y"})
-    with pytest.raises(ValueError, match=r"plain\.tar holds no sample: none of its files is called KEY\.EXTENSION"):
+    with pytest.raises(ValueError, match=r"plain\.tar has no samples: none of its files is named KEY\.EXTENSION"):
         list(read_tar(plain))
     double = write_tar(tmp_path / "double.tar", {"0.cls": b"1", "0.CLS": b"2"})
     with pytest.raises(ValueError, match=r"double\.tar has two files 0\.cls in one sample"):
@@ -372,8 +371,8 @@ def test_tar_shards_in_a_loader_with_workers(tmp_path):
     assert targets.tolist() == (inputs[:, 1] % 3).tolist()
 
 
-def test_a_broken_shard_is_named_by_the_loader(tmp_path):
+def test_the_loader_names_a_damaged_shard(tmp_path):
     path = write_tar(tmp_path / "000.tar", SAMPLES)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(ValueError, match=r"(?s)000\.tar is truncated.*at sample 0 \(counted from 0\)"):
-        loaded(ShardedStream([path], read_tar), num_workers=1)
+        load(ShardedStream([path], read_tar), num_workers=1)
