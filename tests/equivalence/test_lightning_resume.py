@@ -165,6 +165,6 @@ def test_a_damaged_state_is_refused_and_the_one_before_used(digits, tmp_path):
     newest, before = sorted((tmp_path / "parts" / "resume").glob("*.ckpt"), reverse=True)
     assert (newest.name[:14], before.name[:14]) == ("step_000000015", "step_000000012")
     newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(RuntimeWarning, match="is damaged .truncated or altered.: its content is not what its name says"):
+    with pytest.warns(RuntimeWarning, match="is damaged .truncated or altered.: its checksum does not match its name"):
         module, _ = train(digits, tmp_path / "parts", **options)
     assert same_state(whole.state_dict(), module.state_dict())

@@ -1,4 +1,4 @@
-"""Checkpoints come back whole, whatever a crash, a disk or a hand has done to the newest."""
+"""Checkpoints are restored intact, whatever a crash, a disk or a user has done to the newest."""
 
 import os
 import random
@@ -30,8 +30,8 @@ class Part:
         self.state = state
 
 
-def saved(folder, *steps, keep=2):
-    """A folder with a checkpoint of each step, whose state is the step."""
+def save(folder, *steps, keep=2):
+    """Save a checkpoint for each step, with the step as its state."""
     checkpoints = Checkpoints(folder, keep=keep)
     for step in steps:
         checkpoints.save(step, part=Part(step))
@@ -39,7 +39,7 @@ def saved(folder, *steps, keep=2):
 
 
 def resumed(folder):
-    """The step gone on from, and the state it had; fails on any warning."""
+    """The step and the state of the checkpoint resumed from; fails on any warning."""
     part = Part()
     return Checkpoints(folder).resume(part=part), part.state
 
@@ -49,15 +49,15 @@ def steps_in(folder):
 
 
 def test_nothing_to_resume_from_changes_nothing(tmp_path):
-    part = Part("as it was")
+    part = Part("unchanged")
     before = random_state()
-    assert Checkpoints(tmp_path / "not there").resume(part=part) == 0
-    assert part.state == "as it was"
+    assert Checkpoints(tmp_path / "missing").resume(part=part) == 0
+    assert part.state == "unchanged"
     assert torch.equal(random_state()["torch"], before["torch"])
-    assert not (tmp_path / "not there").exists()
+    assert not (tmp_path / "missing").exists()
 
 
-def test_parts_come_back_as_they_were_saved(tmp_path):
+def test_parts_are_restored_as_saved(tmp_path):
     def parts():
         model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -81,24 +81,26 @@ def test_parts_come_back_as_they_were_saved(tmp_path):
         step(whole, seed)
     path = Checkpoints(tmp_path).save(5, **whole)
     assert path.parent == tmp_path
-    again = parts()
-    assert Checkpoints(tmp_path).resume(**again) == 5
-    for each in (whole, again):
+    restored = parts()
+    assert Checkpoints(tmp_path).resume(**restored) == 5
+    for each in (whole, restored):
         step(each, 5)
-    for one, two in zip(whole["model"].state_dict().values(), again["model"].state_dict().values(), strict=True):
-        assert torch.equal(one, two)
-    assert again["scheduler"].get_last_lr() == whole["scheduler"].get_last_lr()
-    assert again["scaler"].state_dict() == whole["scaler"].state_dict()
+    for value, restored_value in zip(
+        whole["model"].state_dict().values(), restored["model"].state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, restored_value)
+    assert restored["scheduler"].get_last_lr() == whole["scheduler"].get_last_lr()
+    assert restored["scaler"].state_dict() == whole["scaler"].state_dict()
 
 
-def test_random_states_come_back_bit_for_bit(tmp_path):
+def test_random_states_are_restored_bit_for_bit(tmp_path):
     def draws():
-        drawn = [float(torch.randn(())), random.gauss(0, 1), float(np.random.standard_normal())]  # noqa: NPY002
-        return [*drawn, float(torch.rand(())), random.random(), float(np.random.rand())]  # noqa: NPY002
+        values = [float(torch.randn(())), random.gauss(0, 1), float(np.random.standard_normal())]  # noqa: NPY002
+        return [*values, float(torch.rand(())), random.random(), float(np.random.rand())]  # noqa: NPY002
 
     before = random_state()
     try:
-        draws()  # normal draws of Python and numpy come in pairs, the second of which is part of the state
+        draws()  # Python and numpy draw normals in pairs; the state includes the second
         Checkpoints(tmp_path).save(1, part=Part(0))
         expected = [draws() for _ in range(3)]
         for seed in (torch.manual_seed, random.seed, np.random.seed):
@@ -110,7 +112,7 @@ def test_random_states_come_back_bit_for_bit(tmp_path):
         set_random_state(before)
 
 
-def test_states_hold_what_reads_back_without_code(tmp_path):
+def test_plain_values_and_tensors_are_restored(tmp_path):
     content = {
         "tensor": torch.arange(3),
         "half": torch.ones(2, dtype=torch.bfloat16),
@@ -125,7 +127,7 @@ def test_states_hold_what_reads_back_without_code(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("state", "named"),
+    ("state", "types"),
     [
         (np.ones(2), r"numpy\.dtype, numpy\.ndarray"),
         ({"best": [np.float64(0.5)]}, r"numpy\._core\.multiarray\.scalar"),
@@ -133,37 +135,37 @@ def test_states_hold_what_reads_back_without_code(tmp_path):
         (range(3), "range"),
     ],
 )
-def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_saved(tmp_path, state, named):
-    saved(tmp_path, 1)
-    with pytest.raises(TypeError, match=rf"holds tensors and plain values .* got .*{named}"):
+def test_a_state_that_could_not_be_read_again_is_refused_when_saved(tmp_path, state, types):
+    save(tmp_path, 1)
+    with pytest.raises(TypeError, match=rf"may only hold tensors and plain values .* got .*{types}"):
         Checkpoints(tmp_path).save(2, part=Part(state))
     assert resumed(tmp_path) == (1, 1)
     assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("keep", [2, 3])
-def test_as_many_are_kept_as_asked(tmp_path, keep):
-    saved(tmp_path, 0, 10, 20, 30, 40, keep=keep)
+def test_keep_is_the_number_of_files_kept(tmp_path, keep):
+    save(tmp_path, 0, 10, 20, 30, 40, keep=keep)
     assert steps_in(tmp_path) == [40, 30, 20][:keep]
     assert resumed(tmp_path) == (40, 40)
 
 
 def test_going_back_to_an_earlier_step_removes_the_later_ones(tmp_path):
-    saved(tmp_path, 10, 20, 30, keep=3)
-    saved(tmp_path, 15)
+    save(tmp_path, 10, 20, 30, keep=3)
+    save(tmp_path, 15)
     assert steps_in(tmp_path) == [15, 10]
     assert resumed(tmp_path) == (15, 15)
 
 
-def test_a_step_saved_again_takes_the_place_of_the_first(tmp_path):
-    saved(tmp_path, 10, 20)
+def test_a_step_saved_again_replaces_the_first(tmp_path):
+    save(tmp_path, 10, 20)
     Checkpoints(tmp_path).save(20, part=Part("again"))
     assert steps_in(tmp_path) == [20, 10]
     assert resumed(tmp_path) == (20, "again")
 
 
-def test_steps_are_told_apart_as_numbers(tmp_path):
-    saved(tmp_path, 999_999_999, 1_000_000_000)
+def test_steps_are_compared_as_numbers(tmp_path):
+    save(tmp_path, 999_999_999, 1_000_000_000)
     assert steps_in(tmp_path) == [1_000_000_000, 999_999_999]
 
 
@@ -185,73 +187,76 @@ def empty(path):
     path.write_bytes(b"")
 
 
-def call_it_later(path):
+def rename_to_a_later_step(path):
     path.rename(path.with_name(path.name.replace("step_000000020", "step_000000090")))
 
 
-def call_it_by_another_content(path):
+def rename_to_another_checksum(path):
     path.rename(path.with_name("step_000000020_0123456789abcdef.ckpt"))
 
 
-DAMAGES = [truncate, flip_a_bit, lengthen, empty, call_it_later, call_it_by_another_content]
+DAMAGES = [truncate, flip_a_bit, lengthen, empty, rename_to_a_later_step, rename_to_another_checksum]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_warned_of_and_the_one_before_used(tmp_path, damage):
-    damage(saved(tmp_path, 10, 20).paths()[0])
+def test_a_damaged_file_gives_a_warning_and_the_one_before_is_used(tmp_path, damage):
+    damage(save(tmp_path, 10, 20).paths()[0])
     part = Part()
     with pytest.warns(
-        RuntimeWarning, match="is damaged .truncated or altered.: its content is not what its name"
-    ) as seen:
+        RuntimeWarning, match="is damaged .truncated or altered.: its checksum does not match its name"
+    ) as warned:
         assert Checkpoints(tmp_path).resume(part=part) == 10
-    assert len(seen) == 1
-    assert str(Checkpoints(tmp_path).paths()[0]) in str(seen[0].message)
+    assert len(warned) == 1
+    assert str(Checkpoints(tmp_path).paths()[0]) in str(warned[0].message)
     assert part.state == 10
-    # the run goes on, and the damaged file is gone
-    saved(tmp_path, 12)
+    # the next save removes the damaged file
+    save(tmp_path, 12)
     assert resumed(tmp_path) == (12, 12)
     assert steps_in(tmp_path) == [12, 10]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_of_the_step_that_is_saved_again_is_replaced(tmp_path, damage):
-    damage(saved(tmp_path, 10, 20).paths()[0])
-    saved(tmp_path, 20)
+def test_saving_a_step_again_replaces_its_damaged_file(tmp_path, damage):
+    damage(save(tmp_path, 10, 20).paths()[0])
+    save(tmp_path, 20)
     assert steps_in(tmp_path) == [20, 10]
     assert resumed(tmp_path) == (20, 20)
 
 
-def test_if_all_are_damaged_it_is_an_error_that_names_them(tmp_path):
-    paths = saved(tmp_path, 10, 20).paths()
+def test_an_error_names_the_files_if_all_are_damaged(tmp_path):
+    paths = save(tmp_path, 10, 20).paths()
     for path in paths:
         truncate(path)
     message = (
-        f"every checkpoint in {tmp_path} is damaged (truncated or altered): {paths[0].name}, {paths[1].name}. Remove "
-        "them to start anew, or bring back a copy."
+        f"every checkpoint in {tmp_path} is damaged (truncated or altered): {paths[0].name}, {paths[1].name}. "
+        "Restore a copy, or remove them to start again."
     )
-    with pytest.warns(RuntimeWarning, match="is damaged") as seen, pytest.raises(ValueError, match=re.escape(message)):
+    with (
+        pytest.warns(RuntimeWarning, match="is damaged") as warned,
+        pytest.raises(ValueError, match=re.escape(message)),
+    ):
         Checkpoints(tmp_path).resume(part=Part())
-    assert len(seen) == 2
+    assert len(warned) == 2
 
 
-def test_every_single_altered_byte_is_noticed(tmp_path):
-    path = saved(tmp_path, 10).paths()[0]
+def test_any_altered_byte_is_detected(tmp_path):
+    path = save(tmp_path, 10).paths()[0]
     data = path.read_bytes()
-    for place in range(0, len(data), 97):
-        path.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+    for offset in range(0, len(data), 97):
+        path.write_bytes(data[:offset] + bytes([data[offset] ^ 0x10]) + data[offset + 1 :])
         with pytest.warns(RuntimeWarning, match="is damaged"), pytest.raises(ValueError, match="every checkpoint in"):
             Checkpoints(tmp_path).read()
     path.write_bytes(data)
     assert resumed(tmp_path) == (10, 10)
 
 
-def test_other_files_in_the_folder_are_left_alone(tmp_path):
+def test_other_files_in_the_folder_are_kept(tmp_path):
     others = [tmp_path / name for name in ("step_1.ckpt", "step_000000005_xyz.ckpt", "last.ckpt", "notes.txt")]
     for path in others:
-        path.write_text("not ours")
-    saved(tmp_path, 1, 2, 3)
+        path.write_text("another file")
+    save(tmp_path, 1, 2, 3)
     assert resumed(tmp_path) == (3, 3)
-    assert all(path.read_text() == "not ours" for path in others)
+    assert all(path.read_text() == "another file" for path in others)
 
 
 SAVE_AND_BE_KILLED = """
@@ -271,23 +276,23 @@ Checkpoints(sys.argv[1]).write_with(30, save)
 """
 
 
-@pytest.mark.parametrize("written", [0.0, 0.5, 1.0])
-def test_a_process_killed_while_writing_leaves_the_ones_before(tmp_path, written):
-    saved(tmp_path, 10, 20)
-    killed = forked.run(["-c", SAVE_AND_BE_KILLED, tmp_path, written])
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_a_process_killed_while_writing_leaves_the_earlier_files(tmp_path, fraction):
+    save(tmp_path, 10, 20)
+    killed = forked.run(["-c", SAVE_AND_BE_KILLED, tmp_path, fraction])
     assert killed.returncode == -signal.SIGKILL
-    left = list(tmp_path.glob(".*.partial"))
-    assert len(left) == 1
+    partial_files = list(tmp_path.glob(".*.partial"))
+    assert len(partial_files) == 1
     assert resumed(tmp_path) == (20, 20)
-    # what the killed process left is removed by the next save of a later one
-    os.utime(left[0], times=(1, 1))
-    saved(tmp_path, 30)
+    # a later process removes the file at its next save
+    os.utime(partial_files[0], times=(1, 1))
+    save(tmp_path, 30)
     assert sorted(tmp_path.iterdir()) == sorted(Checkpoints(tmp_path).paths())
     assert resumed(tmp_path) == (30, 30)
 
 
-def test_a_failed_save_leaves_nothing_behind(tmp_path):
-    saved(tmp_path, 10)
+def test_a_failed_save_leaves_no_file(tmp_path):
+    save(tmp_path, 10)
 
     def fail(path):
         path.write_bytes(b"half")
@@ -299,55 +304,54 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path):
     assert resumed(tmp_path) == (10, 10)
 
 
-def test_a_file_that_another_writer_fills_is_named_by_its_content(tmp_path):
+def test_a_file_written_by_a_function_is_named_after_its_content(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    path = checkpoints.write_with(7, lambda place: torch.save({"a": 1}, place))
+    path = checkpoints.write_with(7, lambda path: torch.save({"a": 1}, path))
     assert re.fullmatch(r"step_000000007_[0-9a-f]{16}\.ckpt", path.name)
     assert checkpoints.newest() == path
     assert checkpoints.read() == {"a": 1}
-    again = checkpoints.write(7, {"a": 1})
-    assert again == path
+    assert checkpoints.write(7, {"a": 1}) == path
 
 
 @pytest.mark.parametrize("keep", [1, 0, -1, 2.5, True, "3"])
-def test_fewer_than_two_are_refused(tmp_path, keep):
+def test_keep_below_two_is_refused(tmp_path, keep):
     message = f"keep must be a whole number of at least 2: the newest and one before it; got {keep!r}."
     with pytest.raises(ValueError, match=re.escape(message)):
         Checkpoints(tmp_path, keep=keep)
 
 
 @pytest.mark.parametrize("step", [-1, 1.5, True, "3", None, 10**400])
-def test_a_step_that_is_none_is_refused(tmp_path, step):
+def test_an_invalid_step_is_refused(tmp_path, step):
     with pytest.raises(ValueError, match=re.escape(f"step must be a whole number of at least 0; got {step!r}.")):
         Checkpoints(tmp_path).save(step, part=Part(0))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_parts_that_were_not_saved_are_named(tmp_path):
+def test_other_parts_than_those_saved_are_named(tmp_path):
     Checkpoints(tmp_path).save(1, model=Part(1), optimizer=Part(2))
-    model = Part("as it was")
-    message = (
-        f"the checkpoints in {tmp_path} hold model, optimizer; asked for loader, model. Resume with the parts that"
-    )
+    model = Part("unchanged")
+    message = f"the checkpoints in {tmp_path} hold model, optimizer; got loader, model. Resume with the parts that"
     with pytest.raises(ValueError, match=re.escape(message)):
         Checkpoints(tmp_path).resume(model=model, loader=Part())
-    assert model.state == "as it was"
+    assert model.state == "unchanged"
 
 
-@pytest.mark.parametrize("act", [lambda one, **parts: one.save(1, **parts), lambda one, **parts: one.resume(**parts)])
+@pytest.mark.parametrize("act", [lambda checkpoints, **parts: checkpoints.save(1, **parts), Checkpoints.resume])
 def test_parts_without_a_state_are_refused(tmp_path, act):
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(
-        TypeError, match=r"epoch has no state_dict and load_state_dict; got int. Give models, optimisers,"
+        TypeError, match=r"epoch must have state_dict\(\) and load_state_dict\(\); got int. Pass models, optimisers,"
     ):
         act(checkpoints, model=Part(1), epoch=3)
-    with pytest.raises(ValueError, match=r"name what belongs to a checkpoint: model=..., optimizer=.*; got nothing"):
+    with pytest.raises(
+        ValueError, match=r"a checkpoint needs at least one part, such as model=..., optimizer=.*; got none"
+    ):
         act(checkpoints)
     assert not list(Path(tmp_path).iterdir())
 
 
-def test_a_whole_folder_gives_no_warning(tmp_path):
-    saved(tmp_path, 10, 20)
+def test_intact_files_give_no_warning(tmp_path):
+    save(tmp_path, 10, 20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert resumed(tmp_path) == (20, 20)

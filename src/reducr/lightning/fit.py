@@ -93,7 +93,7 @@ def fit_target(
         callbacks=[*callbacks, best, LastCheckpoint(folder / "last.ckpt"), resume],
         default_root_dir=folder,
     )
-    _fit(trainer, module, Resumable(candidates, skips_finished=True), module.holdout, resume_path=resume_path)
+    _fit(trainer, module, Resumable(candidates, skip_finished_epoch=True), module.holdout, resume_path=resume_path)
     for logger in loggers:
         # A tracker with one run per process, such as wandb, must end this run before the next method starts its own.
         finish = getattr(getattr(logger, "experiment", None), "finish", None)
@@ -161,7 +161,7 @@ def fit_irreducible(
         logger=False,
         default_root_dir=checkpoint.parent,
     )
-    _fit(trainer, module, Resumable(holdout, skips_finished=True), training_part, resume_path=resume_path)
+    _fit(trainer, module, Resumable(holdout, skip_finished_epoch=True), training_part, resume_path=resume_path)
     if keeps_lowest_loss and ensemble is None:
         module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     else:

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a crash: whole or not there, known by their content, the one before kept."""
+"""Crash-safe checkpoints: written atomically, verified by checksum, with the previous one kept."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ _NAME = re.compile(r"step_(\d+)_([0-9a-f]{16})\.ckpt")
 
 
 class Stateful(Protocol):
-    """Anything whose state can be taken and put back: models, optimisers, schedulers, scalers, loaders, selectors."""
+    """Anything whose state can be saved and restored: models, optimisers, schedulers, scalers, loaders, selectors."""
 
     def state_dict(self) -> Any:
         """The state as plain values and tensors."""
 
     def load_state_dict(self, state: Any, /) -> Any:
-        """Put a state back."""
+        """Restore a state."""
 
 
 class Checkpoints:
-    """A folder of checkpoints, the newest of which a killed run goes on from.
+    """A folder of checkpoints; a killed run resumes from the newest.
 
-    A file is named after its step and a checksum of step and content, and appears under that name in one move: a crash
-    while writing leaves the ones before as they are, and a truncated, altered or renamed file is known by its name. The
-    states of torch's, numpy's and Python's global generators are part of every checkpoint. One process at a time writes
-    into a folder.
+    The name of a file holds its step and a checksum of step and content, so truncated, altered and renamed files are
+    detected. A file is renamed to that name once it is complete, so a crash while writing leaves the earlier files
+    intact. ``save`` and ``resume`` include the states of the global generators of torch, numpy and Python. Only one
+    process may write to a folder at a time.
 
     Args:
-        folder: made if needed.
-        keep: how many to keep, at least 2, so that there is one before the newest.
+        folder: created if needed.
+        keep: number of checkpoints to keep, at least 2: the newest and one before it.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
-        >>> model = torch.nn.Linear(2, 1)
-        >>> path = Checkpoints(folder).save(10, model=model)
+        >>> path = Checkpoints(folder).save(10, model=torch.nn.Linear(2, 1))
         >>> Checkpoints(folder).resume(model=torch.nn.Linear(2, 1))
         10
     """
@@ -58,28 +57,31 @@ class Checkpoints:
         self._since = time.time()
 
     def save(self, step: int, /, **parts: Stateful) -> Path:
-        """Write the states of all ``parts``, and remove the oldest files.
+        """Save the states of all ``parts``; remove the oldest files and those of later steps.
 
         Args:
-            step: of the run, at least 0; a later one takes the place of an earlier one.
-            parts: by name: model, optimizer, scheduler, scaler, loader, and whatever else has a state.
+            step: step of the run, at least 0.
+            parts: model, optimizer, scheduler, scaler, loader, and anything else with a state, by name.
+
+        Returns:
+            Path of the file.
 
         Raises:
-            TypeError: for a part without ``state_dict`` and ``load_state_dict``, or whose state holds anything else
-                than tensors and plain values.
+            TypeError: if a part has no ``state_dict`` and ``load_state_dict``, or its state holds anything but tensors
+                and plain values.
         """
         _check_parts(parts)
         states = {name: part.state_dict() for name, part in parts.items()}
         return self.write(step, {"step": step, "random": random_state(), "parts": states})
 
     def resume(self, **parts: Stateful) -> int:
-        """Put the states of the newest whole checkpoint into all ``parts``.
+        """Restore the states of all ``parts`` from the newest intact checkpoint.
 
         Returns:
-            Its step; 0, and nothing is changed, if there is no checkpoint.
+            The step of the checkpoint; 0 if there is none, in which case nothing changes.
 
         Raises:
-            ValueError: if its parts are not those given, or no file is whole.
+            ValueError: if the checkpoint holds other parts, or every file is damaged.
         """
         _check_parts(parts)
         content = self.read()
@@ -88,7 +90,7 @@ class Checkpoints:
         states = content["parts"]
         if states.keys() != parts.keys():
             raise ValueError(
-                f"the checkpoints in {self.folder} hold {', '.join(sorted(states))}; asked for "
+                f"the checkpoints in {self.folder} hold {', '.join(sorted(states))}; got "
                 f"{', '.join(sorted(parts))}. Resume with the parts that were saved."
             )
         for name, part in parts.items():
@@ -97,23 +99,23 @@ class Checkpoints:
         return int(content["step"])
 
     def write(self, step: int, content: Any) -> Path:
-        """Write one file of any ``content`` that ``torch.load(weights_only=True)`` reads; files of later steps go.
+        """Write one file with any ``content`` that ``torch.load(weights_only=True)`` can read.
 
         Raises:
-            TypeError: for a content that it would not read, now rather than at the resume.
+            TypeError: if ``torch.load`` could not read the content again.
         """
         return self.write_with(step, lambda path: torch.save(content, path))
 
     def write_with(self, step: int, save: Callable[[Path], object]) -> Path:
-        """Write one file by a function that is given the path to write to, and fills it as ``torch.save`` does."""
+        """Write one file with ``save(path)``, which must write to ``path`` as ``torch.save`` does."""
         check_count("step", step, least=0)
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".step_{step:09d}.{os.getpid()}.partial"
         try:
             save(temporary)
             _check_content(temporary)
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             path = self.folder / f"step_{step:09d}_{_checksum(step, temporary)}.ckpt"
             temporary.replace(path)
         finally:
@@ -122,54 +124,54 @@ class Checkpoints:
         return path
 
     def _remove_all_but(self, step: int, newest: Path) -> None:
-        """Keep ``newest`` and the files of the steps before it; later ones are of a run that has gone back to here."""
-        before = [path for found, path in self._found() if found < step]
-        kept = {newest, *before[: self.keep - 1]}
-        left_by_a_crash = [path for path in self.folder.glob(".step_*.partial") if _modified(path) < self._since]
-        for path in [path for path in self.paths() if path not in kept] + left_by_a_crash:
+        """Keep ``newest`` and files of earlier steps; a run that went back to ``step`` has left the later ones."""
+        earlier = [path for other_step, path in self._files() if other_step < step]
+        kept = {newest, *earlier[: self.keep - 1]}
+        crashed = [path for path in self.folder.glob(".step_*.partial") if _modification_time(path) < self._since]
+        for path in [path for path in self.paths() if path not in kept] + crashed:
             path.unlink(missing_ok=True)
 
     def read(self) -> Any:
-        """The content of the newest whole file; None if there is no file.
+        """Read the newest intact file; None if there are no files.
 
         Raises:
-            ValueError: as ``newest``.
+            ValueError: if every file is damaged.
         """
         path = self.newest()
         return None if path is None else torch.load(path, map_location="cpu", weights_only=True)
 
     def newest(self) -> Path | None:
-        """The newest whole file; None if there is no file. A damaged one is warned of and passed over.
+        """Path of the newest intact file; None if there are no files. Warns of damaged files and skips them.
 
         Raises:
-            ValueError: if there are files, and none is whole.
+            ValueError: if every file is damaged.
         """
-        found = self._found()
-        for step, path in found:
+        files = self._files()
+        for step, path in files:
             if path.stem.endswith(_checksum(step, path)):
                 return path
             warnings.warn(
-                f"checkpoint {path} is damaged (truncated or altered): its content is not what its name says. The one "
-                "before it is used, if there is one.",
+                f"checkpoint {path} is damaged (truncated or altered): its checksum does not match its name. Trying "
+                "the checkpoint before it.",
                 RuntimeWarning,
                 stacklevel=3,
             )
-        if found:
+        if files:
             raise ValueError(
                 f"every checkpoint in {self.folder} is damaged (truncated or altered): "
-                f"{', '.join(path.name for _, path in found)}. Remove them to start anew, or bring back a copy."
+                f"{', '.join(path.name for _, path in files)}. Restore a copy, or remove them to start again."
             )
         return None
 
     def paths(self) -> list[Path]:
-        """All files, newest first."""
-        return [path for _, path in self._found()]
+        """Paths of all files, newest first."""
+        return [path for _, path in self._files()]
 
-    def _found(self) -> list[tuple[int, Path]]:
+    def _files(self) -> list[tuple[int, Path]]:
         """Step and path of every file, newest first."""
-        named = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step_*.ckpt"))
-        found = [(int(match[1]), path) for match, path in named if match]
-        return sorted(found, key=lambda one: (one[0], _modified(one[1])), reverse=True)
+        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step_*.ckpt"))
+        files = [(int(match[1]), path) for match, path in matches if match]
+        return sorted(files, key=lambda file: (file[0], _modification_time(file[1])), reverse=True)
 
 
 def _checksum(step: int, path: Path) -> str:
@@ -179,8 +181,8 @@ def _checksum(step: int, path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _modified(path: Path) -> float:
-    """When the file was last written to; now, if another process has just removed it."""
+def _modification_time(path: Path) -> float:
+    """Modification time of the file; the current time if another process has just removed it."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -188,21 +190,23 @@ def _modified(path: Path) -> float:
 
 
 def _check_content(path: Path) -> None:
-    refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    if refused:
+    unsafe_types = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if unsafe_types:
         raise TypeError(
-            "a checkpoint holds tensors and plain values (numbers, texts, None, lists, tuples, dicts) alone, so that "
-            f"reading one runs no code; got {', '.join(sorted(refused))}. Let state_dict() give these, such as tensors "
-            "for arrays and float() of numpy's numbers."
+            "a checkpoint may only hold tensors and plain values (numbers, strings, None, lists, tuples, dicts), so "
+            f"that reading it runs no code; got {', '.join(sorted(unsafe_types))}. Convert them in state_dict(), "
+            "such as arrays to tensors and numpy scalars to float."
         )
 
 
 def _check_parts(parts: dict[str, Any]) -> None:
     if not parts:
-        raise ValueError("name what belongs to a checkpoint: model=..., optimizer=..., loader=..., ...; got nothing.")
+        raise ValueError(
+            "a checkpoint needs at least one part, such as model=..., optimizer=..., loader=...; got none."
+        )
     for name, part in parts.items():
         if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
             raise TypeError(
-                f"{name} has no state_dict and load_state_dict; got {type(part).__name__}. Give models, optimisers, "
-                "schedulers, scalers, loaders and selectors."
+                f"{name} must have state_dict() and load_state_dict(); got {type(part).__name__}. Pass models, "
+                "optimisers, schedulers, scalers, loaders or selectors."
             )
