@@ -50,7 +50,7 @@ def test_zero_one_loss_by_hand(dtype):
     assert losses.dtype == selection_dtype(torch.zeros(1, dtype=dtype))
     assert losses[:3].tolist() == [0.0, 0.0, 1.0]
     assert bool(losses[3:].isnan().all())
-    with pytest.raises(ValueError, match=r"one integer for each of the 2 points; got torch.int64 \(3,\)"):
+    with pytest.raises(ValueError, match=r"one integer for each of the 2 examples; got torch.int64 \(3,\)"):
         zero_one_loss(torch.zeros(2, 2), torch.zeros(3, dtype=torch.int64))
 
 
@@ -132,7 +132,7 @@ def test_a_target_out_of_range_is_named(target):
 
 @pytest.mark.parametrize("targets", [torch.zeros(2), torch.zeros(3).long(), torch.zeros(2, 1).long(), torch.tensor(0)])
 def test_targets_are_one_integer_for_each_point(targets):
-    message = f"targets must be one integer for each of the 2 points; got {targets.dtype} {tuple(targets.shape)}."
+    message = f"targets must be one integer for each of the 2 examples; got {targets.dtype} {tuple(targets.shape)}."
     with pytest.raises(ValueError, match=re.escape(message)):
         per_example_cross_entropy(torch.zeros(2, 3), targets)
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -16,7 +16,7 @@ def test_excess_loss_by_hand():
 
 
 def test_excess_loss_needs_a_term():
-    with pytest.raises(ValueError, match="needs the model loss or the irreducible loss; both were left out"):
+    with pytest.raises(ValueError, match="needs the model loss or the irreducible loss; both are None"):
         functional.excess_loss(None, None)
 
 

@@ -1,4 +1,4 @@
-"""Pure maths of selection: tensors in, tensors out, no state and no gradients."""
+"""The maths of selection as pure functions of tensors, without state."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Per-point losses, and all group-irreducible losses in closed form from one model."""
+"""Per-example losses, and all group-irreducible losses in closed form from one model."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch import Tensor
 
 from reducr._internal.checks import check_gradient_weight, check_range
 
-_NO_TARGET = -(2**63)  # not -100, whose points cross_entropy gives a loss of zero unless told otherwise
+_NO_TARGET = -(2**63)  # torch would give a loss of zero to the target -100, its default
 _VECTOR_WIDTH = 16
 
 
 def selection_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype selection arithmetic runs in: float64 for float64 inputs, float32 for anything narrower."""
+    """Dtype for selection arithmetic: float64 for float64 inputs, float32 for all others."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def zero_one_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 for each point whose most probable class is not its target, 0 for the others.
+    """Zero-one loss: 1 for each example whose most probable class is not its target, else 0.
 
-    Formula: ``loss_i = [ argmax_k logits_ik != target_i ]``, the first of equal ones.
+    Formula: ``loss_i = [ argmax_k logits_ik != target_i ]``; of equal logits the first is the prediction.
 
     Args:
         logits: (B, C) outputs of a model, any floating dtype.
         targets: (B,) integers in [0, C).
 
     Returns:
-        (B,) losses without a unit, in float32 or better; NaN where a logit is not finite.
+        (B,) losses without a unit, float32 or float64; NaN where a logit is not finite.
 
     Raises:
-        ValueError: for targets that are not one integer for each point.
+        ValueError: unless there is one integer target for each example.
 
     Example:
         >>> zero_one_loss(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([0, 0]))
@@ -44,7 +44,7 @@ def zero_one_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def per_example_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each point, in float32 or better.
+    """Cross-entropy of each example, in float32 or float64.
 
     Formula: ``loss_i = logsumexp(logits_i) - logits_i[target_i]``.
 
@@ -56,8 +56,8 @@ def per_example_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         (B,) losses in nats; gradients are kept.
 
     Raises:
-        ValueError: for targets that are not one integer for each point, or are out of range; on a GPU, which would have
-            to be waited for, the latter ends the process.
+        ValueError: unless there is one integer target for each example, in range. On a GPU an out-of-range target
+            aborts the process instead, because a check would have to wait for the device.
 
     Example:
         >>> per_example_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
@@ -77,26 +77,26 @@ def per_example_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def adjusted_irreducible_loss(
     logits: Tensor, targets: Tensor, *, gradient_weight: float, group_of_target: Tensor | None = None
 ) -> Tensor:
-    """Every group-irreducible loss of every point, from the logits of one plain irreducible model.
+    """All group-irreducible losses of every example, from the logits of one reference model (irreducible model).
 
-    The minimiser of the cross-entropy that weights the points of group c by g and all others by 1 is
-    ``q_c(y | x)`` proportional to ``g^[group(y) = c] p(y | x)``, so for a point (x, y), with ``p = softmax(z)`` of the
-    logits z and ``P_c`` the sum of p over the targets of group c::
+    The minimiser of the cross-entropy that weights the examples of group c by g and all others by 1 is ``q_c(y | x)``
+    proportional to ``g^[group(y) = c] p(y | x)``. So for an example (x, y), with ``p = softmax(z)`` of the logits z and
+    ``P_c`` the sum of p over the targets of group c::
 
         r_c = log( 1 + (g - 1) P_c ) - log p_y - log(g) [group(y) = c]
 
     Args:
-        logits: (B, C) outputs of the plain irreducible model.
+        logits: (B, C) outputs of the reference model, which was trained without weights.
         targets: (B,) integers in [0, C).
-        gradient_weight: g >= 1, the weight a group-irreducible model would have been trained with.
-        group_of_target: (C,) the group of each target, integers in [0, G); None where groups are the targets.
+        gradient_weight: g >= 1, the weight that a group-irreducible model would be trained with.
+        group_of_target: (C,) group of each target, integers in [0, G); None if groups are the targets.
 
     Returns:
-        (B, G) losses in nats, float32 or better.
+        (B, G) losses in nats, float32 or float64.
 
     Raises:
-        ValueError: if ``gradient_weight`` is below 1, ``group_of_target`` has not C integers, or as for
-            ``per_example_cross_entropy``.
+        ValueError: if ``gradient_weight`` is below 1, ``group_of_target`` does not have C entries, or the targets do
+            not fit (see ``per_example_cross_entropy``).
 
     Example:
         >>> adjusted_irreducible_loss(torch.zeros(1, 2), torch.tensor([0]), gradient_weight=3.0)
@@ -109,7 +109,7 @@ def adjusted_irreducible_loss(
     _check_targets(logits, targets)
     targets = targets.long()
     log_probabilities = _log_softmax(logits.to(selection_dtype(logits)))
-    own = _of_targets(log_probabilities, targets)
+    own = _at_targets(log_probabilities, targets)
     probabilities, own_group = log_probabilities.exp(), targets
     if group_of_target is not None:
         if group_of_target.shape != logits.shape[1:]:
@@ -127,10 +127,10 @@ def adjusted_irreducible_loss(
 
 
 def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient_weight: float) -> Tensor:
-    """Every group-irreducible loss of every point where groups are not decided by the target.
+    """All group-irreducible losses of every example if the target does not determine the group.
 
-    One plain irreducible model predicts the joint outcome (target, group). Weighting group c by g multiplies the
-    probability of all its outcomes by g; the loss of a target sums the probabilities over the groups::
+    One reference model (irreducible model) predicts the joint outcome (target, group). Weighting group c by g
+    multiplies the probability of all its outcomes by g. The loss of a target sums the probabilities over the groups::
 
         r_c = log( sum_{y', k} g^[k = c] exp(z_{y' k}) ) - log( sum_k g^[k = c] exp(z_{y k}) )
 
@@ -140,10 +140,10 @@ def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient
         gradient_weight: g >= 1.
 
     Returns:
-        (B, G) losses in nats, float32 or better.
+        (B, G) losses in nats, float32 or float64.
 
     Raises:
-        ValueError: if ``gradient_weight`` is below 1, or as for ``per_example_cross_entropy``.
+        ValueError: if ``gradient_weight`` is below 1, or the targets do not fit (see ``per_example_cross_entropy``).
 
     Example:
         >>> adjusted_joint_irreducible_loss(torch.zeros(1, 2, 3), torch.tensor([0]), gradient_weight=10.0)
@@ -154,7 +154,7 @@ def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient
     check_gradient_weight(gradient_weight)
     _check_targets(logits, targets)
     logits, targets = logits.to(selection_dtype(logits)), targets.long()
-    own = _of_targets(logits, targets.unsqueeze(1).expand(-1, logits.shape[2])).squeeze(1)
+    own = _at_targets(logits, targets.unsqueeze(1).expand(-1, logits.shape[2])).squeeze(1)
     all_outcomes = torch.logsumexp(logits, dim=(1, 2)).unsqueeze(1)
     own_outcomes = torch.logsumexp(own, dim=1, keepdim=True)
     group_outcomes = torch.logsumexp(logits, dim=1)
@@ -165,13 +165,13 @@ def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient
 def _check_targets(logits: Tensor, targets: Tensor) -> None:
     if targets.shape != logits.shape[:1] or targets.is_floating_point() or targets.is_complex():
         raise ValueError(
-            f"targets must be one integer for each of the {len(logits)} points; got {targets.dtype} "
+            f"targets must be one integer for each of the {len(logits)} examples; got {targets.dtype} "
             f"{tuple(targets.shape)}."
         )
 
 
-def _of_targets(values: Tensor, targets: Tensor) -> Tensor:
-    """The entries (B, 1, ...) of ``values`` (B, C, ...) at the ``targets`` (B, ...)."""
+def _at_targets(values: Tensor, targets: Tensor) -> Tensor:
+    """Entries (B, 1, ...) of ``values`` (B, C, ...) at the ``targets`` (B, ...)."""
     try:
         return values.gather(1, targets.unsqueeze(1))
     except (IndexError, RuntimeError):
@@ -180,9 +180,9 @@ def _of_targets(values: Tensor, targets: Tensor) -> Tensor:
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """(B, C) log-probabilities, equal rows having equal ones to the last bit wherever they stand.
+    """(B, C) log-probabilities; equal rows have equal results to the last bit, at every position.
 
-    On a CPU torch takes rows narrower than its vectors number by number, several times slower than wider ones.
+    On a CPU torch does not vectorise rows narrower than its vectors, which is several times slower, so they are padded.
     """
     num_classes = logits.shape[1]
     if num_classes < _VECTOR_WIDTH and logits.device.type == "cpu":

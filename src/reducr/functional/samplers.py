@@ -1,4 +1,4 @@
-"""From scores to positions: the best, or a weighted draw without replacement."""
+"""Positions from scores: the largest, or a weighted draw without replacement."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-# how far below all others the log-probability is of a point that may be drawn only when nothing else is left
+# log-probability of examples that may be drawn only after all others, below the smallest of these
 _LAST_RESORT = 1e9
-# beyond it draws are those of top_k, but products overflow
+# larger exponents give the draws of top_k, but products overflow
 _LARGEST_BETA = 1e300
 
 
 def top_k(scores: Tensor, num_selected: int) -> Tensor:
-    """Positions of the ``num_selected`` largest scores, best first; of equal scores the earlier position wins.
+    """Positions of the ``num_selected`` largest scores, best first. Of equal scores the earlier position wins.
 
-    The stable order makes ties the same on every device and in every run.
+    The stable order breaks ties alike on every device and in every run.
 
     Args:
         scores: (B,).
@@ -33,15 +33,15 @@ def top_k(scores: Tensor, num_selected: int) -> Tensor:
 
 
 def gumbel_top_k(log_probabilities: Tensor, num_selected: int, *, generator: torch.Generator | None) -> Tensor:
-    """A weighted draw without replacement, one point after another, in the order drawn.
+    """Positions of a weighted draw without replacement, in the order drawn.
 
-    Adding independent Gumbel noise to the log-probabilities and keeping the largest is the same as drawing one point
-    at a time in proportion to the probabilities of those that are left.
+    Adding independent Gumbel noise to the log-probabilities and keeping the largest sums is equivalent to drawing one
+    example at a time, in proportion to the probabilities of the remaining ones.
 
     Args:
         log_probabilities: (B,), up to a common constant.
         num_selected: b in [1, B].
-        generator: source of randomness; None uses the global one.
+        generator: random generator; None for torch's global one.
 
     Returns:
         (b,) int64.
@@ -50,17 +50,17 @@ def gumbel_top_k(log_probabilities: Tensor, num_selected: int, *, generator: tor
     """
     noise_device = log_probabilities.device if generator is None else generator.device
     uniform = torch.rand(log_probabilities.shape, dtype=torch.float64, device=noise_device, generator=generator)
-    # the smallest normal number keeps log(-log(u)) finite when u is exactly 0
+    # keeps log(-log(u)) finite when u is exactly 0
     tiny = torch.finfo(torch.float64).tiny
     gumbel = -torch.log(-torch.log(uniform.clamp(min=tiny)))
     return top_k(log_probabilities.double() + gumbel.to(log_probabilities.device), num_selected)
 
 
 def power_log_probabilities(scores: Tensor, *, beta: float) -> Tensor:
-    """``p_i`` proportional to ``max(score_i, 0)^beta``, as logarithms up to a constant.
+    """Log-probabilities, up to a constant, of ``p_i`` proportional to ``max(score_i, 0)^beta``.
 
-    Points with no positive score have probability zero; they are drawn, all equally likely, only when no other is
-    left.
+    Examples without a positive score have probability zero. They are drawn only after all others, with equal
+    probabilities.
 
     Args:
         scores: (B,).
@@ -81,7 +81,7 @@ def power_log_probabilities(scores: Tensor, *, beta: float) -> Tensor:
 
 
 def rank_log_probabilities(scores: Tensor, *, beta: float) -> Tensor:
-    """``p_i`` proportional to ``rank_i^-beta``, rank 1 being the largest score, as logarithms up to a constant.
+    """Log-probabilities, up to a constant, of ``p_i`` proportional to ``rank_i^-beta``; rank 1 is the largest score.
 
     Args:
         scores: (B,).
@@ -98,9 +98,9 @@ def rank_log_probabilities(scores: Tensor, *, beta: float) -> Tensor:
 
 
 def exponential_rank_log_probabilities(scores: Tensor, *, pressure: float) -> Tensor:
-    """``p_i`` proportional to ``pressure^(-rank_i / B)``, as logarithms up to a constant.
+    """Log-probabilities, up to a constant, of ``p_i`` proportional to ``pressure^(-rank_i / B)``.
 
-    The best of B points is about ``pressure`` times as likely as the worst.
+    The best of B examples is about ``pressure`` times as likely as the worst.
 
     Args:
         scores: (B,).
@@ -119,7 +119,7 @@ def exponential_rank_log_probabilities(scores: Tensor, *, pressure: float) -> Te
 
 
 def _ranks(scores: Tensor) -> Tensor:
-    """(B,) float64 ranks from 1 (largest score); of equal scores the earlier position ranks first."""
+    """(B,) float64 ranks, 1 for the largest score; of equal scores the earlier position ranks first."""
     order = top_k(scores, len(scores))
     ranks = torch.empty(len(scores), dtype=torch.float64, device=scores.device)
     ranks[order] = torch.arange(1, len(scores) + 1, dtype=torch.float64, device=scores.device)

@@ -1,4 +1,4 @@
-"""Scoring rules: one number a point, larger is selected first."""
+"""Scores of examples: the larger, the earlier selected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from reducr.functional.losses import selection_dtype
 
 
 def excess_loss(model_loss: Tensor | None, irreducible_loss: Tensor | None, *, clip: bool = False) -> Tensor:
-    """How much of the model's loss a point could still teach: ``l - r``, or ``max(0, l - r)`` with ``clip``.
+    """Excess loss over the irreducible loss: ``l - r``, or ``max(0, l - r)`` with ``clip``.
 
     Args:
         model_loss: (B,) nats, or None to leave the term out.
@@ -17,7 +17,7 @@ def excess_loss(model_loss: Tensor | None, irreducible_loss: Tensor | None, *, c
         clip: replace negative values by zero.
 
     Returns:
-        (B,), or (B, G) for a (B, G) irreducible loss, float32 or better.
+        (B,), or (B, G) for a (B, G) irreducible loss; float32 or float64.
 
     Raises:
         ValueError: if both terms are left out.
@@ -31,22 +31,22 @@ def excess_loss(model_loss: Tensor | None, irreducible_loss: Tensor | None, *, c
     """
     if model_loss is None:
         if irreducible_loss is None:
-            raise ValueError("excess_loss needs the model loss or the irreducible loss; both were left out.")
+            raise ValueError("excess_loss needs the model loss or the irreducible loss; both are None.")
         excess = -irreducible_loss.to(selection_dtype(irreducible_loss))
     elif irreducible_loss is None:
         excess = model_loss.to(selection_dtype(model_loss), copy=True)
     else:
         loss = model_loss.to(selection_dtype(model_loss))
-        # float16 less float32 is float32, and so on
+        # float32 minus a narrower dtype is float32
         excess = (loss.unsqueeze(1) if irreducible_loss.ndim == 2 else loss) - irreducible_loss
     return excess.relu() if clip else excess
 
 
 def reducr_score(excess: Tensor, group_weights: Tensor) -> Tensor:
-    """Excess loss averaged over the groups by their weights: ``score_i = sum_c w_c excess_ic``.
+    """Excess loss averaged with the group weights: ``score_i = sum_c w_c excess_ic``.
 
-    The group-holdout loss of the selection objective is the same for every point, so it cannot change their order
-    and is left out. Equal points have equal scores in every batch, to the last bit.
+    The selection objective also has the group-holdout loss. It is left out, because it is the same for all examples and
+    cannot change their order. Equal examples have equal scores in every batch, to the last bit.
 
     Args:
         excess: (B, G) nats.
@@ -65,13 +65,13 @@ def reducr_score(excess: Tensor, group_weights: Tensor) -> Tensor:
 
 
 def group_payoff(excess: Tensor, group_holdout_loss: Tensor | None, *, holdout_weighting: str) -> Tensor:
-    """What one selection adds to every group's cumulative payoff: ``sum_i excess_ic - n h_c``.
+    """Payoff of one selection for every group: ``sum_i excess_ic - n h_c``.
 
-    ``n`` is the number of selected points for ``per_point`` (as the published runs did) and 1 for ``per_step`` (as
-    the paper's Algorithm 1 does).
+    ``n`` is the number of selected examples for ``per_point`` (as in the published runs) and 1 for ``per_step`` (as in
+    the paper's Algorithm 1).
 
     Args:
-        excess: (b, G) excess losses of the selected points, nats.
+        excess: (b, G) excess losses of the selected examples, nats.
         group_holdout_loss: (G,) mean holdout loss of each group, nats, or None to leave the term out.
         holdout_weighting: ``"per_point"`` or ``"per_step"``.
 
@@ -92,7 +92,7 @@ def group_payoff(excess: Tensor, group_holdout_loss: Tensor | None, *, holdout_w
 
 
 def max_min_payoff(excess: Tensor, group_holdout_loss: Tensor) -> Tensor:
-    """Payoff of the group a point helps least: ``min_c (excess_ic - h_c)``.
+    """Payoff of the group that an example helps least: ``min_c (excess_ic - h_c)``.
 
     Args:
         excess: (B, G) nats.
@@ -111,7 +111,7 @@ def max_min_payoff(excess: Tensor, group_holdout_loss: Tensor) -> Tensor:
 
 
 def gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
-    """Upper bound of a point's gradient norm, up to a constant: ``|| softmax(z) - onehot(y) ||_2``.
+    """Upper bound on the gradient norm of an example, up to a constant: ``|| softmax(z) - onehot(y) ||_2``.
 
     Args:
         logits: (B, C).
@@ -133,7 +133,7 @@ def gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def predictive_entropy(logits: Tensor) -> Tensor:
-    """Entropy of the predicted distribution, averaged over MC-dropout samples first where there are any.
+    """Entropy of the predicted distribution, which is the mean over the MC-dropout samples if there are several.
 
     Args:
         logits: (B, C), or (S, B, C) for S samples.
@@ -155,7 +155,7 @@ def conditional_entropy(logits: Tensor) -> Tensor:
     """Entropy of each MC-dropout sample's prediction, averaged over the samples.
 
     Args:
-        logits: (S, B, C) for S samples; (B, C) counts as one.
+        logits: (S, B, C) for S samples; (B, C) counts as one sample.
 
     Returns:
         (B,) nats in [0, log C].
@@ -171,7 +171,7 @@ def conditional_entropy(logits: Tensor) -> Tensor:
 
 
 def mutual_information(logits: Tensor) -> Tensor:
-    """BALD: predictive minus conditional entropy, what a label would tell about the parameters.
+    """BALD: predictive minus conditional entropy, the information that a label would give about the parameters.
 
     Args:
         logits: (S, B, C) for S samples; (B, C) counts as one sample, whose mutual information is zero.
@@ -189,18 +189,18 @@ def mutual_information(logits: Tensor) -> Tensor:
 
 
 def bayesian_score(logits: Tensor, targets: Tensor, irreducible_loss: Tensor, *, alpha: float) -> Tensor:
-    """Loss of the averaged prediction, less ``alpha`` of the average loss and ``1 - alpha`` of the irreducible loss.
+    """Score of Bayesian data selection: loss of the averaged prediction against the average and the irreducible loss.
 
     Formula: ``score_i = -log mean_s p_s(y_i | x_i) + alpha mean_s log p_s(y_i | x_i) - (1 - alpha) r_i``.
 
     Args:
-        logits: (S, B, C) for S samples of the posterior; (B, C) counts as one.
+        logits: (S, B, C) for S samples of the posterior; (B, C) counts as one sample.
         targets: (B,) integers in [0, C).
         irreducible_loss: (B,) nats.
         alpha: in [0, 1].
 
     Returns:
-        (B,) nats, float32 or better.
+        (B,) nats, float32 or float64.
 
     Example:
         >>> bayesian_score(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([0.1]), alpha=0.2)
@@ -212,12 +212,12 @@ def bayesian_score(logits: Tensor, targets: Tensor, irreducible_loss: Tensor, *,
     log_likelihood = samples.gather(2, targets.long().expand(len(samples), -1).unsqueeze(2)).squeeze(2)
     expected = _ordered_sum(log_likelihood, dim=0) / len(samples)
     largest = log_likelihood.amax(dim=0)
-    of_mean = largest + (_ordered_sum((log_likelihood - largest).exp(), dim=0) / len(samples)).log()
-    return alpha * expected - of_mean - (1 - alpha) * irreducible_loss.to(selection_dtype(irreducible_loss))
+    log_mean = largest + (_ordered_sum((log_likelihood - largest).exp(), dim=0) / len(samples)).log()
+    return alpha * expected - log_mean - (1 - alpha) * irreducible_loss.to(selection_dtype(irreducible_loss))
 
 
 def _sampled_log_probabilities(logits: Tensor) -> Tensor:
-    """(S, B, C) log-probabilities, a (B, C) input being one sample."""
+    """(S, B, C) log-probabilities; a (B, C) input is one sample."""
     logits = logits.to(selection_dtype(logits))
     return torch.log_softmax(logits if logits.ndim == 3 else logits.unsqueeze(0), dim=-1)
 
@@ -229,16 +229,16 @@ def _entropy(probabilities: Tensor) -> Tensor:
 
 
 def _ordered_sum(terms: Tensor, *, dim: int) -> Tensor:
-    """The sum over one axis, always added up in one order, so that equal points have equal sums in every batch.
+    """Sum over one axis in a fixed order, so that equal examples have equal sums in every batch.
 
-    ``sum`` and matrix products may round a point differently in another batch, or in another place of it: then equal
-    points would have scores that differ in the last bit, and several ranks would break ties unlike one process.
+    ``sum`` and matrix products may round an example differently in another batch or at another position. Scores of
+    equal examples would then differ in the last bit, and several ranks would break ties differently from one process.
     """
     if terms.device.type == "cpu":
-        sums = terms.cumsum(dim).select(dim, -1)  # one number after another
-        return sums.clone(memory_format=torch.contiguous_format)  # not a view of all of them
+        sums = terms.cumsum(dim).select(dim, -1)
+        return sums.clone(memory_format=torch.contiguous_format)  # a view would keep all partial sums
     terms = terms.movedim(dim, 0)
-    while len(terms) > 1:  # halves are added to halves
+    while len(terms) > 1:  # add halves
         half = len(terms) // 2
         terms = torch.cat([terms[:half] + terms[half : 2 * half], terms[2 * half :]])
     return terms[0]

@@ -9,12 +9,12 @@ from torch import Tensor
 def group_weights(cumulative_payoff: Tensor, *, step_size: float) -> Tensor:
     """Multiplicative weights: ``w = softmax(-step_size * cumulative_payoff)``, computed in log space.
 
-    A group whose payoff is low, because its holdout loss stays high, gets a high weight.
+    A group with a low payoff, because its holdout loss stays high, gets a high weight.
 
     Args:
-        cumulative_payoff: (G,) nats, summed over selected points and steps.
-        step_size: eta >= 0; at 0 all weights stay equal. The best value scales with 1 / num_selected, because the
-            payoff is a sum over the selected points.
+        cumulative_payoff: (G,) nats, summed over selected examples and steps.
+        step_size: eta >= 0; with 0 all weights are equal. The best value scales with 1 / num_selected, because the
+            payoff is a sum over the selected examples.
 
     Returns:
         (G,) weights on the simplex, in the dtype of ``cumulative_payoff``.
@@ -27,5 +27,5 @@ def group_weights(cumulative_payoff: Tensor, *, step_size: float) -> Tensor:
     """
     if step_size == 0:
         return torch.full_like(cumulative_payoff, 1 / len(cumulative_payoff))
-    # relative to the smallest, so that no product of finite numbers becomes a difference of infinities
+    # subtract before multiplying: products of large finite payoffs would overflow to infinity
     return torch.softmax((cumulative_payoff.min() - cumulative_payoff) * step_size, dim=0)
