@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,7 +25,33 @@ class LabelNoise(Protocol):
 
 
 @dataclass(frozen=True)
-class UniformNoise:
+class _ShiftNoise(ABC):
+    """Adds a shift to exactly ``round(fraction * N)`` random targets, modulo C."""
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        check_fraction(self.fraction, noisy="labels")
+
+    def noisy(self, targets: Tensor, *, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The noisy targets (N,) int64, and (N,) bool, whether each was changed.
+
+        Raises:
+            ValueError: if there are fewer than two classes.
+        """
+        if num_classes < 2:
+            raise ValueError(f"label noise needs at least two classes; got num_classes={num_classes}.")
+        is_changed = random_mask(len(targets), fraction=self.fraction, generator=generator)
+        shifts = self._shifts(len(targets), num_classes=num_classes, generator=generator)
+        return torch.where(is_changed, (targets.long() + shifts) % num_classes, targets.long()), is_changed
+
+    @abstractmethod
+    def _shifts(self, num_examples: int, *, num_classes: int, generator: torch.Generator) -> Tensor | int:
+        """(N,) integers in [1, C), or one for all."""
+
+
+@dataclass(frozen=True)
+class UniformNoise(_ShiftNoise):
     """Another class, all equally likely, for exactly ``round(fraction * N)`` random examples.
 
     Args:
@@ -41,25 +68,12 @@ class UniformNoise:
         (3, True)
     """
 
-    fraction: float
-
-    def __post_init__(self) -> None:
-        check_fraction(self.fraction, noisy="labels")
-
-    def noisy(self, targets: Tensor, *, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The noisy targets (N,) int64, and (N,) bool, whether each was changed.
-
-        Raises:
-            ValueError: if there are fewer than two classes.
-        """
-        _check_other_class(num_classes)
-        is_changed = random_mask(len(targets), fraction=self.fraction, generator=generator)
-        shifts = torch.randint(1, num_classes, (len(targets),), generator=generator)
-        return torch.where(is_changed, (targets.long() + shifts) % num_classes, targets.long()), is_changed
+    def _shifts(self, num_examples: int, *, num_classes: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(1, num_classes, (num_examples,), generator=generator)
 
 
 @dataclass(frozen=True)
-class PairwiseNoise:
+class PairwiseNoise(_ShiftNoise):
     """The next class, ``(c + 1) mod C``, for exactly ``round(fraction * N)`` random examples.
 
     Args:
@@ -71,20 +85,8 @@ class PairwiseNoise:
     Source: the "pair flipping" of Han et al. 2018 (arXiv 1804.06872), which changes each example with that probability.
     """
 
-    fraction: float
-
-    def __post_init__(self) -> None:
-        check_fraction(self.fraction, noisy="labels")
-
-    def noisy(self, targets: Tensor, *, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The noisy targets (N,) int64, and (N,) bool, whether each was changed.
-
-        Raises:
-            ValueError: if there are fewer than two classes.
-        """
-        _check_other_class(num_classes)
-        is_changed = random_mask(len(targets), fraction=self.fraction, generator=generator)
-        return torch.where(is_changed, (targets.long() + 1) % num_classes, targets.long()), is_changed
+    def _shifts(self, num_examples: int, *, num_classes: int, generator: torch.Generator) -> int:
+        return 1
 
 
 @dataclass(frozen=True)
@@ -206,8 +208,3 @@ def make_label_noise(value: Any, *, name: str) -> LabelNoise | None:
     return build_kind(
         value, name=name, kinds=_KINDS, shorthand=("uniform", "fraction"), meaning="the fraction of uniform noise"
     )
-
-
-def _check_other_class(num_classes: int) -> None:
-    if num_classes < 2:
-        raise ValueError(f"label noise needs at least two classes; got num_classes={num_classes}.")
