@@ -35,7 +35,7 @@ def read(paths, hold="memory", *, folder=None, **options):
 
 
 def damage(paths):
-    """A missing file, one that is no image, and one that ends too early; returns the positions."""
+    """Remove one file, replace one by text and truncate one; returns their positions."""
     paths[1].unlink()
     paths[2].write_text("<html>not found</html>")
     paths[5].write_bytes(paths[5].read_bytes()[:-40])

@@ -17,7 +17,7 @@ def indices_of(loader):
     return [batch.index.tolist() for batch in loader]
 
 
-def test_a_point_is_index_input_target_group(data):
+def test_an_example_is_index_input_target_group(data):
     index, inputs, target, group = data[4]
     assert (int(index), inputs.tolist(), int(target), int(group)) == (4, [8.0, 9.0], 1, 1)
     assert index.dtype == target.dtype == group.dtype == torch.int64
@@ -25,7 +25,7 @@ def test_a_point_is_index_input_target_group(data):
     assert data.num_groups == 3
 
 
-def test_positions_are_counted_from_the_end_too_and_end_where_the_points_do(data):
+def test_positions_may_be_negative_and_are_bounded(data):
     assert [int(value) for value in (data[-1][0], data[-10][0])] == [9, 0]
     for position in (10, -11):
         with pytest.raises(IndexError):
@@ -33,7 +33,7 @@ def test_positions_are_counted_from_the_end_too_and_end_where_the_points_do(data
     assert len(list(data)) == 10
 
 
-def test_groups_of_their_own():
+def test_groups_may_differ_from_targets():
     data = ExampleDataset(
         torch.zeros(3, 1), torch.tensor([0, 1, 0]), num_classes=2, group=torch.tensor([3, 0, 1]), num_groups=4
     )
@@ -44,7 +44,7 @@ def test_groups_of_their_own():
     assert data.num_groups == 4
 
 
-def test_concatenated_points_are_indexed_anew_and_keep_what_is_known_of_them(data):
+def test_concatenation_reindexes_and_keeps_is_corrupted(data):
     flags = torch.tensor([True] + [False] * 9)
     known = ExampleDataset(data.input, data.target, num_classes=3, is_corrupted=flags)
     both = known.concatenated(known)
@@ -57,13 +57,13 @@ def test_concatenated_points_are_indexed_anew_and_keep_what_is_known_of_them(dat
     assert unknown.concatenated(unknown).is_corrupted is None
 
 
-def test_data_sets_with_inputs_of_their_own_are_not_concatenated(data):
+def test_data_sets_with_different_pools_cannot_be_concatenated(data):
     other = ExampleDataset(data.input.clone(), data.target, num_classes=3)
     with pytest.raises(ValueError, match="Only parts of the same data set can be concatenated"):
         data.concatenated(other)
 
 
-def test_a_view_reads_its_points_from_the_pool():
+def test_a_view_reads_its_examples_from_the_pool():
     pool = torch.arange(20.0).reshape(10, 2)
     view = ExampleDataset(pool, torch.tensor([1, 0, 1]), num_classes=2, source=torch.tensor([7, 0, 3]))
     assert view.input[:, 0].tolist() == [14.0, 0.0, 6.0]
@@ -115,20 +115,20 @@ def test_inputs_not_in_memory_are_read_one_batch_ahead_by_a_thread():
         ({"group": torch.zeros(2), "num_groups": 2}, "got {'input': 3, 'target': 3, 'group': 2}."),
     ],
 )
-def test_data_that_does_not_fit_together_is_refused(options, message):
+def test_inconsistent_data_is_an_error(options, message):
     options = {"target": torch.zeros(3), **options}
     with pytest.raises(ValueError, match=re.escape(message)):
         ExampleDataset(torch.zeros(3, 1), num_classes=2, **options)
 
 
-def test_whole_batches_in_order(data):
+def test_batches_are_in_order(data):
     loader = ExampleLoader(data, batch_size=4)
     assert len(loader) == 3
     assert indices_of(loader) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert next(iter(loader)).input.tolist() == data.input[:4].tolist()
 
 
-def test_the_last_batch_is_left_out_on_request(data):
+def test_drop_last_drops_the_last_batch(data):
     loader = ExampleLoader(data, batch_size=4, drop_last=True)
     assert len(loader) == 2
     assert indices_of(loader) == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -136,14 +136,14 @@ def test_the_last_batch_is_left_out_on_request(data):
     assert len(exact) == len(indices_of(exact)) == 2
 
 
-def test_every_epoch_has_its_own_order_of_all_points(data):
+def test_every_epoch_has_its_own_order_of_all_examples(data):
     loader = ExampleLoader(data, batch_size=3, shuffle=True, seed=1)
     epochs = [list(chain(*indices_of(loader))) for _ in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_an_order_depends_on_seed_and_epoch_alone(data):
+def test_the_order_depends_only_on_seed_and_epoch(data):
     loader = ExampleLoader(data, batch_size=3, shuffle=True, seed=1)
     epochs = [indices_of(loader) for _ in range(3)]
     resumed = ExampleLoader(data, batch_size=3, shuffle=True, seed=1)
@@ -154,13 +154,13 @@ def test_an_order_depends_on_seed_and_epoch_alone(data):
     assert indices_of(other) not in epochs
 
 
-def test_shuffling_leaves_the_global_generator_alone(data):
+def test_shuffling_does_not_use_the_global_generator(data):
     before = torch.random.get_rng_state()
     indices_of(ExampleLoader(data, batch_size=3, shuffle=True))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_batches_that_cannot_be_made_are_refused_at_construction(data):
+def test_impossible_batches_are_errors_at_construction(data):
     with pytest.raises(ValueError, match="A batch needs 11 examples, but the data set has 10"):
         ExampleLoader(data, batch_size=11, drop_last=True)
     with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
@@ -172,7 +172,7 @@ def shuffled(data, **options):
 
 
 @pytest.mark.parametrize("position", [1, 2, 4])
-def test_a_loaded_place_is_gone_on_from_and_later_epochs_follow(data, position):
+def test_a_loaded_state_resumes_the_epoch_and_later_epochs_follow(data, position):
     """In the middle, and after the last batch, where the rest of the pass is empty."""
     loader = shuffled(data)
     epochs = [indices_of(loader) for _ in range(4)]
@@ -196,14 +196,14 @@ def test_the_state_before_and_after_a_pass_is_the_beginning_of_the_next(data):
         resumed = shuffled(data)
         resumed.load_state_dict(state)
         assert indices_of(resumed) == indices_of(loader)
-    next(iter(loader))  # left early: the next pass is the next epoch
+    next(iter(loader))  # abandoned: the next pass is the next epoch
     assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (2, 1)
     fourth = shuffled(data)
     fourth.set_epoch(3)
     assert indices_of(loader) == indices_of(fourth)
 
 
-def test_choosing_another_epoch_drops_a_loaded_place_and_choosing_the_same_keeps_it(data):
+def test_setting_another_epoch_discards_a_loaded_position(data):
     whole = shuffled(data)
     epochs = [indices_of(whole) for _ in range(3)]
     loader = shuffled(data)
@@ -216,16 +216,16 @@ def test_choosing_another_epoch_drops_a_loaded_place_and_choosing_the_same_keeps
         assert indices_of(resumed) == expected
 
 
-def test_a_resumed_pass_reads_nothing_that_was_given():
+def test_a_resumed_pass_does_not_read_earlier_batches():
     pool = OnDisk()
-    points = ExampleDataset(pool, torch.arange(10) % 3, num_classes=3)
-    loader = ExampleLoader(points, batch_size=4)
+    data = ExampleDataset(pool, torch.arange(10) % 3, num_classes=3)
+    loader = ExampleLoader(data, batch_size=4)
     passed = iter(loader)
     next(passed), next(passed)
     state = loader.state_dict()
     passed.close()
     pool.reads.clear()
-    resumed = ExampleLoader(points, batch_size=4)
+    resumed = ExampleLoader(data, batch_size=4)
     resumed.load_state_dict(state)
     assert indices_of(resumed) == [[8, 9]]
     assert pool.reads == [(False, [8, 9])]
@@ -239,7 +239,7 @@ def test_a_resumed_pass_reads_nothing_that_was_given():
         ({"shuffle": False}, "shuffle is 1 in the state and 0 here"),
     ],
 )
-def test_the_place_in_other_batches_is_refused(data, change, message):
+def test_a_state_of_different_batches_is_an_error(data, change, message):
     state = shuffled(data).state_dict()
     with pytest.raises(ValueError, match=message):
         shuffled(data, **change).load_state_dict(state)

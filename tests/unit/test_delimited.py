@@ -22,17 +22,17 @@ def test_cells_are_strings_as_they_are_written(tmp_path, name, end, quoting):
     assert rows_of(tmp_path / name, content + end, quoting=quoting) == expected
 
 
-def test_quotes_hold_delimiters_line_ends_and_quotes(tmp_path):
+def test_quoted_cells_may_contain_delimiters_line_breaks_and_quotes(tmp_path):
     content = 'a,b\n"x,y","two\nlines ""quoted"""\n'
     assert rows_of(tmp_path / "rows", content) == [["a", "b"], ["x,y", 'two\nlines "quoted"']]
 
 
-def test_without_quoting_a_quote_is_a_character(tmp_path):
+def test_without_quoting_a_quote_is_an_ordinary_character(tmp_path):
     content = 'a\tb\n"x\t5" y\n'
     assert rows_of(tmp_path / "rows", content, delimiter="\t", quoting=False) == [["a", "b"], ['"x', '5" y']]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+def test_a_byte_order_mark_is_dropped(tmp_path):
     assert rows_of(tmp_path / "rows", b"\xef\xbb\xbfa,b\n1,2\n") == [["a", "b"], ["1", "2"]]
 
 

@@ -66,7 +66,7 @@ def left_in(folder):
 
 
 @pytest.mark.parametrize("checksum", [{}, {"sha256": SHA256}, {"md5": MD5}, {"sha256": SHA256, "md5": MD5}])
-def test_the_file_arrives_whole_and_alone(server, tmp_path, checksum):
+def test_the_file_is_complete_and_no_other_file_is_left(server, tmp_path, checksum):
     path = tmp_path / "new" / "folder" / "pixels.bin"
     fetch(f"{server}/pixels.bin", path, **checksum)
     assert path.read_bytes() == CONTENT
@@ -81,13 +81,13 @@ def test_progress_is_shown_on_stderr(server, tmp_path, capsys):
     assert "3.07M/3.07M" in captured.err
 
 
-def test_a_server_that_does_not_say_the_length_is_fine(server, tmp_path):
+def test_the_server_need_not_send_the_length(server, tmp_path):
     fetch(f"{server}/no_length", tmp_path / "out" / "text")
     assert (tmp_path / "out" / "text").read_bytes() == b"0123456789"
 
 
 @pytest.mark.parametrize("name", ["sha256", "md5"])
-def test_another_content_is_refused_with_both_sums(server, tmp_path, name):
+def test_a_wrong_checksum_is_an_error_with_both_values(server, tmp_path, name):
     expected, actual = "0" * 32, {"sha256": SHA256, "md5": MD5}[name]
     path = tmp_path / "out" / "pixels.bin"
     with pytest.raises(ValueError, match=f"its {name} is {actual}; expected {expected}") as caught:
@@ -105,7 +105,7 @@ def test_another_content_is_refused_with_both_sums(server, tmp_path, name):
         ("cut_chunk", r"IncompleteRead"),
     ],
 )
-def test_what_goes_wrong_is_told_and_nothing_is_left(server, tmp_path, name, reason):
+def test_a_failed_download_is_an_error_and_leaves_no_file(server, tmp_path, name, reason):
     path = tmp_path / "out" / "pixels.bin"
     with pytest.raises(OSError, match=reason) as caught:
         fetch(f"{server}/{name}", path)
@@ -114,14 +114,14 @@ def test_what_goes_wrong_is_told_and_nothing_is_left(server, tmp_path, name, rea
     assert left_in(tmp_path / "out") == []
 
 
-def test_no_server_is_told(closed_port, tmp_path, monkeypatch):
+def test_an_unreachable_server_is_an_error(closed_port, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(OSError, match=rf"Could not download {closed_port}/pixels\.bin \(.*refused"):
         fetch(f"{closed_port}/pixels.bin", tmp_path / "pixels.bin")
     assert left_in(tmp_path) == []
 
 
-def test_a_file_that_is_there_is_not_downloaded_again(closed_port, tmp_path):
+def test_an_existing_file_is_not_downloaded_again(closed_port, tmp_path):
     path = tmp_path / "pixels.bin"
     path.write_bytes(CONTENT)
     fetch(f"{closed_port}/pixels.bin", path)
@@ -129,7 +129,7 @@ def test_a_file_that_is_there_is_not_downloaded_again(closed_port, tmp_path):
     assert path.read_bytes() == CONTENT
 
 
-def test_a_wrong_file_that_is_there_is_neither_taken_nor_touched(server, tmp_path):
+def test_an_existing_file_with_a_wrong_checksum_is_an_error_and_kept(server, tmp_path):
     path = tmp_path / "pixels.bin"
     path.write_bytes(b"half of it")
     actual = hashlib.md5(b"half of it").hexdigest()
@@ -181,7 +181,7 @@ def test_files_are_unpacked_into_the_folder_and_replace_old_ones(tmp_path, write
 
 
 @ARCHIVES
-def test_nothing_is_put_outside_the_folder(tmp_path, write, name):
+def test_a_member_outside_the_folder_is_an_error(tmp_path, write, name):
     archive = write(tmp_path / name, ("fine", b"fine"), ("../../evil", b"evil"))
     with pytest.raises(ValueError, match=re.escape(f"{archive} is truncated or damaged (")) as caught:
         unpack(archive, tmp_path / "one" / "data")
@@ -189,7 +189,7 @@ def test_nothing_is_put_outside_the_folder(tmp_path, write, name):
     assert left_in(tmp_path) == [archive]
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path):
+def test_a_link_out_of_the_folder_is_an_error(tmp_path):
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as file:
         info = tarfile.TarInfo("link")
         info.type, info.linkname = tarfile.SYMTYPE, "../../secret"
@@ -201,7 +201,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
 
 @ARCHIVES
 @pytest.mark.parametrize("damage", ["cut", "altered", "html"])
-def test_a_damaged_archive_is_named_and_leaves_nothing(tmp_path, write, name, damage):
+def test_a_damaged_archive_is_an_error_and_leaves_no_file(tmp_path, write, name, damage):
     archive = write(tmp_path / name, ("set/train", CONTENT), ("set/test", CONTENT[::-1]))
     content = bytearray(archive.read_bytes())
     middle = len(content) // 2
@@ -213,6 +213,6 @@ def test_a_damaged_archive_is_named_and_leaves_nothing(tmp_path, write, name, da
     assert left_in(tmp_path / "data") == []
 
 
-def test_other_kinds_of_files_are_refused(tmp_path):
+def test_other_kinds_of_files_are_errors(tmp_path):
     with pytest.raises(ValueError, match=r"Only \.tar\.gz, \.tgz and \.zip files can be unpacked; got .*a\.rar"):
         unpack(tmp_path / "a.rar", tmp_path)

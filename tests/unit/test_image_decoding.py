@@ -30,7 +30,7 @@ def bilinear(pixels, size):
         ((9, 6), (16, 24), (2, 6)),
     ],
 )
-def test_the_shorter_side_is_resized_and_the_middle_cut_out(tmp_path, size, resized, corner):
+def test_the_shorter_side_is_resized_and_the_centre_cropped(tmp_path, size, resized, corner):
     pixels = picture(*size)
     top, left = corner
     decoded = decoded_image(write(tmp_path / "a.png", pixels), image_size=12, resize=16)
@@ -40,7 +40,7 @@ def test_the_shorter_side_is_resized_and_the_middle_cut_out(tmp_path, size, resi
     assert np.abs(decoded - expected).max() <= 1.0
 
 
-def test_an_image_of_the_right_size_is_left_as_it_is(tmp_path):
+def test_an_image_of_the_right_size_is_unchanged(tmp_path):
     pixels = picture(32, 32)
     decoded = decoded_image(write(tmp_path / "a.png", pixels), image_size=32, resize=32)
     assert np.array_equal(decoded, pixels.transpose(2, 0, 1))
@@ -115,7 +115,7 @@ def test_a_palette_becomes_rgb_with_or_without_transparency(tmp_path, name, tran
     assert decoded[:, 0, 0].tolist() == [200, 100, 50]
 
 
-def test_pixels_without_a_range_are_refused(tmp_path):
+def test_pixels_without_a_range_are_an_error(tmp_path):
     path = solid(tmp_path / "a.tif", "F", 0.5)
     message = "pixels of mode F have no defined range; save the image with 8 or 16 bits"
     with pytest.raises(ValueError, match=message):

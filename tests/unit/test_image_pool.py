@@ -15,7 +15,7 @@ def cache_files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_cache_is_used_while_the_files_are_the_same(tmp_path):
+def test_the_cache_is_used_while_the_files_are_the_same(tmp_path):
     paths, pixels = write_all(tmp_path / "images")
     cache = tmp_path / "cache"
     read(paths, "disk", folder=cache)
@@ -29,7 +29,7 @@ def test_a_cache_is_used_while_the_files_are_the_same(tmp_path):
     assert torch.equal(pool[torch.arange(7)], 255 - pixels)
 
 
-def test_a_cache_is_used_after_the_data_have_moved(tmp_path):
+def test_the_cache_is_used_after_the_data_have_moved(tmp_path):
     paths, pixels = write_all(tmp_path / "images")
     read(paths, "disk", folder=tmp_path / "cache")
     before = cache_files(tmp_path / "cache")
@@ -98,7 +98,7 @@ def empty_manifest(array, manifest):
 
 
 @pytest.mark.parametrize("harm", [cut, lose_rows, lose_manifest, lose_array, cut_manifest, empty_manifest])
-def test_a_half_cache_is_made_anew(tmp_path, harm):
+def test_an_incomplete_cache_is_rebuilt(tmp_path, harm):
     paths, pixels = write_all(tmp_path)
     cache = tmp_path / "cache"
     read(paths, "disk", folder=cache)
@@ -108,7 +108,7 @@ def test_a_half_cache_is_made_anew(tmp_path, harm):
     assert torch.equal(torch.from_numpy(np.load(next(cache.glob("*.npy")))), pixels)
 
 
-def test_a_build_that_is_broken_off_leaves_nothing(tmp_path):
+def test_an_interrupted_build_leaves_no_files(tmp_path):
     paths, pixels = write_all(tmp_path, size=64)
     cache = tmp_path / "cache"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -123,7 +123,7 @@ def test_a_build_that_is_broken_off_leaves_nothing(tmp_path):
     assert torch.equal(pool[torch.arange(7)], pixels)
 
 
-def test_a_file_the_cache_was_made_without_is_tried_again(tmp_path):
+def test_a_skipped_file_is_tried_again(tmp_path):
     paths, pixels = write_all(tmp_path)
     content, times = paths[3].read_bytes(), paths[3].stat()
     paths[3].write_bytes(bytes(len(content)))
@@ -136,7 +136,7 @@ def test_a_file_the_cache_was_made_without_is_tried_again(tmp_path):
     assert torch.equal(pool[torch.arange(7)], pixels)
 
 
-def test_a_cache_made_by_leaving_images_out_is_an_error_where_none_may_be(tmp_path):
+def test_a_cache_with_skipped_images_is_an_error_without_skip(tmp_path):
     paths, _ = write_all(tmp_path)
     damage(paths)
     read(paths, "disk", folder=tmp_path / "cache", unreadable="skip")

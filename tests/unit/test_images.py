@@ -32,7 +32,7 @@ def test_a_batch_may_be_changed_without_changing_the_pool(tmp_path, hold):
 
 
 @pytest.mark.parametrize("hold", HOLDS)
-def test_more_images_than_are_decoded_at_a_time_stay_in_order(tmp_path, hold):
+def test_images_stay_in_order_across_chunks(tmp_path, hold):
     paths, pixels = write_all(tmp_path, num_images=5, size=2)
     many = [paths[place % 5] for place in range(1203)]
     pool, _ = read(many, hold, folder=tmp_path / "cache", image_size=2)
@@ -54,7 +54,7 @@ def test_unreadable_images_are_an_error_that_names_the_first(tmp_path, hold):
 
 
 @pytest.mark.parametrize("hold", ["memory", "disk"])
-def test_unreadable_images_can_be_left_out(tmp_path, hold):
+def test_unreadable_images_can_be_skipped(tmp_path, hold):
     paths, pixels = write_all(tmp_path)
     damaged = damage(paths)
     kept = [place for place in range(7) if place not in damaged]
@@ -65,7 +65,7 @@ def test_unreadable_images_can_be_left_out(tmp_path, hold):
         assert torch.equal(pool[torch.arange(4)], pixels[kept])
 
 
-def test_a_stream_finds_what_headers_tell_before_and_names_the_rest_when_it_is_read(tmp_path):
+def test_a_stream_checks_headers_at_once_and_pixels_when_read(tmp_path):
     paths, pixels = write_all(tmp_path)
     damage(paths)
     with pytest.raises(ValueError, match="2 of 7 images cannot be read"):
@@ -83,23 +83,23 @@ def test_a_stream_with_a_cache_decodes_all_files_once(tmp_path):
     paths, pixels = write_all(tmp_path / "images")
     damaged = damage(paths)
     kept = [place for place in range(7) if place not in damaged]
-    given = {"hold": "stream", "cache_dir": tmp_path / "cache", "image_size": 8}
+    options = {"hold": "stream", "cache_dir": tmp_path / "cache", "image_size": 8}
     with pytest.raises(ValueError, match=f"{len(damaged)} of 7 images cannot be read"):
-        read_images(paths, **given)
-    pool, is_readable = read_images(paths, **given, unreadable="skip")
+        read_images(paths, **options)
+    pool, is_readable = read_images(paths, **options, unreadable="skip")
     assert torch.nonzero(is_readable).flatten().tolist() == kept
     assert torch.equal(pool[torch.arange(len(kept))], pixels[kept])
     # what is remembered is not looked at again, as long as size and time are the same
     size, time = paths[0].stat().st_size, paths[0].stat().st_mtime_ns
     paths[0].write_bytes(bytes(size))
     os.utime(paths[0], ns=(time, time))
-    assert torch.equal(read_images(paths, **given, unreadable="skip")[1], is_readable)
+    assert torch.equal(read_images(paths, **options, unreadable="skip")[1], is_readable)
     os.utime(paths[0], ns=(1, 1))
-    assert int(read_images(paths, **given, unreadable="skip")[1].sum()) == len(kept) - 1
+    assert int(read_images(paths, **options, unreadable="skip")[1].sum()) == len(kept) - 1
 
 
 @pytest.mark.parametrize("hold", HOLDS)
-def test_no_readable_image_at_all_is_an_error_even_where_they_are_left_out(tmp_path, hold):
+def test_no_readable_image_is_an_error_even_with_skip(tmp_path, hold):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     with pytest.raises(
         ValueError, match=r"All 2 images cannot be read; .* Is `datamodule\.data_dir` the right folder\?"
@@ -107,7 +107,7 @@ def test_no_readable_image_at_all_is_an_error_even_where_they_are_left_out(tmp_p
         read(paths, hold, folder=tmp_path / "cache", unreadable="skip")
 
 
-def test_one_unreadable_image_is_told_as_one(tmp_path):
+def test_a_single_unreadable_image_is_an_error(tmp_path):
     paths, _ = write_all(tmp_path)
     paths[3].unlink()
     with pytest.raises(ValueError, match=r"1 of 7 images cannot be read; the first is .*3\.png \(.*\)\. Get the files"):
@@ -130,7 +130,7 @@ def test_one_unreadable_image_is_told_as_one(tmp_path):
         ({"cache_dir": Path("c")}, "`datamodule.cache_dir=c` has no effect with `datamodule.hold=memory`"),
     ],
 )
-def test_options_out_of_range_are_refused(options, message):
+def test_options_out_of_range_are_errors(options, message):
     options = {"image_size": 8, **options}
     with pytest.raises(ValueError, match=re.escape(message)):
         read_images([Path("a.png")], **options)
@@ -138,7 +138,7 @@ def test_options_out_of_range_are_refused(options, message):
         Listed([], **options)
 
 
-def test_no_files_are_an_error():
+def test_an_empty_list_of_files_is_an_error():
     with pytest.raises(ValueError, match=r"The list of image files is empty\."):
         read([])
 
@@ -166,7 +166,7 @@ class Listed(ImageDataModule):
         )
 
 
-def test_a_data_module_keeps_every_point_with_its_image(tmp_path):
+def test_a_data_module_keeps_targets_aligned_with_images(tmp_path):
     paths, pixels = write_all(tmp_path, num_images=9)
     raw = Listed(paths, image_size=8).read()
     assert torch.equal(raw.input, pixels)
@@ -179,7 +179,7 @@ def test_a_data_module_keeps_every_point_with_its_image(tmp_path):
 
 
 @pytest.mark.parametrize("hold", HOLDS)
-def test_a_data_module_leaves_unreadable_images_out_of_every_part(tmp_path, hold):
+def test_a_data_module_skips_unreadable_images_in_every_part(tmp_path, hold):
     paths, pixels = write_all(tmp_path, num_images=9)
     paths[1].unlink()
     paths[7].unlink()

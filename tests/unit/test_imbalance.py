@@ -25,7 +25,7 @@ def targets():
 @pytest.mark.parametrize(
     ("order", "counts"), [((0, 1, 2), [100, 10, 1]), ((2, 0, 1), [10, 1, 100]), ((1, 2, 0), [1, 100, 10])]
 )
-def test_class_sizes_fall_by_equal_factors_in_the_given_order(targets, order, counts):
+def test_class_sizes_decrease_by_equal_factors_in_class_order(targets, order, counts):
     kept = LongTail(100, order).positions(targets, num_classes=3, generator=seeded())
     assert torch.bincount(targets[kept]).tolist() == counts
     assert kept.tolist() == sorted(set(kept.tolist()))
@@ -36,12 +36,12 @@ def test_a_ratio_of_one_keeps_everything(targets):
     assert kept.tolist() == list(range(300))
 
 
-def test_the_rarest_class_keeps_a_point_and_an_absent_one_stays_absent():
+def test_the_rarest_class_keeps_an_example_and_an_absent_class_stays_absent():
     kept = LongTail(1000).positions(torch.tensor([0, 0, 2, 2]), num_classes=3, generator=seeded())
     assert torch.bincount(torch.tensor([0, 0, 2, 2])[kept], minlength=3).tolist() == [2, 0, 1]
 
 
-def test_which_points_are_kept_is_random_by_seed(targets):
+def test_the_seed_determines_the_kept_examples(targets):
     first, second, other = (
         LongTail(10).positions(targets, num_classes=3, generator=seeded(seed)).tolist() for seed in (1, 1, 2)
     )
@@ -60,25 +60,25 @@ def test_which_points_are_kept_is_random_by_seed(targets):
         ((1, 2, 3), "got [1, 2, 3]."),
     ],
 )
-def test_an_order_that_is_none_is_refused(targets, order, message):
+def test_an_invalid_class_order_is_an_error(targets, order, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         LongTail(2, order).positions(targets, num_classes=3, generator=seeded())
 
 
 @pytest.mark.parametrize("ratio", [0.99, 0.0, -1.0])
-def test_a_ratio_below_one_is_refused(ratio):
+def test_a_ratio_below_one_is_an_error(ratio):
     message = f"the imbalance ratio, of the most frequent class to the rarest, must be at least 1; got {ratio}"
     with pytest.raises(ValueError, match=message):
         LongTail(ratio)
 
 
 @pytest.mark.parametrize("ratio", [float("nan"), float("inf")])
-def test_a_ratio_that_is_not_finite_is_refused(ratio):
+def test_a_ratio_that_is_not_finite_is_an_error(ratio):
     with pytest.raises(ValueError, match=f"the imbalance ratio.* must be at least 1; got {ratio}"):
         LongTail(ratio)
 
 
-def test_a_seed_draws_the_same_points_as_in_the_published_figures():
+def test_a_seed_draws_the_same_examples_as_in_the_published_figures():
     generator, targets = seeded(), torch.arange(12) % 3
     kept = LongTail(4, (2, 0, 1)).positions(targets, num_classes=3, generator=generator)
     drawn, _ = stratified_split(targets, size=5, generator=generator)
@@ -108,7 +108,7 @@ def counts_kept(imbalance, targets, *, num_classes=3, seed=0):
         (ClassProbability([1], 0.999), [1, 100, 1]),
     ],
 )
-def test_the_points_kept_of_each_class(targets, imbalance, counts):
+def test_the_number_of_examples_kept_of_each_class(targets, imbalance, counts):
     assert counts_kept(imbalance, targets) == counts
 
 
@@ -119,19 +119,19 @@ def test_the_published_imbalance_of_cifar_10(probability, count):
     assert count / sum(counts) == pytest.approx(probability, abs=0.5 / sum(counts))
 
 
-def test_probabilities_hold_for_classes_that_were_uneven_before():
+def test_probabilities_hold_for_classes_of_different_sizes():
     targets = torch.repeat_interleave(torch.arange(4), torch.tensor([1000, 300, 5000, 80]))
     counts = counts_kept(ClassProbability([2], 0.7), targets, num_classes=4)
     assert counts == [80, 80, 560, 80]
 
 
 @pytest.mark.parametrize("imbalance", [LongTail(4), KeepFractions({0: 0.5, 1: 0.5}), ClassProbability([2], 0.6)])
-def test_a_class_without_points_stays_without(imbalance):
+def test_an_empty_class_stays_empty(imbalance):
     assert counts_kept(imbalance, torch.tensor([0, 0, 2, 2, 2, 2]))[1] == 0
 
 
 @pytest.mark.parametrize("imbalance", [LongTail(4), KeepFractions({0: 0.5}), ClassProbability([1], 0.1)])
-def test_the_seed_decides_which_points_are_kept(targets, imbalance):
+def test_the_seed_determines_the_kept_examples_of_each_kind(targets, imbalance):
     first, second, other = (
         imbalance.positions(targets, num_classes=3, generator=seeded(seed)).tolist() for seed in (1, 1, 2)
     )
@@ -167,7 +167,7 @@ def test_what_a_class_keeps_does_not_depend_on_the_others(targets):
         ),
     ],
 )
-def test_classes_that_the_data_does_not_have_are_refused(targets, imbalance, message):
+def test_unknown_classes_are_errors(targets, imbalance, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         imbalance.positions(targets, num_classes=3, generator=seeded())
 
@@ -248,7 +248,7 @@ LONG_TAIL, KEEP, PROBABILITY = ({"kind": kind} for kind in ("long_tail", "keep_f
         (PROBABILITY | {"classes": [3], "probability": float("nan")}, "named classes; got nan."),
     ],
 )
-def test_a_yaml_that_cannot_be_meant_is_refused(value, message):
+def test_an_invalid_option_is_an_error(value, message):
     name = "datamodule.imbalance.train"
     with pytest.raises(ValueError, match=re.escape(message.replace("X", name))):
         make_imbalance(value, name=name)

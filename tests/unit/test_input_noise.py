@@ -30,7 +30,7 @@ def all_of(inputs):
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (0.26, 26), (1, 100)])
-def test_exactly_that_many_points_of_the_part_change_and_no_others(fraction, expected):
+def test_an_exact_number_of_inputs_of_the_part_changes(fraction, expected):
     pool, source = torch.zeros(300, 4), torch.arange(299, -1, -3)
     noisy, is_corrupted = InputNoise(fraction, 2.0).noisy(pool, source, generator=seeded())
     assert (len(is_corrupted), int(is_corrupted.sum()), is_corrupted.dtype) == (100, expected, torch.bool)
@@ -49,7 +49,7 @@ def test_the_noise_is_gaussian_with_that_standard_deviation():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_floats_get_the_noise_as_it_is_in_their_own_dtype(dtype):
+def test_floats_keep_their_dtype_and_are_not_clamped(dtype):
     inputs = torch.linspace(-1, 1, 12, dtype=dtype).reshape(4, 3)
     noisy, _ = InputNoise(1.0, 0.5).noisy(inputs, torch.arange(4), generator=seeded())
     from_zero, _ = InputNoise(1.0, 0.5).noisy(torch.zeros(4, 3), torch.arange(4), generator=seeded())
@@ -57,7 +57,7 @@ def test_floats_get_the_noise_as_it_is_in_their_own_dtype(dtype):
     torch.testing.assert_close(all_of(noisy), (inputs + all_of(from_zero)).to(dtype))
 
 
-def test_pixels_are_rounded_and_stay_pixels():
+def test_pixels_are_rounded_and_clamped():
     pixels = torch.full((1000, 3), 128, dtype=torch.uint8)
     noisy, _ = InputNoise(1.0, 100.0).noisy(pixels, torch.arange(1000), generator=seeded())
     exact, _ = InputNoise(1.0, 100.0).noisy(pixels.float(), torch.arange(1000), generator=seeded())
@@ -66,7 +66,7 @@ def test_pixels_are_rounded_and_stay_pixels():
     assert (int(all_of(noisy).min()), int(all_of(noisy).max())) == (0, 255)
 
 
-def test_a_point_always_looks_the_same_and_only_noisy_inputs_are_held():
+def test_the_noise_is_fixed_and_only_noisy_inputs_are_stored():
     pool = Counted(torch.arange(20.0).reshape(10, 2))
     noisy, is_corrupted = InputNoise(0.5, 1.0).noisy(pool, torch.arange(4, 10), generator=seeded())
     assert sorted(pool.read) == (torch.nonzero(is_corrupted).flatten() + 4).tolist()
@@ -75,7 +75,7 @@ def test_a_point_always_looks_the_same_and_only_noisy_inputs_are_held():
     assert torch.equal(noisy[positions], all_of(noisy)[positions])
 
 
-def test_the_seed_decides_the_points_and_the_noise():
+def test_the_seed_determines_the_inputs_and_the_noise():
     first, second, other = (
         all_of(InputNoise(0.5, 1.0).noisy(torch.zeros(20, 2), torch.arange(20), generator=seeded(seed))[0])
         for seed in (1, 1, 2)
@@ -92,7 +92,7 @@ def test_parts_are_made_noisy_one_after_the_other():
     assert (all_of(twice)[5:] != 0).flatten().tolist() == [True] * 3 + [False] * 2
 
 
-def test_an_overlaid_pool_reads_replaced_rows_in_any_order_and_leaves_its_base_alone():
+def test_an_overlaid_pool_reads_replaced_rows_in_any_order_and_keeps_its_base():
     base = torch.arange(5.0)
     inputs = Overlaid(base, torch.tensor([3, 0]), torch.tensor([-3.0, -1.0]))
     assert inputs[torch.tensor([0, 1, 3, 3, 4])].tolist() == [-1.0, 1.0, -3.0, -3.0, 4.0]
@@ -102,7 +102,7 @@ def test_an_overlaid_pool_reads_replaced_rows_in_any_order_and_leaves_its_base_a
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
-def test_token_ids_are_refused(dtype):
+def test_token_ids_are_an_error(dtype):
     message = (
         "Input noise needs uint8 or float inputs, such as images or numbers; got "
         f"{str(dtype).removeprefix('torch.')}, such as token ids. Remove `input_noise`."
@@ -137,7 +137,7 @@ def test_input_noise_from_a_yaml():
         ({"fraction": 0.1, "standard_deviation": "1"}, "must be a finite number above 0; got '1'."),
     ],
 )
-def test_a_yaml_that_cannot_be_meant_is_refused(value, message):
+def test_an_invalid_option_is_an_error(value, message):
     name = "datamodule.input_noise.train"
     with pytest.raises(ValueError, match=re.escape(message.replace("X", name))):
         make_input_noise(value, name=name)

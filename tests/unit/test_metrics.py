@@ -31,7 +31,7 @@ def test_accuracies_and_counts_against_a_slow_reference():
     assert headline["worst_group_accuracy"] == float(computed["group_accuracy"].min())
 
 
-def test_a_part_without_points_is_nan_and_never_the_worst():
+def test_a_part_without_examples_is_nan_and_never_the_worst():
     computed = report_of(torch.eye(3)[:2], torch.tensor([0, 1]), torch.tensor([0, 0]), 2)
     assert computed["class_accuracy"].tolist()[:2] == [1.0, 1.0]
     assert math.isnan(computed["class_accuracy"][2])
@@ -39,7 +39,7 @@ def test_a_part_without_points_is_nan_and_never_the_worst():
     assert worst(computed["group_accuracy"]) == 1.0
 
 
-def test_reset_forgets():
+def test_reset_discards_all_examples():
     metric = PartitionAccuracy(2)
     metric.update(torch.tensor([True, False]), torch.tensor([0, 1]))
     metric.reset()

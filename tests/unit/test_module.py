@@ -8,11 +8,11 @@ from reducr.data import RawData
 from reducr.data.core.module import DataModule
 from reducr.data.published.digits import Digits
 
-NUM_POINTS, NUM_TEST = 600, 90
+NUM_EXAMPLES, NUM_TEST = 600, 90
 
 
 class Tiny(DataModule):
-    """Three classes; the input of point i is i, so that every point can be followed through the splits."""
+    """Three classes; the input of example i is i, so that every example can be followed through the splits."""
 
     def __init__(self, *, has_test=False, last_target=None, **options):
         super().__init__(**options)
@@ -20,16 +20,16 @@ class Tiny(DataModule):
         self.last_target = last_target
 
     def read(self):
-        target = torch.arange(NUM_POINTS) % 3
+        target = torch.arange(NUM_EXAMPLES) % 3
         if self.last_target is not None:
             target[-1] = self.last_target
         if not self.has_test:
-            return RawData(torch.arange(float(NUM_POINTS)).unsqueeze(1), target, ("a", "b", "c"))
+            return RawData(torch.arange(float(NUM_EXAMPLES)).unsqueeze(1), target, ("a", "b", "c"))
         return RawData(
-            input=torch.cat([torch.arange(float(NUM_POINTS)), torch.arange(1000.0, 1000.0 + NUM_TEST)]).unsqueeze(1),
+            input=torch.cat([torch.arange(float(NUM_EXAMPLES)), torch.arange(1000.0, 1000.0 + NUM_TEST)]).unsqueeze(1),
             target=torch.cat([target, torch.arange(NUM_TEST) % 3]),
             class_names=("a", "b", "c"),
-            parts={"test": torch.arange(NUM_POINTS, NUM_POINTS + NUM_TEST)},
+            parts={"test": torch.arange(NUM_EXAMPLES, NUM_EXAMPLES + NUM_TEST)},
         )
 
 
@@ -41,7 +41,7 @@ def test_drawn_parts_are_disjoint_complete_and_stratified():
     splits = Tiny(holdout_size=60, test_size=90).splits(seed=0)
     parts = [sources(part) for part in (splits.train, splits.holdout, splits.test)]
     assert [len(part) for part in parts] == [450, 60, 90]
-    assert sorted(chain(*parts)) == list(range(NUM_POINTS))
+    assert sorted(chain(*parts)) == list(range(NUM_EXAMPLES))
     for part, count in ((splits.train, 150), (splits.holdout, 20), (splits.test, 30)):
         assert torch.bincount(part.target).tolist() == [count] * 3
     assert splits.class_names == ("a", "b", "c")
@@ -50,16 +50,16 @@ def test_drawn_parts_are_disjoint_complete_and_stratified():
 def test_a_published_test_part_stays_as_it_is():
     splits = Tiny(holdout_size=60, has_test=True).splits(seed=0)
     assert sources(splits.test) == list(range(1000, 1000 + NUM_TEST))
-    assert sorted(sources(splits.train) + sources(splits.holdout)) == list(range(NUM_POINTS))
+    assert sorted(sources(splits.train) + sources(splits.holdout)) == list(range(NUM_EXAMPLES))
 
 
-def test_sources_say_where_every_point_was():
+def test_source_is_the_position_in_the_published_data():
     splits = Tiny(holdout_size=60, test_size=90, imbalance={"train": 10}, label_noise={"train": 0.2}).splits(seed=0)
     assert splits.train.source.tolist() == sources(splits.train)
     assert splits.holdout.source.tolist() == sources(splits.holdout)
 
 
-def test_noise_and_imbalance_are_in_the_training_part_alone():
+def test_noise_and_imbalance_affect_only_the_training_part():
     imbalance = {"train": {"kind": "long_tail", "ratio": 25, "class_order": [2, 0, 1]}}
     splits = Tiny(holdout_size=60, test_size=90, imbalance=imbalance, label_noise={"train": 0.3}).splits(seed=3)
     clean = splits.train.source % 3
@@ -125,26 +125,26 @@ def test_noise_and_imbalance_do_not_change_what_is_held_out():
         ),
     ],
 )
-def test_options_that_cannot_be_met_are_refused(options, message):
+def test_invalid_options_are_errors(options, message):
     options = {"holdout_size": 60, **options}
     with pytest.raises(ValueError, match=re.escape(message)):
         Tiny(**options).splits(seed=0)
 
 
 class MissingClass(Tiny):
-    """Class 1 of three has no point."""
+    """Class 1 of three has no example."""
 
     def read(self):
         raw = super().read()
         return RawData(raw.input, torch.where(raw.target == 1, 0, raw.target), raw.class_names)
 
 
-def test_a_class_without_a_holdout_point_is_named():
+def test_a_class_without_a_holdout_example_is_an_error():
     with pytest.raises(ValueError, match="every class needs at least one holdout example; 'b' of 3 has none"):
         MissingClass(holdout_size=60, test_size=90).splits(seed=0)
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_match_scikit_learn():
     raw = Digits(holdout_size=200, test_size=300).read()
     assert raw.input.shape == (1797, 64)
     assert (float(raw.input.min()), float(raw.input.max())) == (0.0, 1.0)
@@ -161,7 +161,7 @@ def test_digits_are_split_without_overlap():
 
 
 class Published(DataModule):
-    """Twelve points of two classes with published parts, noisy targets and groups that follow from the target."""
+    """Twelve examples of two classes with published parts, noisy targets and groups that follow from the target."""
 
     def __init__(self, *, parts, **options):
         super().__init__(**options)
@@ -185,7 +185,7 @@ class Published(DataModule):
 PARTS = {"train": list(range(6)), "holdout": [6, 7, 8, 9], "test": [10, 11]}
 
 
-def test_noisy_targets_are_shown_by_the_training_part_alone_and_known_to_be_wrong():
+def test_only_the_training_part_has_noisy_targets_and_they_are_marked():
     splits = Published(parts=PARTS | {"train": [0, 1, 2, 3, 5, 4]}).splits(seed=0)
     assert splits.train.target.tolist() == [1, 0, 1, 0, 1, 0]
     assert splits.train.is_corrupted.tolist() == [True] * 4 + [False] * 2
@@ -195,12 +195,12 @@ def test_noisy_targets_are_shown_by_the_training_part_alone_and_known_to_be_wron
     assert splits.irreducible is splits.holdout
 
 
-def test_noise_on_noisy_targets_is_counted_against_the_clean_ones():
+def test_noise_on_noisy_targets_is_compared_with_the_clean_ones():
     splits = Published(parts=PARTS, label_noise={"train": 1.0}).splits(seed=0)
     assert splits.train.is_corrupted.tolist() == [False] * 4 + [True] * 2
 
 
-def test_what_no_part_names_is_trained_on():
+def test_examples_in_no_part_are_in_the_training_part():
     splits = Published(parts={"holdout": [0, 1], "test": [2, 3]}).splits(seed=0)
     assert splits.train.source.tolist() == list(range(4, 12))
 
@@ -212,14 +212,14 @@ def test_a_test_part_is_drawn_from_the_published_holdout_part():
     assert torch.bincount(splits.test.target).tolist() == [2, 2]
 
 
-def test_a_share_of_the_published_holdout_part():
+def test_a_share_of_the_published_holdout_part_can_be_drawn():
     splits = Published(parts=PARTS, holdout_size=0.5).splits(seed=0)
     assert len(splits.holdout) == 2
     assert set(splits.holdout.source.tolist()) < {6, 7, 8, 9}
     assert splits.train.source.tolist() == list(range(6))
 
 
-def test_a_part_for_the_irreducible_models_may_share_points_with_the_holdout_part_only():
+def test_the_irreducible_part_may_overlap_only_the_holdout_part():
     splits = Published(
         parts={"train": [0, 1, 2], "holdout": [6, 7], "test": [10, 11], "irreducible": [7, 8, 9]}
     ).splits(seed=0)
@@ -246,12 +246,12 @@ def test_a_part_for_the_irreducible_models_may_share_points_with_the_holdout_par
         ),
     ],
 )
-def test_published_parts_that_cannot_be_are_refused(parts, message):
+def test_invalid_published_parts_are_errors(parts, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Published(parts=parts).splits(seed=0)
 
 
-def test_a_class_that_noise_emptied_is_a_note():
+def test_a_class_emptied_by_noise_is_a_note():
     module = Tiny(
         holdout_size=60,
         test_size=90,
@@ -262,8 +262,8 @@ def test_a_class_that_noise_emptied_is_a_note():
     assert splits.notes == ("Label noise left no training example of the class 'a'.",)
 
 
-def test_many_small_classes_may_be_imbalanced_and_noisy():
-    """150 classes of 20 rows: noise empties some, and changes its exact share of the points all the same."""
+def test_many_small_classes_can_be_imbalanced_and_noisy():
+    """150 classes of 20 rows: noise empties some classes and still changes its exact share of the examples."""
     for seed in range(3):
         splits = Classes(150, 20, imbalance={"train": 10}, label_noise={"train": 0.3}).splits(seed=seed)
         clean = splits.train.source % 150
@@ -272,7 +272,7 @@ def test_many_small_classes_may_be_imbalanced_and_noisy():
 
 
 class Classes(DataModule):
-    """C classes of n points each; the input of point i is i, or i modulo ``num_inputs``."""
+    """C classes of n examples each; the input of example i is i, or i modulo ``num_inputs``."""
 
     drawn_sizes = {"holdout": 0.1, "test": 0.2}  # noqa: RUF012
 
@@ -296,15 +296,15 @@ class Classes(DataModule):
         )
 
 
-def test_a_drawn_part_is_larger_where_its_share_has_not_a_point_of_each_class():
+def test_a_drawn_part_is_enlarged_to_contain_every_class():
     splits = Classes(150, 10).splits(seed=0)
     assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [1050, 150, 300]
     with pytest.raises(ValueError, match=r"datamodule\.test_size=null: a stratified part .* got size 3 of 3\."):
         Classes(3, 1).splits(seed=0)
 
 
-def test_drawn_parts_have_points_of_every_group():
-    """A site of 5 of 3,000 points, mixed over 150 classes, is in the holdout part of every seed."""
+def test_drawn_parts_contain_every_group():
+    """A site with 5 of 3,000 examples, spread over 150 classes, is in the holdout part of every seed."""
     module = Classes(150, 20, group=lambda place: torch.where(place >= 2995, 2, (place % 7 > 3).long()))
     for seed in range(10):
         splits = module.splits(seed=seed)
@@ -316,22 +316,22 @@ def test_drawn_parts_have_points_of_every_group():
         assert splits.group_names == ("site 0", "site 1", "site 2")
 
 
-def test_the_only_point_of_a_group_holds_out():
+def test_the_only_example_of_a_group_is_in_the_holdout_part():
     module = Classes(3, 100, group=lambda place: (place == 7).long())
     for seed in range(10):
         assert 7 in module.splits(seed=seed).holdout.source.tolist()
 
 
-def test_a_group_without_a_holdout_point_is_named():
-    """Noise leaves groups alone, imbalance does not: class 0 keeps one of its holdout points."""
+def test_a_group_without_a_holdout_example_is_an_error():
+    """Imbalance may empty a group: class 0 keeps one of its holdout examples."""
     thinned = {"holdout": {"kind": "keep_fractions", "fractions": {0: 0.01}}}
     module = Classes(3, 100, group=lambda place: (place % 3 == 0) * (place // 3 % 2 + 1), imbalance=thinned)
     with pytest.raises(ValueError, match=r"every group needs at least one holdout example; 'site \d' of 3 has none"):
         module.splits(seed=0)
 
 
-def test_points_with_the_same_input_are_drawn_into_one_part():
-    """Of 600 points 60 have an input that comes twice."""
+def test_examples_with_the_same_input_are_drawn_into_one_part():
+    """30 inputs occur twice among 600 examples."""
     module = Classes(3, 200, num_inputs=570)
     plain = Classes(3, 200)
     for seed in range(5):
@@ -345,16 +345,16 @@ def test_points_with_the_same_input_are_drawn_into_one_part():
         assert splits.notes == ()
 
 
-def test_inputs_that_all_come_often_are_drawn_whole():
+def test_frequent_inputs_are_drawn_with_all_their_examples():
     splits = Classes(3, 100, num_inputs=30).splits(seed=0)
     assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [216, 24, 60]
     inputs = [set(sources(part)) for part in (splits.train, splits.holdout, splits.test)]
     assert inputs[2].isdisjoint(inputs[0] | inputs[1])
-    # a holdout part of eight points a class cannot have all ten of an input
+    # an input has ten examples, but the holdout part has room for eight of a class
     assert splits.notes == ("24 of 24 examples of the holdout part have the same input as a train example.",)
 
 
-def test_sizes_are_those_of_the_parts_and_need_no_encoding():
+def test_sizes_match_the_parts_and_need_no_encoding():
     class Unread(Classes):
         def encoded(self, raw, train_source):
             raise AssertionError
@@ -365,7 +365,7 @@ def test_sizes_are_those_of_the_parts_and_need_no_encoding():
         module.splits(seed=0)
 
 
-def test_each_part_has_changes_of_its_own():
+def test_each_part_has_its_own_changes():
     changes = {
         "imbalance": {"holdout": {"kind": "keep_fractions", "fractions": {2: 0.5}}},
         "label_noise": {"test": {"kind": "pairwise", "fraction": 0.5}},

@@ -20,7 +20,7 @@ def noise(targets, *, fraction, num_classes, seed=0):
 @pytest.mark.parametrize(
     ("fraction", "size", "expected"), [(0.0, 10, 0), (0.3, 10, 3), (1.0, 10, 10), (0.26, 10, 3), (0.5, 0, 0)]
 )
-def test_the_number_of_flips_is_exact(fraction, size, expected):
+def test_the_number_of_changes_is_exact(fraction, size, expected):
     targets = torch.arange(size) % 4
     noisy, is_corrupted = noise(targets, fraction=fraction, num_classes=4)
     assert int(is_corrupted.sum()) == expected
@@ -28,7 +28,7 @@ def test_the_number_of_flips_is_exact(fraction, size, expected):
     assert noisy.dtype == torch.int64
 
 
-def test_flips_go_to_all_other_classes_equally():
+def test_all_other_classes_are_equally_likely():
     noisy, _ = noise(torch.full((4000,), 2), fraction=1.0, num_classes=5)
     counts = torch.bincount(noisy, minlength=5).tolist()
     assert counts[2] == 0
@@ -36,12 +36,12 @@ def test_flips_go_to_all_other_classes_equally():
         assert abs(counts[target] - 1000) <= 4.5 * (4000 * 0.25 * 0.75) ** 0.5
 
 
-def test_flips_hit_all_points_equally():
+def test_all_examples_are_equally_likely_to_change():
     _, is_corrupted = noise(torch.zeros(4000), fraction=0.5, num_classes=2)
     assert abs(int(is_corrupted[:2000].sum()) - 1000) <= 4.5 * (4000 * 0.25 / 4) ** 0.5
 
 
-def test_one_seed_gives_one_noise():
+def test_the_seed_determines_the_noise():
     targets = torch.arange(50) % 4
     first, second, other = (noise(targets, fraction=0.5, num_classes=4, seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first, second)
@@ -49,12 +49,12 @@ def test_one_seed_gives_one_noise():
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, 30, float("nan")])
-def test_a_fraction_outside_its_range_is_refused(fraction):
+def test_a_fraction_out_of_range_is_an_error(fraction):
     with pytest.raises(ValueError, match=rf"noisy labels must be in \[0, 1\]; got {fraction}"):
         noise(torch.zeros(3), fraction=fraction, num_classes=2)
 
 
-def test_noise_needs_another_class():
+def test_noise_needs_two_classes():
     with pytest.raises(ValueError, match="label noise needs at least two classes; got num_classes=1"):
         noise(torch.zeros(3), fraction=0.5, num_classes=1)
 
@@ -78,23 +78,20 @@ def changed(label_noise, targets, *, num_classes, seed=0):
 IDENTITY = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
-def test_uniform_noise_is_that_of_the_function():
-    targets = torch.arange(50) % 4
-    noisy, is_corrupted = changed(UniformNoise(0.3), targets, num_classes=4, seed=7)
-    expected = noise(targets, fraction=0.3, num_classes=4, seed=7)
-    assert torch.equal(noisy, expected[0])
-    assert torch.equal(is_corrupted, expected[1])
+def test_uniform_noise_changes_an_exact_number_of_targets_and_marks_them():
+    _, is_corrupted = changed(UniformNoise(0.3), torch.arange(50) % 4, num_classes=4, seed=7)
+    assert int(is_corrupted.sum()) == 15
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (0.26, 26), (1, 100)])
-def test_pairwise_noise_gives_exactly_that_many_points_the_next_class(fraction, expected):
+def test_pairwise_noise_gives_an_exact_number_of_examples_the_next_class(fraction, expected):
     targets = torch.arange(100) % 3
     noisy, is_corrupted = changed(PairwiseNoise(fraction), targets, num_classes=3)
     assert int(is_corrupted.sum()) == expected
     assert torch.equal(noisy[is_corrupted], (targets[is_corrupted] + 1) % 3)
 
 
-def test_structured_noise_changes_that_share_of_each_named_class_and_no_other():
+def test_structured_noise_changes_the_share_of_each_named_class_only():
     targets = torch.repeat_interleave(torch.arange(4), torch.tensor([10, 20, 30, 40]))
     noisy, _ = changed(StructuredNoise(0.3, {3: 1, 1: 3, 2: 0}), targets, num_classes=4)
     counts = torch.bincount(targets * 4 + noisy, minlength=16).reshape(4, 4).tolist()
@@ -120,14 +117,14 @@ def test_matrix_noise_draws_every_class_from_the_row_of_the_clean_one():
             assert abs(count - 4000 * probability) <= 4.5 * (4000 * probability * (1 - probability)) ** 0.5
 
 
-def test_a_matrix_of_ones_and_zeros_leaves_nothing_to_chance():
+def test_a_matrix_of_ones_and_zeros_is_deterministic():
     targets = torch.arange(3000) % 3
     assert not bool(changed(MatrixNoise(IDENTITY), targets, num_classes=3)[1].any())
     cycle = [IDENTITY[1], IDENTITY[2], IDENTITY[0]]
     assert torch.equal(changed(MatrixNoise(cycle), targets, num_classes=3)[0], (targets + 1) % 3)
 
 
-def test_rows_that_sum_to_one_but_for_rounding_are_meant_to():
+def test_rows_may_sum_to_one_up_to_rounding():
     third = 0.3333333
     noisy, _ = changed(MatrixNoise([[third] * 3] * 3), torch.zeros(3000, dtype=torch.int64), num_classes=3)
     assert sorted(set(noisy.tolist())) == [0, 1, 2]
@@ -137,7 +134,7 @@ def test_rows_that_sum_to_one_but_for_rounding_are_meant_to():
     "label_noise",
     [UniformNoise(0.5), PairwiseNoise(0.5), StructuredNoise(0.5, {0: 1}), MatrixNoise([[0.5, 0.5], [0.5, 0.5]])],
 )
-def test_one_seed_gives_one_noise_of_each_kind(label_noise):
+def test_the_seed_determines_the_noise_of_each_kind(label_noise):
     targets = torch.arange(60) % 2
     first, second, other = (changed(label_noise, targets, num_classes=2, seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first, second)
@@ -154,7 +151,7 @@ def test_one_seed_gives_one_noise_of_each_kind(label_noise):
         (MatrixNoise(IDENTITY), 4, "matrix must have a row and a column for each of the 4 classes; got 3."),
     ],
 )
-def test_noise_that_does_not_fit_the_classes_is_refused(label_noise, num_classes, message):
+def test_noise_for_other_classes_is_an_error(label_noise, num_classes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         label_noise.noisy(
             torch.zeros(3, dtype=torch.int64), num_classes=num_classes, generator=torch.Generator().manual_seed(0)
@@ -219,7 +216,7 @@ def test_label_noise_from_a_yaml(value, label_noise):
         (MATRIX | {"matrix": [[float("nan"), 1], [0, 1]]}, "row 0 is [nan, 1.0]."),
     ],
 )
-def test_a_yaml_that_cannot_be_meant_is_refused(value, message):
+def test_an_invalid_option_is_an_error(value, message):
     name = "datamodule.label_noise.train"
     with pytest.raises(ValueError, match=re.escape(message.replace("X", name))):
         make_label_noise(value, name=name)

@@ -10,12 +10,6 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture
-def targets():
-    """100 examples of each of three classes, mixed."""
-    return torch.arange(300) % 3
-
-
 @pytest.mark.parametrize(
     ("counts", "size", "expected"),
     [
@@ -27,7 +21,7 @@ def targets():
         ([1000, 3, 3], 10, [8, 1, 1]),
     ],
 )
-def test_every_class_gives_in_proportion_and_at_least_one(counts, size, expected):
+def test_classes_are_drawn_in_proportion_and_at_least_one_each(counts, size, expected):
     targets = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
     drawn, rest = stratified_split(targets, size=size, generator=seeded())
     assert sorted(torch.bincount(targets[drawn], minlength=3).tolist()) == sorted(expected)
@@ -36,10 +30,10 @@ def test_every_class_gives_in_proportion_and_at_least_one(counts, size, expected
 
 
 @pytest.mark.parametrize("size", [0, 2, 300, 301])
-def test_a_size_that_cannot_keep_every_class_on_both_sides_is_refused(targets, size):
+def test_a_size_out_of_range_is_an_error(size):
     message = f"at least one example of each of the 3 classes and must leave some; got size {size} of 300."
     with pytest.raises(ValueError, match=re.escape(message)):
-        stratified_split(targets, size=size, generator=seeded())
+        stratified_split(torch.arange(300) % 3, size=size, generator=seeded())
 
 
 def drawn_table(counts, size, **options):
@@ -58,9 +52,9 @@ def drawn_table(counts, size, **options):
     ("counts", "size", "expected"),
     [
         ([[60, 30], [10, 20]], 12, [[6, 3], [1, 2]]),
-        # the second class rounds in favour of the group that the first one left short
+        # the second class rounds in favour of the group that rounding in the first class shortened
         ([[6, 4], [6, 4]], 2, [[1, 0], [0, 1]]),
-        # 0.4 of an example of the last group is one, and its class has as many as without groups
+        # a share of 0.4 becomes one example, and the class total stays
         ([[60, 26, 4], [50, 40, 0]], 18, [[6, 2, 1], [5, 4, 0]]),
         ([[0, 10], [10, 0]], 4, [[0, 2], [2, 0]]),
         # a class of one example is drawn, and with it the last example of its group
@@ -71,14 +65,14 @@ def test_classes_are_drawn_in_proportion_and_groups_within_them(counts, size, ex
     assert drawn_table(counts, size) == expected
 
 
-def test_a_groups_only_point_may_be_left():
+def test_the_only_example_of_a_group_can_be_spared():
     counts = [[99, 1], [99, 1], [98, 0]]
     assert drawn_table([[99, 1], [99, 0]], 50) == [[24, 1], [25, 0]]
     assert drawn_table([[99, 1], [99, 0]], 50, spares_single_examples=True) == [[25, 0], [25, 0]]
     assert sum(row[1] for row in drawn_table(counts, 50, spares_single_examples=True)) == 1
 
 
-def test_the_points_of_a_cell_are_drawn_at_random():
+def test_the_examples_of_a_cell_are_drawn_at_random():
     counts, groups = torch.zeros(100, dtype=torch.int64), torch.arange(100) % 2
     draws = [stratified_split(counts, groups=groups, size=10, generator=seeded(seed))[0] for seed in range(200)]
     share = torch.bincount(torch.cat(draws), minlength=100) / 200

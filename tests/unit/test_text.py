@@ -84,7 +84,7 @@ def test_padding_is_at_the_end_with_segment_minus_one():
     assert int((~is_padding).sum(dim=1).max()) == facts["max_length"]
 
 
-def test_the_longer_text_of_a_pair_is_cut():
+def test_the_longer_text_of_a_pair_is_truncated():
     texts = Texts([" ".join(WORDS), "red door"] * 3, ["red door", " ".join(WORDS)] * 3)
     tokens, facts = Tokenization(max_length=9).encoded(texts, all_of(texts))
     assert facts["max_length"] == 9
@@ -92,7 +92,7 @@ def test_the_longer_text_of_a_pair_is_cut():
     assert lengths == [(4, 2), (2, 4)] * 3
 
 
-def test_a_vocabulary_comes_from_the_training_points_alone():
+def test_the_vocabulary_is_learned_from_the_training_examples_only():
     texts = Texts([*sentences(30), *["zebra xylophone"] * 10])
     train = torch.arange(30)
     tokens, facts = Tokenization().encoded(texts, train)
@@ -105,14 +105,14 @@ def test_a_vocabulary_comes_from_the_training_points_alone():
     assert everything[30, 0].tolist().count(UNK) == 0
 
 
-def test_one_vocabulary_for_one_set_of_texts(tmp_path):
+def test_the_vocabulary_is_deterministic(tmp_path):
     texts = pairs(200)
-    found = []
+    results = []
     for name in ("a", "b"):
         tokens, _ = Tokenization(num_tokens=60, cache_dir=tmp_path / name).encoded(texts, torch.arange(0, 200, 2))
         (tokenizer,) = (tmp_path / name).glob("tokenizer_*.json")
-        found.append((tokens.tolist(), tokenizer.read_bytes()))
-    assert found[0] == found[1]
+        results.append((tokens.tolist(), tokenizer.read_bytes()))
+    assert results[0] == results[1]
 
 
 def test_num_tokens_is_the_largest_vocabulary():
@@ -128,7 +128,7 @@ def test_num_tokens_is_the_largest_vocabulary():
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("text", "variant"),
     [
         ("red door", "RED Door"),  # case
         ("ﬁne", "fine"),  # NFKC
@@ -137,13 +137,13 @@ def test_num_tokens_is_the_largest_vocabulary():
         ("door.", "door ."),  # punctuation
     ],
 )
-def test_texts_that_are_the_same(one, other):
-    texts = Texts([one, other] * 5)
+def test_texts_with_the_same_normal_form_have_the_same_tokens(text, variant):
+    texts = Texts([text, variant] * 5)
     tokens, _ = Tokenization().encoded(texts, all_of(texts))
     assert torch.equal(tokens[0], tokens[1])
 
 
-def test_a_piece_within_a_word_is_no_word():
+def test_a_piece_within_a_word_differs_from_a_word():
     texts = Texts(["playing", "play ing", *["play", "ing", "playing"] * 3])
     tokens, _ = Tokenization(num_tokens=20).encoded(texts, all_of(texts))
     assert not torch.equal(tokens[0], tokens[1])
@@ -157,12 +157,12 @@ def test_special_tokens_in_a_text_are_text():
     assert PAD not in ids
 
 
-def test_an_empty_text_has_its_marks_alone():
+def test_an_empty_text_has_only_special_tokens():
     texts = Texts(["", "red", "red"])
     assert rows(Tokenization().encoded(texts, all_of(texts))[0])[0] == ([CLS, SEP], [0, 0])
 
 
-def test_a_published_tokenizer_keeps_its_own_marks(published):
+def test_a_published_tokenizer_uses_its_own_special_tokens(published):
     texts = Texts(["red door.", "yellow roof"], ["blue", "large small window"])
     tokens, facts = Tokenization(tokenizer=str(published), max_length=20).encoded(texts, torch.tensor([0]))
     place = {word: number for number, word in enumerate(WORDS, start=5)}
@@ -185,7 +185,7 @@ def test_a_published_tokenizer_does_not_depend_on_the_split(published):
     assert tokens.shape[2] == 8
 
 
-def test_own_tokens_are_made_once_for_a_split():
+def test_tokens_are_computed_once_for_a_split():
     texts = Texts(sentences(10))
     tokenization = Tokenization()
     tokens, _ = tokenization.encoded(texts, torch.arange(5))
@@ -215,7 +215,7 @@ def test_a_second_run_uses_the_cache(tmp_path, published, name):
     assert torch.equal(without, again)
 
 
-def test_what_the_cache_holds_is_what_is_read(tmp_path):
+def test_tokens_are_read_from_the_cache(tmp_path):
     """The array with another value in it, and a manifest that vouches for it: the tokens come from the file."""
     from reducr._internal.files import file_checksum
 
@@ -245,7 +245,7 @@ def test_what_the_cache_holds_is_what_is_read(tmp_path):
     ],
     ids=["cut", "altered", "empty", "no array", "no json", "other json", "no manifest", "no tokenizer"],
 )
-def test_a_damaged_cache_is_made_again(tmp_path, damage):
+def test_a_damaged_cache_is_rebuilt(tmp_path, damage):
     texts = Texts(sentences(20))
     tokens, facts = Tokenization(cache_dir=tmp_path).encoded(texts, all_of(texts))
     tokens = tokens.clone()
@@ -259,10 +259,10 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
     assert sorted(path.name.split("_")[0] for path in tmp_path.iterdir()) == ["tokenizer", "tokens", "tokens"]
 
 
-def test_other_texts_points_and_options_have_another_cache(tmp_path):
+def test_other_texts_splits_and_options_have_another_cache(tmp_path):
     texts = Texts(sentences(20))
     train = torch.arange(10)
-    for tokenization, given, source in (
+    for tokenization, variant, source in (
         (Tokenization(cache_dir=tmp_path), texts, train),
         (Tokenization(cache_dir=tmp_path, max_length=8), texts, train),
         (Tokenization(cache_dir=tmp_path, num_tokens=40), texts, train),
@@ -270,7 +270,7 @@ def test_other_texts_points_and_options_have_another_cache(tmp_path):
         (Tokenization(cache_dir=tmp_path), Texts(texts.first, texts.first), train),
         (Tokenization(cache_dir=tmp_path), Texts([*texts.first[:-1], "other"]), train),
     ):
-        tokenization.encoded(given, source)
+        tokenization.encoded(variant, source)
     assert len(list(tmp_path.glob("tokens_*.npy"))) == 6
 
 
@@ -287,7 +287,7 @@ def test_the_tokenizer_beside_the_cache_gives_the_same_ids(tmp_path):
         assert tokenizer.encode(first, second).ids == ids
 
 
-def test_texts_have_a_checksum_of_their_own():
+def test_different_texts_have_different_checksums():
     same = Texts(["a", "b"], ["c", "d"])
     assert same.checksum == Texts(["a", "b"], ["c", "d"]).checksum
     others = [
@@ -332,23 +332,23 @@ def test_options_out_of_range_are_errors_at_construction(options, message):
         ("./nowhere", r"datamodule\.tokenizer=\./nowhere: there is no such folder"),
     ],
 )
-def test_a_tokenizer_that_is_not_there(name, message):
+def test_a_missing_tokenizer_is_an_error(name, message):
     with pytest.raises(FileNotFoundError, match=message):
         Tokenization(tokenizer=name).encoded(Texts(["a"]), torch.tensor([0]))
 
 
-def test_a_folder_without_a_tokenizer(tmp_path):
+def test_a_folder_without_a_tokenizer_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"There is no tokenizer '{tmp_path}'")):
         Tokenization(tokenizer=str(tmp_path)).encoded(Texts(["a"]), torch.tensor([0]))
 
 
-def test_sequences_that_are_too_long_for_the_model(published):
+def test_sequences_too_long_for_the_model_are_an_error(published):
     with pytest.raises(ValueError, match=r"datamodule\.max_length=64 is too long: .* take at most 20 tokens"):
         Tokenization(tokenizer=str(published)).encoded(Texts(["a"]), torch.tensor([0]))
 
 
 class Sentences(TextDataModule):
-    """Two classes, told apart by the first word."""
+    """Two classes, distinguished by the first word."""
 
     def read(self):
         target = torch.arange(60) % 2

@@ -18,7 +18,7 @@ def pixels(*shape, seed=0):
 # Preprocess
 
 
-def test_every_channel_is_standardised_by_its_own_numbers():
+def test_every_channel_is_standardised_by_its_own_statistics():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     result = Preprocess([0.1, 0.2, 0.5], [0.5, 0.25, 2.0])(images)
     assert result.dtype == torch.float32
@@ -32,7 +32,7 @@ def test_cifar_pixels_become_minus_one_to_one():
     torch.testing.assert_close(result[0, 2].flatten(), torch.linspace(-1, 1, 256), atol=1e-6, rtol=0)
 
 
-def test_floats_are_taken_as_they_are():
+def test_floats_are_not_rescaled():
     images = pixels(4, 3, 8, 8)
     preprocess = Preprocess(*CIFAR, resize=6, center_crop=5)
     torch.testing.assert_close(preprocess(images / 255), preprocess(images), atol=1e-6, rtol=0)
@@ -102,25 +102,25 @@ def test_a_flat_image_stays_flat():
         (([0.5], [float("inf")]), "standard_deviation must be finite and above 0; got [inf]."),
     ],
 )
-def test_statistics_that_make_no_sense_are_refused(options, message):
+def test_invalid_statistics_are_errors(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Preprocess(*options)
 
 
 @pytest.mark.parametrize("option", ["resize", "center_crop"])
 @pytest.mark.parametrize("size", [0, -3, 2.5, True])
-def test_sizes_that_are_none_are_refused(option, size):
+def test_invalid_sizes_are_errors(option, size):
     message = f"{option} must be a whole number of pixels, at least 1, or null; got {size!r}."
     with pytest.raises(ValueError, match=re.escape(message)):
         Preprocess(*CIFAR, **{option: size})
 
 
-def test_a_crop_larger_than_the_resized_image_is_refused_at_construction():
+def test_a_crop_larger_than_the_resized_image_is_an_error_at_construction():
     with pytest.raises(ValueError, match=r"center_crop must be at most resize=200; got 224\."):
         Preprocess(*CIFAR, resize=200, center_crop=224)
 
 
-def test_a_crop_larger_than_the_image_is_refused():
+def test_a_crop_larger_than_the_image_is_an_error():
     with pytest.raises(
         ValueError, match=r"center_crop=28 is larger than the images, 32 x 20\. Reduce it, or set `resize` too"
     ):
@@ -138,7 +138,7 @@ def test_a_crop_larger_than_the_image_is_refused():
         (torch.zeros(1, 3, 4, 4, dtype=torch.int64), "got shape (1, 3, 4, 4), int64."),
     ],
 )
-def test_what_is_no_batch_of_images_is_refused(images, message):
+def test_other_tensors_than_images_are_errors(images, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Preprocess(*CIFAR)(images)
 
@@ -180,7 +180,7 @@ def test_every_image_is_a_window_of_its_padded_self(shape, dtype, options, paddi
     assert len(set(made)) > 1
 
 
-def test_all_places_and_both_directions_are_equally_likely():
+def test_all_crops_and_both_directions_are_equally_likely():
     num_draws, image = 20_000, torch.arange(1, 82, dtype=torch.uint8).view(1, 9, 9)
     torch.manual_seed(0)
     augmented = Augment(crop_padding=2, flip=True)(image.expand(num_draws, 1, 9, 9))
@@ -194,7 +194,7 @@ def test_all_places_and_both_directions_are_equally_likely():
     assert sum((count - expected) ** 2 / expected for count in counts.values()) < 85.4
 
 
-def test_draws_come_from_torchs_generator_alone():
+def test_draws_use_only_torchs_generator():
     images, augment = pixels(64, 3, 16, 16), Augment(crop_padding=4, flip=True)
     torch.manual_seed(3)
     first, second = augment(images), augment(images)
@@ -204,7 +204,7 @@ def test_draws_come_from_torchs_generator_alone():
     assert not torch.equal(first, second)
 
 
-def test_the_draws_are_the_place_across_the_place_down_and_the_direction():
+def test_the_draws_are_column_row_and_direction_in_this_order():
     images, size = pixels(40, 3, 9, 12), 40
     torch.manual_seed(7)
     left, top = ((torch.rand(size) * 5).long().tolist() for _ in range(2))
@@ -216,7 +216,7 @@ def test_the_draws_are_the_place_across_the_place_down_and_the_direction():
         assert torch.equal(new, window.flip(2) if mirrored else window)
 
 
-def test_a_batch_without_images_stays_one():
+def test_an_empty_batch_stays_empty():
     assert Augment(crop_padding=2, flip=True)(pixels(0, 3, 9, 12)).shape == (0, 3, 9, 12)
 
 
@@ -228,12 +228,12 @@ def test_a_batch_without_images_stays_one():
         ({"crop_padding": 1.5, "flip": True}, "crop_padding must be a whole number of pixels, at least 1"),
     ],
 )
-def test_augmentation_that_is_none_is_refused(options, message):
+def test_augmentation_without_effect_is_an_error(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Augment(**options)
 
 
 @pytest.mark.parametrize("images", [torch.zeros(4, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.int32)])
-def test_only_batches_of_images_are_augmented(images):
+def test_augmenting_other_tensors_than_images_is_an_error(images):
     with pytest.raises(ValueError, match=re.escape("images must be (B, K, H, W), uint8")):
         Augment(flip=True)(images)
