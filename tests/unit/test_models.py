@@ -15,7 +15,7 @@ IMAGES = torch.zeros(2, 3, 8, 8)
 TEXTS = torch.tensor([[[1, 2, 3, 4, 0, 0], [0, 0, 1, 1, -1, -1]]] * 2)
 RANDOM = {"pretrained": False}
 SMALL_BERT = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
-# for each YAML: what makes its model random and small, and an input of that one
+# for each YAML: options that make its model random and small, and inputs for it
 CHOICES = {
     "mlp": ({}, IMAGES),
     "small_cnn": ({}, IMAGES),
@@ -34,7 +34,7 @@ CHOICES = {
 
 
 @pytest.mark.parametrize(("hidden_sizes", "num_parameters"), [((), 15), ((8,), 67), ((8, 6), 115)])
-def test_mlp_has_the_layers_it_is_asked_for(hidden_sizes, num_parameters):
+def test_mlp_has_the_hidden_layers_of_its_option(hidden_sizes, num_parameters):
     model = MLP(num_features=4, num_classes=3, hidden_sizes=hidden_sizes)
     assert model(torch.zeros(5, 2, 2)).shape == (5, 3)
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
@@ -54,7 +54,7 @@ def test_small_cnn_takes_images_of_any_size(channels, size):
     ],
     ids=["mlp", "small_cnn"],
 )
-def test_dropout_can_be_asked_for(model):
+def test_dropout_is_an_option(model):
     inputs = torch.ones(4, 1, 4, 4)
     probabilities = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
     assert probabilities == [0.5, 0.5]
@@ -63,7 +63,7 @@ def test_dropout_can_be_asked_for(model):
 
 
 def instantiated(name, overrides):
-    """The model of a YAML for five classes, with what the pipeline takes from the data."""
+    """The model of a YAML for five classes, with the sizes of the data filled in as in the pipeline."""
     config = OmegaConf.merge(OmegaConf.load(CONFIGS / f"{name}.yaml"), overrides)
     facts = {key: FACTS[key] for key in config if config[key] is None and key in FACTS}
     return instantiate(config, num_classes=5, **facts)
@@ -74,7 +74,7 @@ def test_every_yaml_is_tested_here():
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_every_yaml_makes_a_model_that_fits_the_data(name):
+def test_every_yaml_builds_a_model_that_fits_the_data(name):
     if name == "timm":
         pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
     overrides, inputs = CHOICES[name]
@@ -101,8 +101,8 @@ def test_models_have_the_published_sizes(name, num_parameters):
 
 
 @pytest.mark.parametrize("name", ["transformers_image", "transformers_text"])
-def test_a_yaml_of_any_model_asks_for_its_name(name):
-    with pytest.raises(Exception, match="pretrained=true needs name") as error:
+def test_a_yaml_for_any_pretrained_model_needs_its_name(name):
+    with pytest.raises(Exception, match="pretrained=true needs `name`") as error:
         instantiated(name, {})
     assert isinstance(error.value.__cause__, ValueError)
 
@@ -115,14 +115,12 @@ def test_a_yaml_of_any_model_asks_for_its_name(name):
         ({"num_features": 30}, MLP),
     ],
 )
-def test_the_small_model_that_fits_the_inputs(facts, kind):
+def test_small_model_is_chosen_by_the_inputs(facts, kind):
     model = small_model(4, **facts)
     assert type(model) is kind
     assert getattr(model, "has_pairs", True)
 
 
-def test_inputs_that_nothing_is_known_of_are_refused():
-    with pytest.raises(
-        ValueError, match="small_model needs to know its inputs: num_tokens, in_channels and image_size"
-    ):
+def test_unknown_inputs_are_refused():
+    with pytest.raises(ValueError, match=r"small_model needs `num_tokens` for texts, .*; got none of them"):
         small_model(4)

@@ -7,7 +7,7 @@ from torch import nn
 from reducr.models import timm_model, transformers_image_model
 from reducr.models.pretrained import transformers_model, with_dropout
 
-pytest.importorskip("transformers", reason="models of transformers need it")
+pytest.importorskip("transformers", reason="transformers is not installed")
 
 RESNET = {"depths": [1, 1], "hidden_sizes": [4, 8], "embedding_size": 4, "layer_type": "basic"}
 VIT = {
@@ -22,7 +22,7 @@ VIT = {
 
 @pytest.fixture
 def offline(monkeypatch):
-    """The hub is not asked, as with HF_HUB_OFFLINE=1."""
+    """No requests to the hub, as with HF_HUB_OFFLINE=1."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
@@ -42,7 +42,7 @@ def test_an_architecture_is_built_with_its_sizes():
     assert not any(isinstance(module, nn.Dropout) for module in model.modules())
 
 
-def test_parameters_depend_on_the_seed_alone():
+def test_parameters_depend_only_on_the_seed():
     first, second, other = (
         torch.random.manual_seed(seed) and transformers_image_model(3, pretrained=False, architecture="vit", config=VIT)
         for seed in (0, 0, 1)
@@ -86,7 +86,7 @@ def test_one_configuration_serves_published_and_random_parameters(folder):
     assert not torch.equal(random.state_dict()[first], again[first])
 
 
-def test_without_an_architecture_the_sizes_of_the_name_are_read(folder):
+def test_without_an_architecture_the_sizes_come_from_the_name(folder):
     model = transformers_image_model(3, name=str(folder), pretrained=False)
     assert model.model.config.hidden_sizes == [4, 8]
     assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
@@ -94,7 +94,7 @@ def test_without_an_architecture_the_sizes_of_the_name_are_read(folder):
     assert not torch.equal(model.state_dict()[first], transformers_image_model(3, name=str(folder)).state_dict()[first])
 
 
-def test_with_an_architecture_and_random_parameters_the_name_is_not_looked_at():
+def test_with_an_architecture_and_random_parameters_the_name_is_not_used():
     model = transformers_image_model(3, name="no/such/model", pretrained=False, architecture="resnet", config=RESNET)
     assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
 
@@ -102,12 +102,12 @@ def test_with_an_architecture_and_random_parameters_the_name_is_not_looked_at():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"pretrained=true needs name.*give pretrained=false and architecture"),
-        ({"architecture": "resnet"}, r"pretrained=true needs name"),
-        ({"pretrained": False}, r"needs architecture, such as 'resnet' or 'bert', or the name of a model"),
+        ({}, r"pretrained=true needs `name`.*set `pretrained=false` and `architecture`"),
+        ({"architecture": "resnet"}, r"pretrained=true needs `name`"),
+        ({"pretrained": False}, r"needs `architecture`, such as 'resnet' or 'bert', or the `name` of a model"),
         (
             {"name": "x", "config": RESNET},
-            r"config=\{'depths'.*but architecture is not given; 'x' has sizes of its own",
+            r"config=\{'depths'.*needs an architecture; got only 'x', which has sizes of its own",
         ),
         (
             {"pretrained": False, "architecture": "resnt"},
@@ -120,11 +120,11 @@ def test_with_an_architecture_and_random_parameters_the_name_is_not_looked_at():
         ),
         (
             {"pretrained": False, "architecture": "resnet", "config": {"num_labels": 4}},
-            r"config\.num_labels=4 is the number of classes of the data: leave it out",
+            r"config\.num_labels=4 is set from the number of classes of the data\. Remove it",
         ),
     ],
 )
-def test_arguments_that_do_not_go_together_are_refused(options, message):
+def test_contradictory_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         transformers_image_model(3, **options)
 
@@ -137,23 +137,23 @@ def test_arguments_that_do_not_go_together_are_refused(options, message):
     ],
 )
 def test_sizes_that_disagree_with_the_published_ones_are_refused(folder, architecture, config, message):
-    with pytest.raises(ValueError, match=message + r".*or set pretrained=false\."):
+    with pytest.raises(ValueError, match=message + r".*or set `pretrained=false`\."):
         transformers_image_model(5, name=str(folder), architecture=architecture, config=config)
 
 
 @pytest.mark.parametrize("name", ["someone/nothing", "/no/such/folder"])
 @pytest.mark.parametrize("pretrained", [True, False])
-def test_a_model_that_is_nowhere_says_where_it_was_looked_for(offline, name, pretrained):
+def test_the_error_for_a_missing_model_names_the_places_searched(offline, name, pretrained):
     with pytest.raises(
         FileNotFoundError,
-        match=rf"model '{name}' cannot be read: looked for a folder /.*, for '{name}' in the cache .*hub.*name=FOLDER",
+        match=rf"model '{name}' cannot be loaded: searched the folder /.*, the cache .*hub.*name=FOLDER",
     ):
         transformers_image_model(3, name=name, pretrained=pretrained)
 
 
-def test_a_folder_without_parameters_is_said_to_be_so(folder, tmp_path):
+def test_a_folder_without_parameters_is_refused(folder, tmp_path):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(FileNotFoundError, match=r"looked for a folder .*no file named model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"searched the folder .*no file named model\.safetensors"):
         transformers_image_model(5, name=str(tmp_path))
 
 
@@ -166,7 +166,7 @@ def test_a_published_model_of_another_task_is_refused(folder):
 
 @pytest.mark.parametrize(("architecture", "config"), [("resnet", RESNET), ("vit", VIT)])
 def test_dropout_is_before_the_last_layer(architecture, config):
-    # eight classes: as many as there are channels, and more than one layer with that many outputs
+    # with eight classes, more than one layer has as many outputs as there are classes
     model = transformers_image_model(8, pretrained=False, architecture=architecture, config=config, dropout=0.5).eval()
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p == 0.5]
     assert len(layers) == 1
@@ -188,12 +188,12 @@ def test_dropout_without_a_last_linear_layer_is_refused():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
-def test_a_missing_timm_is_asked_for():
+def test_a_missing_timm_is_an_error_with_the_command_to_install_it():
     with pytest.raises(ImportError, match=r"needs timm, which cannot be imported .*pip install 'reducr\[timm\]'"):
         timm_model(3, name="resnet18")
 
 
-def test_timm_models_take_the_datas_sizes():
+def test_timm_models_fit_the_data():
     pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
     model = timm_model(5, name="resnet18", pretrained=False, in_channels=1, dropout=0.5)
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 5)

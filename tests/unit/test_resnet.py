@@ -16,7 +16,7 @@ from reducr.models.resnet import BasicBlock, Bottleneck
         (resnet18, {"in_channels": 1}, 11_173_962 - 2 * 9 * 64),
     ],
 )
-def test_parameters_are_as_many_as_published_for_ten_classes(make, options, num_parameters):
+def test_the_number_of_parameters_is_the_published_one_for_ten_classes(make, options, num_parameters):
     with torch.device("meta"):
         model = make(10, **options)
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
@@ -32,7 +32,7 @@ def test_every_stage_but_the_first_halves_the_image(make, num_stages, channels):
 
 
 @pytest.mark.parametrize(("block", "num_convolutions"), [(BasicBlock, 2), (Bottleneck, 3)])
-def test_the_shortcut_is_the_identity_where_the_shape_stays(block, num_convolutions):
+def test_the_shortcut_is_the_identity_if_the_shape_does_not_change(block, num_convolutions):
     same, other = block(4 * block.expansion, 4, 1).eval(), block(4 * block.expansion, 8, 2)
     assert isinstance(same.shortcut, nn.Identity)
     assert [type(layer) for layer in other.shortcut] == [nn.Conv2d, nn.BatchNorm2d]

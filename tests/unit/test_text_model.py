@@ -20,7 +20,7 @@ def seed():
 
 
 def make_texts(*sizes, length=12, num_tokens=20, padding=0):
-    """One row for each (size of the first text, size of the second)."""
+    """One row for each pair (size of the first text, size of the second)."""
     texts = torch.full((len(sizes), 2, length), padding)
     texts[:, 1] = -1
     for row, (first, second) in zip(texts, sizes, strict=True):
@@ -62,16 +62,16 @@ def test_neither_padding_nor_the_rest_of_the_batch_changes_logits(name):
     assert torch.equal(model(texts.int()), logits)
     for row, expected in zip(texts, logits, strict=True):
         size = int((row[1] >= 0).sum())
-        alone = row[:, :size].unsqueeze(0)
-        longer = F.pad(alone, (0, 20))
-        longer[:, 0, size:] = 7  # any token: that it is padding stands in the segments
+        unpadded = row[:, :size].unsqueeze(0)
+        longer = F.pad(unpadded, (0, 20))
+        longer[:, 0, size:] = 7  # any token: the segments mark padding
         longer[:, 1, size:] = -1
-        torch.testing.assert_close(model(alone)[0], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(unpadded)[0], expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(model(longer)[0], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("has_pairs", [False, True])
-def test_small_model_of_texts_without_tokens_is_finite(has_pairs):
+def test_small_model_is_finite_for_texts_without_tokens(has_pairs):
     texts = make_texts((0, 0), (3, 0), (0, 2))
     model = make_small(has_pairs=has_pairs)
     model(texts).sum().backward()
@@ -79,25 +79,25 @@ def test_small_model_of_texts_without_tokens_is_finite(has_pairs):
     assert torch.isfinite(model(texts[:1])).all()
 
 
-@pytest.mark.parametrize(("has_pairs", "tells_apart"), [(False, False), (True, True)])
-def test_small_model_looks_at_segments_only_if_there_are_pairs(has_pairs, tells_apart):
+@pytest.mark.parametrize(("has_pairs", "uses_segments"), [(False, False), (True, True)])
+def test_small_model_uses_segments_only_for_pairs(has_pairs, uses_segments):
     model = make_small(has_pairs=has_pairs)
     texts = make_texts((4, 3))
     moved = texts.clone()
     moved[0, 1, 3] = 1
-    assert torch.allclose(model(texts), model(moved)) != tells_apart
+    assert torch.allclose(model(texts), model(moved)) != uses_segments
 
 
-def test_small_model_of_one_text_is_a_convolution_and_its_mean_and_largest_value():
+def test_small_model_of_one_text_uses_mean_and_maximum_of_a_convolution():
     model = make_small(embedding_size=4, hidden_size=5)
     texts = make_texts((3, 2))
     tokens = [torch.zeros(4), *model.embedding(texts[0, 0, :5]), torch.zeros(4)]
-    hidden = torch.stack([model.convolution(torch.cat(tokens[place : place + 3])).relu() for place in range(5)])
+    hidden = torch.stack([model.convolution(torch.cat(tokens[start : start + 3])).relu() for start in range(5)])
     expected = model.classifier(torch.cat([hidden.mean(0), hidden.amax(0)]))
     torch.testing.assert_close(model(texts)[0], expected)
 
 
-def test_small_model_of_pairs_sets_every_token_against_the_other_text():
+def test_small_model_of_pairs_compares_every_token_with_the_other_text():
     model = make_small(embedding_size=4, hidden_size=5, has_pairs=True)
     texts = make_texts((3, 2))
     tokens = list(model.embedding(texts[0, 0, :5]))
@@ -155,21 +155,21 @@ def test_small_model_has_dropout_before_its_two_last_layers(has_pairs):
 @pytest.mark.parametrize("make", [make_small, lambda: TransformersTextClassifier(3, **BERT)])
 @pytest.mark.parametrize("texts", [torch.zeros(4, 2, 6), torch.zeros(4, 6, dtype=torch.int64)], ids=["float", "flat"])
 def test_inputs_that_are_not_texts_are_refused(make, texts):
-    with pytest.raises(ValueError, match=r"takes integers \(B, 2, L\), token ids and segments .*; got torch\."):
+    with pytest.raises(ValueError, match=r"takes \(B, 2, L\) integers, token ids and segments .*; got torch\."):
         make()(texts)
 
 
-@pytest.mark.parametrize(("num_segments", "tells_apart"), [(2, True), (1, False)])
-def test_segments_are_given_to_models_that_have_two(num_segments, tells_apart):
+@pytest.mark.parametrize(("num_segments", "uses_segments"), [(2, True), (1, False)])
+def test_segments_are_passed_to_models_that_embed_two(num_segments, uses_segments):
     model = make_transformers("roberta", type_vocab_size=num_segments, **SIZES).eval()
-    assert model.has_segments == tells_apart
+    assert model.has_segments == uses_segments
     texts = make_texts((4, 3))
     moved = texts.clone()
     moved[0, 1, 3] = 1
-    assert torch.equal(model(texts), model(moved)) != tells_apart
+    assert torch.equal(model(texts), model(moved)) != uses_segments
 
 
-def test_the_vocabulary_of_a_new_model_is_the_datas():
+def test_the_vocabulary_of_a_random_model_is_that_of_the_data():
     model = TransformersTextClassifier(3, num_tokens=25, **BERT)
     assert model.model.get_input_embeddings().num_embeddings == 25
     larger = TransformersTextClassifier(
@@ -179,7 +179,7 @@ def test_the_vocabulary_of_a_new_model_is_the_datas():
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path):
-    message = r"vocabulary of 31 tokens, but the model's embedding has 30\. Use the tokenizer"
+    message = r"vocabulary of 31 tokens, but the model embeds 30\. Use the tokenizer"
     with pytest.raises(ValueError, match=message):
         TransformersTextClassifier(
             3, pretrained=False, architecture="bert", config={**SIZES, "vocab_size": 30}, num_tokens=31
@@ -190,28 +190,28 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path):
     assert TransformersTextClassifier(3, name=str(tmp_path), num_tokens=29)(make_texts((3, 2))).shape == (1, 3)
 
 
-def test_texts_that_are_too_long_for_the_model_are_refused_even_if_they_are_mostly_padding():
+def test_texts_too_long_for_the_model_are_refused_even_if_mostly_padding():
     model = make_transformers("bert", max_position_embeddings=11, **SIZES)
-    with pytest.raises(ValueError, match="texts have up to 12 tokens, but the model has positions for 11"):
+    with pytest.raises(ValueError, match="texts have up to 12 tokens, but the model has 11 positions"):
         model(make_texts((2, 2), length=12))
     assert model(make_texts((2, 2), length=11)).shape == (1, 3)
 
 
-def test_dropout_is_that_of_every_layer():
+def test_dropout_sets_every_layer():
     plain = TransformersTextClassifier(3, **BERT)
     assert {module.p for module in plain.modules() if isinstance(module, nn.Dropout)} == {0.1}
     model = TransformersTextClassifier(3, dropout=0.25, **BERT)
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.25}
     texts = make_texts((4, 3))
     assert not torch.equal(model(texts), model(texts))
-    still = TransformersTextClassifier(3, dropout=0.0, **BERT)
-    assert torch.equal(still(texts), still(texts))
+    without = TransformersTextClassifier(3, dropout=0.0, **BERT)
+    assert torch.equal(without(texts), without(texts))
 
 
 def test_dropout_in_a_model_without_such_layers_is_refused():
     sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "pad_token_id": 0}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
-    with pytest.raises(ValueError, match=r"dropout=0\.1 is for the dropout layers .* LlamaFor\w+ has none"):
+    with pytest.raises(ValueError, match=r"dropout=0\.1 needs dropout layers, but LlamaFor\w+ has none"):
         TransformersTextClassifier(3, pretrained=False, architecture="llama", config={**sizes, **heads}, dropout=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Models: small ones for two cores, residual networks, text classifiers, published models, and many models in one."""
+"""Models: small models for a CPU, residual networks, text classifiers, and published models."""
 
 from reducr.models.by_input import small_model
 from reducr.models.pretrained import TransformersImageClassifier, timm_model, transformers_image_model

@@ -1,4 +1,4 @@
-"""The small model that fits the inputs."""
+"""Choose a small model by the kind of input."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def small_model(
     num_features: int | None = None,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """A ``SmallTextClassifier`` for tokens, a ``SmallCNN`` for images, an ``MLP`` for other numbers.
+    """Build a ``SmallTextClassifier`` for texts, a ``SmallCNN`` for images, or an ``MLP`` for feature vectors.
 
     Args:
         num_classes: C.
-        num_tokens: size of the vocabulary; None where inputs are not texts.
-        has_pairs: whether texts are pairs.
-        in_channels: of images; None where inputs are not images.
-        image_size: of images, pixels.
-        num_features: numbers of an input; None where inputs are texts.
-        dropout: of the model.
+        num_tokens: vocabulary size; None if inputs are not texts.
+        has_pairs: whether each input is a pair of texts.
+        in_channels: channels of the images; None if inputs are not images.
+        image_size: height and width of the images, in pixels.
+        num_features: number of features; None if inputs are texts.
+        dropout: dropout probability of the model, in [0, 1).
 
     Raises:
-        ValueError: if nothing is known of the inputs.
+        ValueError: if the arguments describe no kind of input.
 
     Example:
         >>> small_model(3, num_features=30).layers[0]
@@ -44,4 +44,7 @@ def small_model(
         return SmallCNN(in_channels=in_channels, image_size=image_size, num_classes=num_classes, dropout=dropout)
     if num_features is not None:
         return MLP(num_features=num_features, num_classes=num_classes, dropout=dropout)
-    raise ValueError("small_model needs to know its inputs: num_tokens, in_channels and image_size, or num_features.")
+    raise ValueError(
+        "small_model needs `num_tokens` for texts, `in_channels` and `image_size` for images, or `num_features`; got "
+        "none of them."
+    )

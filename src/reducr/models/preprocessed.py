@@ -1,4 +1,4 @@
-"""A model with what its inputs go through first."""
+"""A model with its preprocessing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class Preprocessed(nn.Module):
-    """``model(preprocess(input))``: so that a checkpoint takes inputs as the data set has them.
+    """``model(preprocess(input))``, so that a checkpoint accepts inputs as the data set yields them.
 
     Args:
-        preprocess: such as ``data.transforms.Preprocess``; has no parameters.
-        model: gives (B, C) logits.
+        preprocess: module without parameters, such as ``data.core.transforms.Preprocess``.
+        model: returns (B, C) logits.
     """
 
     def __init__(self, preprocess: nn.Module, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Models of the transformers and timm collections."""
+"""Models from transformers and timm."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from reducr._internal.names import unknown_name
 
 
 class TransformersImageClassifier(nn.Module):
-    """An image classifier of transformers that gives its logits alone.
+    """Wrap an image classifier of transformers to return only its logits.
 
     Args:
-        model: called with ``pixel_values``.
+        model: a model called with ``pixel_values``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,18 +38,18 @@ def transformers_image_model(
     config: Mapping[str, Any] | None = None,
     dropout: float = 0.0,
 ) -> TransformersImageClassifier:
-    """Any image classifier of transformers; arguments as for ``transformers_model``.
+    """Build any image classifier of transformers.
 
     Args:
         num_classes: C.
-        name: see there.
-        pretrained: see there.
-        architecture: see there.
-        config: see there.
+        name: as for ``transformers_model``.
+        pretrained: as for ``transformers_model``.
+        architecture: as for ``transformers_model``.
+        config: as for ``transformers_model``.
         dropout: probability before the last layer; above 0 for MC-dropout rules.
 
     Raises:
-        ValueError: as ``transformers_model``, or if there is no last linear layer to put dropout before.
+        ValueError: as ``transformers_model``, or if ``dropout`` is set and the model has no last linear layer.
         FileNotFoundError: as ``transformers_model``.
     """
     model = transformers_model(
@@ -67,21 +67,21 @@ def timm_model(
     dropout: float = 0.0,
     **options: Any,
 ) -> nn.Module:
-    """Any model of timm: (B, K, H, W) to (B, num_classes).
+    """Build any model of timm: (B, K, H, W) to (B, num_classes).
 
     Args:
         num_classes: C.
-        name: what ``timm.create_model`` takes.
+        name: name of the model for ``timm.create_model``.
         pretrained: start from published parameters.
         in_channels: K.
         dropout: probability before the last layer; above 0 for MC-dropout rules.
-        options: further ones of ``timm.create_model``.
+        options: further arguments of ``timm.create_model``.
 
     Raises:
-        ImportError: if timm, or torchvision which it needs, cannot be imported.
-        ValueError: if there is no last linear layer to put dropout before.
+        ImportError: if timm or torchvision, which it needs, cannot be imported.
+        ValueError: if ``dropout`` is set and the model has no last linear layer.
     """
-    timm = _imported("timm", "'reducr[timm]'")
+    timm = _import("timm", "'reducr[timm]'")
     model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
     return with_dropout(model, num_classes, dropout)
 
@@ -95,52 +95,51 @@ def transformers_model(
     architecture: str | None,
     config: Mapping[str, Any] | None,
 ) -> Any:
-    """A classifier of transformers, in float32 and in train mode.
+    """Build a classifier of transformers, in float32 and in train mode.
 
-    With ``pretrained`` the parameters of ``name`` are loaded and only the last layer is new. Without it every parameter
-    is random: ``architecture`` with ``config`` is built and ``name`` is not looked at, or, where no architecture is
-    given, the sizes of ``name`` are read. One configuration can thus hold both; with ``pretrained``, ``architecture``
-    and ``config`` must agree with what is loaded.
+    With ``pretrained``, the parameters of ``name`` are loaded and only the last layer is new; ``architecture`` and
+    ``config``, if given, must agree with them. Without ``pretrained``, all parameters are random and the sizes come
+    from ``architecture`` and ``config`` if given, else from ``name``. One configuration can thus serve both.
 
     Args:
-        task: the end of the class's name, ``ImageClassification`` or ``SequenceClassification``.
+        task: suffix of the class name, ``ImageClassification`` or ``SequenceClassification``.
         num_classes: C.
-        name: on the Hugging Face hub, or a folder that ``save_pretrained`` has written.
+        name: a model on the Hugging Face hub, or a folder written by ``save_pretrained``.
         pretrained: start from published parameters.
         architecture: a ``model_type`` of transformers, such as ``resnet`` or ``bert``.
-        config: sizes of the architecture, where they are not its defaults.
+        config: sizes that differ from the defaults of the architecture.
 
     Raises:
         ImportError: if transformers cannot be imported.
-        ValueError: for arguments that do not go together, an unknown architecture or entry of ``config`` (with the
-            nearest ones), or a ``config`` that disagrees with the parameters to load.
-        FileNotFoundError: if there is no ``name``; says where it was looked for.
+        ValueError: if arguments contradict each other, the architecture or an entry of ``config`` is unknown, or
+            ``config`` disagrees with the parameters to load.
+        FileNotFoundError: if there is no model ``name``.
     """
     _check_arguments(name, pretrained=pretrained, architecture=architecture, config=config)
-    transformers = _imported("transformers", "'reducr[text]'")
+    transformers = _import("transformers", "'reducr[text]'")
     auto = getattr(transformers, f"AutoModelFor{task}")
     if architecture is not None:
         _check_architecture(task, architecture)
         settings = _settings(transformers.AutoConfig.for_model, architecture, _plain(config or {}), num_classes)
         if not pretrained:
             return auto.from_config(settings).float().train()
-    published = _read(transformers.AutoConfig, name)
+    published = _load(transformers.AutoConfig, name)
     _check_architecture(task, published.model_type)
     if pretrained:
         _check_agreement(published, architecture, _plain(config or {}), name)
     published.num_labels = num_classes
     if not pretrained:
         return auto.from_config(published).float().train()
-    return _read(auto, name, config=published, ignore_mismatched_sizes=True).float().train()
+    return _load(auto, name, config=published, ignore_mismatched_sizes=True).float().train()
 
 
 def with_dropout(model: nn.Module, num_classes: int, dropout: float) -> nn.Module:
-    """Put dropout before the last linear layer of ``model``; where ``dropout`` is 0 it stays as it is.
+    """Insert dropout before the last linear layer of ``model``, in place, unless ``dropout`` is 0.
 
     Args:
         model: changed in place.
-        num_classes: C, the outputs of that layer.
-        dropout: probability.
+        num_classes: C, the number of outputs of the last linear layer.
+        dropout: probability in [0, 1).
 
     Returns:
         ``model``.
@@ -158,7 +157,7 @@ def with_dropout(model: nn.Module, num_classes: int, dropout: float) -> nn.Modul
     if not layers:
         raise ValueError(
             f"dropout={dropout} goes before the last linear layer, but {type(model).__name__} has no linear layer with "
-            f"{num_classes} outputs. Set dropout=0."
+            f"{num_classes} outputs. Set `dropout=0`."
         )
     parent, _, name = layers[-1][0].rpartition(".")
     setattr(model.get_submodule(parent), name, nn.Sequential(nn.Dropout(dropout), layers[-1][1]))
@@ -170,18 +169,18 @@ def _check_arguments(
 ) -> None:
     if pretrained and name is None:
         raise ValueError(
-            "pretrained=true needs name, a model on the Hugging Face hub or a folder that save_pretrained has written. "
-            "For random parameters give pretrained=false and architecture."
+            "pretrained=true needs `name`, a model on the Hugging Face hub or a folder written by save_pretrained. For "
+            "random parameters, set `pretrained=false` and `architecture`."
         )
     if name is None and architecture is None:
         raise ValueError(
-            "a model with random parameters needs architecture, such as 'resnet' or 'bert', or the name of a model "
-            "whose sizes it shall have; got neither."
+            "a model with random parameters needs `architecture`, such as 'resnet' or 'bert', or the `name` of a model "
+            "with the sizes to use; got neither."
         )
     if config and architecture is None:
         raise ValueError(
-            f"config={_plain(config)} holds sizes of an architecture, but architecture is not given; {name!r} has "
-            "sizes of its own. Give architecture too, or leave config out."
+            f"config={_plain(config)} needs an architecture; got only {name!r}, which has sizes of its own. Set "
+            "`architecture`, or remove `config`."
         )
 
 
@@ -197,10 +196,10 @@ def _check_architecture(task: str, architecture: str) -> None:
 
 
 def _settings(for_model: Any, architecture: str, config: dict[str, Any], num_classes: int) -> Any:
-    """The configuration object of ``architecture`` with ``config``, all of whose entries it must know."""
+    """The configuration object of ``architecture``, with its entries replaced by ``config``."""
     if "num_labels" in config:
         raise ValueError(
-            f"config.num_labels={config['num_labels']} is the number of classes of the data: leave it out."
+            f"config.num_labels={config['num_labels']} is set from the number of classes of the data. Remove it."
         )
     default = for_model(architecture)
     for entry in config:
@@ -210,42 +209,42 @@ def _settings(for_model: Any, architecture: str, config: dict[str, Any], num_cla
 
 
 def _check_agreement(published: Any, architecture: str | None, config: dict[str, Any], name: str | None) -> None:
-    """See that what is said of a model agrees with what is loaded."""
-    said = {} if architecture is None else {"model_type": architecture, **config}
-    for entry, value in said.items():
-        loaded = _plain(getattr(published, entry, None))
-        if loaded != value:
+    """Raise ValueError unless ``architecture`` and ``config`` agree with the published configuration."""
+    expected = {} if architecture is None else {"model_type": architecture, **config}
+    for entry, value in expected.items():
+        published_value = _plain(getattr(published, entry, None))
+        if published_value != value:
             raise ValueError(
                 f"{'architecture' if entry == 'model_type' else f'config.{entry}'} is {value!r}, but the parameters of "
-                f"{name!r} are for {loaded!r}. With pretrained=true both must agree; give {loaded!r}, leave it out, or "
-                "set pretrained=false."
+                f"{name!r} are for {published_value!r}. Use {published_value!r}, remove the option, or set "
+                "`pretrained=false`."
             )
 
 
-def _read(auto: Any, name: str | None, **options: Any) -> Any:
-    """``auto.from_pretrained(name)``, with an error that says where it was looked for."""
+def _load(auto: Any, name: str | None, **options: Any) -> Any:
+    """Call ``auto.from_pretrained(name)``; its error names every place that was searched."""
     try:
         return auto.from_pretrained(name, **options)
     except OSError as error:
         cache = importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE
         raise FileNotFoundError(
-            f"model {name!r} cannot be read: looked for a folder {Path(str(name)).absolute()}, for {name!r} in the "
-            f"cache {cache} and on the Hugging Face hub ({str(error).splitlines()[0]}). Give name=FOLDER of a model "
-            "that save_pretrained has written, or pretrained=false with architecture for random parameters."
+            f"model {name!r} cannot be loaded: searched the folder {Path(str(name)).absolute()}, the cache {cache} and "
+            f"the Hugging Face hub ({str(error).splitlines()[0]}). Set `name=FOLDER`, a folder written by "
+            "save_pretrained, or `pretrained=false` and `architecture` for random parameters."
         ) from error
 
 
-def _imported(module: str, packages: str) -> Any:
+def _import(module: str, packages: str) -> Any:
     try:
         return importlib.import_module(module)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
         raise ImportError(
-            f"this model needs {module}, which cannot be imported ({error}). Install it with: pip install {packages}"
+            f"this model needs {module}, which cannot be imported ({error}). Run `pip install {packages}`."
         ) from error
 
 
 def _plain(value: Any) -> Any:
-    """Nested mappings and sequences, also those of configuration libraries, as dicts and lists."""
+    """Convert nested mappings and sequences, such as those of OmegaConf, to dicts and lists."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut: (B, in_channels, S, S) to (B, 4 width, S / stride, S / stride).
 
-    The stride is in the 3x3 convolution, so that no position of the input goes unread.
+    The 3x3 convolution has the stride, so that every input position is read.
     """
 
     expansion = 4
@@ -50,16 +50,16 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network whose first layer keeps the size of the image: (B, K, S, S) to (B, num_classes).
+    """Residual network for small images: (B, K, S, S) to (B, num_classes).
 
-    In place of the 7x7 convolution and the pooling of the ImageNet networks stands one 3x3 convolution of stride 1.
+    Its first layer is a 3x3 convolution with stride 1 instead of the 7x7 convolution and pooling used on ImageNet.
 
     Args:
         block: ``BasicBlock`` or ``Bottleneck``.
-        num_blocks: blocks in each of the stages; every stage but the first halves the image and doubles the width.
+        num_blocks: number of blocks per stage; each stage after the first halves the image and doubles the width.
         num_classes: C.
         in_channels: K.
-        width: channels of the first stage, 64 in the paper; fewer for small machines.
+        width: channels of the first stage, 64 in the paper.
         dropout: probability before the last layer; above 0 for MC-dropout rules.
 
     Source: He et al. 2015 (arXiv 1512.03385), table 1, and section 4.2 for the first layer and ``resnet8``.
@@ -79,8 +79,8 @@ class ResNet(nn.Module):
         layers: list[nn.Module] = [*_convolution(in_channels, width, 3), nn.ReLU()]
         channels = width
         for stage, count in enumerate(num_blocks):
-            for place in range(count):
-                stride = 2 if stage and not place else 1
+            for position in range(count):
+                stride = 2 if stage and position == 0 else 1
                 layers.append(block(channels, width * 2**stage, stride))
                 channels = block.expansion * width * 2**stage
         self.features = nn.Sequential(*layers)
@@ -96,7 +96,7 @@ class ResNet(nn.Module):
 
 
 def resnet8(num_classes: int, *, in_channels: int = 3, width: int = 16, dropout: float = 0.0) -> ResNet:
-    """One block for each of three stages: 78,042 parameters for 10 classes. Arguments as for ``ResNet``."""
+    """ResNet-8, one block per stage: 78,042 parameters for 10 classes. Arguments as for ``ResNet``."""
     return ResNet(BasicBlock, (1, 1, 1), num_classes=num_classes, in_channels=in_channels, width=width, dropout=dropout)
 
 
@@ -120,7 +120,7 @@ def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: 
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """The identity where the shape stays, else a 1x1 convolution."""
+    """The identity if the shape does not change, else a 1x1 convolution."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return nn.Sequential(*_convolution(in_channels, out_channels, 1, stride))

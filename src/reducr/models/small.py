@@ -1,4 +1,4 @@
-"""Models that train in seconds."""
+"""Small models that train in seconds on a CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, num_classes))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the field's name in Batch)
-        """(B, num_classes) logits of (B, ...) inputs, flattened."""
+        """(B, num_classes) logits of (B, ...) inputs, which are flattened."""
         logits: Tensor = self.layers(input.flatten(1))
         return logits
 
@@ -39,7 +39,7 @@ class MLP(nn.Module):
 class SmallCNN(nn.Module):
     """Three convolutions of stride 2 with ReLU, then two linear layers: (B, K, S, S) to (B, num_classes).
 
-    Strides in place of pooling make a forward pass on a CPU several times cheaper.
+    Strides instead of pooling make a forward pass on a CPU several times cheaper.
 
     Args:
         in_channels: K.
