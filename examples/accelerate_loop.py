@@ -1,10 +1,10 @@
-"""Selection in a loop with accelerate, on one process or several, saved after every epoch.
+"""Selection in a loop with accelerate, on one or several processes, with a checkpoint after every epoch.
 
     pip install '.[train,accelerate]'
     python examples/accelerate_loop.py RUN
     torchrun --nproc-per-node=2 examples/accelerate_loop.py RUN
 
-takes seconds. RUN is a folder: kill the program, start it again, and it ends as if nothing had happened.
+Takes seconds. RUN is a folder for checkpoints. A killed program resumes when started again, with the same result.
 """
 
 import sys
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import reducr
 from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
 
-# every batch is shared out over the processes, in an order that the seed alone decides
+# divide every batch over the processes; the order of examples depends only on the seed
 config = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=0)
 accelerator = Accelerator(cpu=not torch.cuda.is_available(), dataloader_config=config)
 folder = Path(sys.argv[1])
@@ -39,12 +39,12 @@ loader = reducr.SelectiveLoader(
     fraction=0.1,
     holdout=[clean],
     refresh_steps=20,
-    distributed="global",  # the best of all processes' candidates together
+    distributed="global",  # select from the candidates of all processes together
 )
 accelerator.register_for_checkpointing(loader)
-saved = sorted(folder.glob("epoch_*"))
-if saved:
-    accelerator.load_state(saved[-1])
+checkpoints = sorted(folder.glob("epoch_*"))
+if checkpoints:
+    accelerator.load_state(checkpoints[-1])
 
 while loader.epoch < 40:
     for inputs, labels in loader:
@@ -54,7 +54,7 @@ while loader.epoch < 40:
         optimizer.zero_grad()
     accelerator.save_state(folder / "partial")
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:  # under its name in one move, so that a half-written state is never loaded
+    if accelerator.is_main_process:  # rename once it is complete, so that a partial checkpoint is never loaded
         (folder / "partial").rename(folder / f"epoch_{loader.epoch:03}")
 
 accelerator.print(f"reducr     {accuracies(accelerator.unwrap_model(model).cpu(), *test)}")

@@ -1,10 +1,10 @@
-"""Selection in the Trainer of transformers: a tenth of every batch, drawn uniformly or chosen by REDUCR.
+"""Selection in the Trainer of transformers: train on a tenth of every batch, selected uniformly or by REDUCR.
 
     pip install '.[hugging_face]'
     python examples/hugging_face.py
 
-takes seconds, and downloads nothing: the texts are made, with three words of their topic among nine without a meaning.
-With a tokenizer and a pretrained model the rest stays as it is, and images are the same.
+Takes seconds and downloads nothing: each synthetic text has three words of its topic and nine random words. The same
+code works with a tokenizer and a pretrained model, and with images.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ NUM_TOPICS = 6
 
 
 def make_data():
-    """A training part with 30 % wrong labels and few texts of the last topics, a clean holdout part and a test part."""
+    """A training set with 30 % wrong labels and few texts of the last topics, a clean holdout set and a test set."""
     random = np.random.default_rng(0)
     labels = random.integers(NUM_TOPICS, size=3000)
     words = random.integers(100, 200, size=(3000, 12))
@@ -29,21 +29,21 @@ def make_data():
     words = random.permuted(words, axis=1)
     test, holdout, rest = np.split(np.arange(3000), [400, 700])
     train = rest[random.random(len(rest)) < 0.1 ** (labels[rest] / (NUM_TOPICS - 1))]
-    given = labels.copy()
+    noisy_labels = labels.copy()
     wrong = train[random.random(len(train)) < 0.3]
-    given[wrong] = (labels[wrong] + random.integers(1, NUM_TOPICS, len(wrong))) % NUM_TOPICS
-    return ([{"input_ids": words[i], "labels": int(given[i])} for i in part] for part in (train, holdout, test))
+    noisy_labels[wrong] = (labels[wrong] + random.integers(1, NUM_TOPICS, len(wrong))) % NUM_TOPICS
+    return ([{"input_ids": words[i], "labels": int(noisy_labels[i])} for i in part] for part in (train, holdout, test))
 
 
 def make_model():
-    """A very small BERT, the same every time."""
+    """A very small BERT, always with the same initial parameters."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     return BertForSequenceClassification(BertConfig(vocab_size=200, num_labels=NUM_TOPICS, **sizes))
 
 
 def accuracies(trainer, test):
-    """In words: of the worst topic, and over all texts."""
+    """Accuracy of the worst topic and over all texts, as text."""
     predicted = trainer.predict(test)
     correct = predicted.predictions.argmax(axis=1) == predicted.label_ids
     worst = min(correct[predicted.label_ids == label].mean() for label in range(NUM_TOPICS))

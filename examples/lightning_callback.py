@@ -1,9 +1,9 @@
-"""Selection in Lightning, by a callback: a tenth of every batch, drawn uniformly or chosen by REDUCR.
+"""Selection in Lightning with a callback: train on a tenth of every batch, selected uniformly or by REDUCR.
 
     pip install '.[train]'
     python examples/lightning_callback.py
 
-takes seconds. The module knows nothing of it. `Trainer(strategy="ddp", devices=2)` also needs `distributed="global"`.
+Takes seconds. The module does not change. With `Trainer(strategy="ddp", devices=2)`, also set `distributed="global"`.
 """
 
 import logging
@@ -20,7 +20,7 @@ from reducr.lightning import SelectiveTraining
 
 
 class Classifier(pl.LightningModule):
-    """What one has anyway."""
+    """An ordinary LightningModule."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ class Classifier(pl.LightningModule):
         return self.model(inputs)
 
     def training_step(self, batch, batch_idx):
-        inputs, labels = batch  # the chosen tenth of 100
+        inputs, labels = batch  # the 10 of 100 examples selected
         return nn.functional.cross_entropy(self(inputs), labels)
 
     def configure_optimizers(self):

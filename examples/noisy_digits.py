@@ -1,4 +1,4 @@
-"""What the examples train on: real scans of digits, some with wrong labels, few of the last digits."""
+"""Data and model of the examples: scanned digits with label noise and class imbalance."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -8,7 +8,7 @@ NUM_CLASSES = 10
 
 
 def make_data():
-    """A training part with 30 % wrong labels and a tenth of the nines, a clean holdout part and a test part."""
+    """A training set with 30 % wrong labels and a tenth of the nines, a clean holdout set and a test set."""
     generator = torch.Generator().manual_seed(0)
     digits = load_digits()
     order = torch.randperm(len(digits.target), generator=generator)
@@ -22,13 +22,13 @@ def make_data():
 
 
 def make_model():
-    """A small network, the same every time."""
+    """A small network, always with the same initial parameters."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, NUM_CLASSES))
 
 
 def make_reference(inputs, labels):
-    """The network trained on clean data only."""
+    """A reference model (the paper's irreducible model): the network trained on the clean holdout set."""
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(30):
@@ -40,7 +40,7 @@ def make_reference(inputs, labels):
 
 @torch.no_grad()
 def accuracies(model, inputs, labels):
-    """In words: of the worst class, and over all points."""
+    """Accuracy of the worst class and over all examples, as text."""
     correct = (model.eval()(inputs).argmax(dim=1) == labels).float()
     worst = min(correct[labels == label].mean().item() for label in range(NUM_CLASSES))
     return f"worst class {worst:.3f}  mean {correct.mean().item():.3f}"

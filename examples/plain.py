@@ -1,9 +1,9 @@
-"""Selection in a plain PyTorch loop: a tenth of every batch, drawn uniformly or chosen by REDUCR.
+"""Selection in a plain PyTorch loop: train on a tenth of every batch, selected uniformly or by REDUCR.
 
     pip install '.[train]'
     python examples/plain.py
 
-takes seconds.
+Takes seconds.
 """
 
 import torch
@@ -31,7 +31,7 @@ for name, options in {"uniform": {}, "reducr": {"step_size": 1e-3}}.items():
         refresh_steps=20,
     )
     for _ in range(40):
-        for inputs, labels in loader:  # from here on as before: a batch is now the chosen tenth of 100
+        for inputs, labels in loader:  # as in any loop; each batch holds the 10 of 100 examples selected
             loss = nn.functional.cross_entropy(model(inputs), labels)
             optimizer.zero_grad()
             loss.backward()
