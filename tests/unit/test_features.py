@@ -12,7 +12,7 @@ def encoded(columns, train=None):
     return features.encoded(torch.arange(len(frame)) if train is None else torch.tensor(train))
 
 
-def test_numbers_are_standardised_by_the_training_points():
+def test_numbers_are_standardised_by_the_training_examples():
     inputs = encoded({"a": [1.0, 3.0, 100.0], "b": [5.0, 5.0, 8.0]}, train=[0, 1])
     assert inputs.dtype == torch.float32
     # mean 2 and standard deviation 1; mean 5 and no deviation
@@ -27,11 +27,11 @@ def test_missing_numbers_are_the_mean_and_are_marked():
     assert inputs[:, 1].tolist() == pytest.approx([-(1.5**0.5), 0, 1.5**0.5, 2 * 1.5**0.5], abs=1e-6)
 
 
-def test_a_number_that_no_training_point_has_is_zero():
+def test_a_number_that_no_training_example_has_is_zero():
     assert encoded({"a": ["", "", "7"]}, train=[0, 1]).tolist() == [[0.0, 1.0], [0.0, 1.0], [7.0, 0.0]]
 
 
-def test_categories_are_the_values_of_training_points():
+def test_categories_are_the_values_of_training_examples():
     inputs = encoded({"a": ["x", "y", "x", "z", ""]}, train=[0, 1, 4])
     assert inputs.tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1]]
 
@@ -65,7 +65,7 @@ def test_what_is_a_column_of_numbers(column, is_number):
 
 
 def test_an_infinite_number_is_an_error():
-    with pytest.raises(ValueError, match="column 'a' holds an infinite number"):
+    with pytest.raises(ValueError, match="Column 'a' holds an infinite number"):
         Features.of(pd.DataFrame({"a": ["1", "inf"]}), ["a"])
 
 
@@ -73,7 +73,7 @@ def test_a_thousand_categories_are_the_most():
     frame = pd.DataFrame({"a": [f"x{number}" for number in range(1001)]})
     assert Features.of(frame[:1000], ["a"]).encoded(torch.arange(1000)).shape == (1000, 1000)
     with pytest.raises(
-        ValueError, match=r"column 'a' has 1001 different values, such as 'x0'; .* may have at most 1000"
+        ValueError, match=r"Column 'a' has 1001 different values, such as 'x0'; .* may have at most 1000"
     ):
         Features.of(frame, ["a"])
 

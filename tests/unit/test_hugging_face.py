@@ -158,14 +158,14 @@ def test_images_that_cannot_be_read_are_an_error_or_left_out(tmp_path):
     Dataset.from_dict(columns, Features({"image": Image(), "label": LABELS})).save_to_disk(tmp_path / "data")
     with pytest.raises(
         ValueError,
-        match=r"^2 rows of 6 with an image that cannot be read; the first is row 2 of split 'train' \(Unidentified.*"
-        r"leave such rows out: datamodule\.unreadable=skip\.$",
+        match=r"^2 of 6 images cannot be read; the first is row 2 of split 'train' \(Unidentified.*\. Set "
+        r"`datamodule\.unreadable=skip` to skip them if others can be read\.$",
     ):
         module(tmp_path / "data", input_column="image", image_size=4).read()
     raw = module(tmp_path / "data", input_column="image", image_size=4, unreadable="skip").read()
     assert raw.input[:, 0, 0, 0].tolist() == [0, 2, 3, 5]
     assert raw.target.tolist() == [0, 0, 1, 0]
-    assert raw.notes == ("2 rows of 6 left out, whose image cannot be read; the first is row 2 of split 'train'.",)
+    assert raw.notes == ("Skipped 2 of 6 rows whose image cannot be read; the first is row 2 of split 'train'.",)
 
 
 @pytest.mark.parametrize(
@@ -197,22 +197,22 @@ def test_rows_in_two_splits_are_found(tmp_path):
 def test_what_is_needed():
     for option in ("path", "input_column", "target_column"):
         refused(
-            "a Hugging Face data set needs datamodule.path=DIR (or its name on the hub), datamodule.input_column=NAME "
-            "and datamodule.target_column=NAME, the column of the classes.",
+            "A Hugging Face data set needs `datamodule.path=DIR` (or its name on the hub), "
+            "`datamodule.input_column=NAME` and `datamodule.target_column=NAME`, the column of the classes.",
             **({"path": "data"} | {option: None}),
         )
 
 
 def test_no_folder_and_no_download(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"^there is no folder .*/none\. Give datamodule\.path=DIR, .*download=true"
+        FileNotFoundError, match=r"^There is no folder .*/none\. Set `datamodule\.path` to .*download=true"
     ):
         module(tmp_path / "none")
 
 
 def test_faults_of_options(tmp_path):
     path = saved(tmp_path / "data", of_texts())
-    needed = "datamodule.input_column must name one column, or two of texts, and not the target; got "
+    needed = "`datamodule.input_column` must name one column, or two columns of texts, other than the target; got "
     refused(needed + "label.", path=path, input_column="label")
     refused(needed + "[].", path=path, input_column=[])
     refused(
@@ -220,11 +220,11 @@ def test_faults_of_options(tmp_path):
     )
     fails(
         module(path, name="small"),
-        f"datamodule.name=small changes nothing: {path} holds one data set. Leave it out.",
+        f"`datamodule.name=small` has no effect: {path} holds one data set. Leave it out.",
     )
     fails(
         module(path, image_size=8),
-        "datamodule.image_size=8 changes nothing for inputs of this kind (text). Leave it out.",
+        "`datamodule.image_size=8` has no effect on inputs of kind 'text'. Leave it out.",
     )
 
 
@@ -256,7 +256,7 @@ def test_a_column_of_another_kind(tmp_path, input_column, found):
     path = saved(tmp_path / "data", of_texts(number=[1, 2, 3, 4], x=[[1.0]] * 4))
     fails(
         module(path, input_column=input_column),
-        "datamodule.input_column must be a column of strings, images, or arrays of numbers, or several columns of "
+        "`datamodule.input_column` must be one column of strings, images or arrays of numbers, or several columns of "
         f"strings; {found}.",
     )
 
@@ -266,8 +266,8 @@ def test_arrays_of_different_shapes(tmp_path, odd):
     path = saved(tmp_path / "data", {"x": [[1.0, 2.0], [3.0, 4.0], odd, [5.0, 6.0]], "label": [0, 1, 0, 1]})
     fails(
         module(path, input_column="x"),
-        "datamodule.input_column must hold arrays of one shape: 1 row with another than (2,), or none; the first is "
-        "row 3 of split 'train'.",
+        "`datamodule.input_column` must hold arrays of one shape; 1 row with no array or another shape than (2,). The "
+        "first is row 3 of split 'train'.",
     )
 
 
@@ -277,15 +277,15 @@ def test_arrays_with_missing_numbers(tmp_path):
     )
     fails(
         module(path, input_column="x"),
-        "datamodule.input_column must hold finite numbers: 2 rows with a missing or infinite one; the first is row 2 "
-        "of split 'train'.",
+        "`datamodule.input_column` must hold finite numbers; 2 rows with a missing or infinite number. The first is "
+        "row 2 of split 'train'.",
     )
 
 
 def test_a_label_that_is_not_known_is_missing(tmp_path):
     path = saved(tmp_path / "data", of_texts(labels=[1, -1, 0, 0]), label=LABELS)
     with pytest.raises(
-        ValueError, match=r"^1 row without a value in column 'label' .* the first is row 2 of split 'train'"
+        ValueError, match=r"^Column 'label' .* has no value in 1 row; the first is row 2 of split 'train'"
     ):
         module(path).read()
 
@@ -296,7 +296,7 @@ def test_empty_texts_are_an_error_or_left_out(tmp_path):
         module(path).read()
     raw = module(path, empty_texts="skip").read()
     assert raw.input.first == ["a", "c", "d", "e"]
-    assert raw.notes == ("1 row of 5 left out, which lack a text; the first is row 2 of split 'train'.",)
+    assert raw.notes == ("Skipped 1 of 5 rows without text; the first is row 2 of split 'train'.",)
 
 
 def test_other_class_names_in_another_split(tmp_path):
@@ -307,6 +307,6 @@ def test_other_class_names_in_another_split(tmp_path):
     DatasetDict(splits).save_to_disk(tmp_path / "data")
     fails(
         module(tmp_path / "data", test_split="test"),
-        "column 'label' must have the same class names in every split; the training split has ['no', 'yes'], split "
+        "Column 'label' must have the same class names in every split; the training split has ['no', 'yes'], split "
         "'test' has ['yes', 'no']. Cast one to the other's feature.",
     )

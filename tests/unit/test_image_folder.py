@@ -134,23 +134,25 @@ def test_unreadable_images_are_left_out_and_told(tmp_path):
 
 def loose_image(folder):
     write(folder / "a.png")
-    return f"{folder} holds image files beside its folders (1, the first is a.png). Put every image into the folder"
+    return (
+        f"{folder} has image files outside its class folders (1, the first is a.png). Move every image into the folder"
+    )
 
 
 def empty_class(folder):
     (folder / "bird").mkdir()
-    return f"class 'bird' has no images: {folder / 'bird'} holds no file that ends in .png, .jpg,"
+    return f"Class 'bird' has no images: {folder / 'bird'} has no file that ends in .png, .jpg,"
 
 
 def class_of_other_files(folder):
     (folder / "bird").mkdir()
     (folder / "bird" / "notes.txt").write_text("none")
-    return "class 'bird' has no images"
+    return "Class 'bird' has no images"
 
 
 def part_beside_classes(folder):
     write(folder / "test" / "cat" / "1.png")
-    return f"{folder} holds test, the folder of a part, beside cat, dog. Put the folders of all classes into"
+    return f"{folder} contains the part folder test next to cat, dog. Move all class folders into"
 
 
 @pytest.mark.parametrize("change", [loose_image, empty_class, class_of_other_files, part_beside_classes])
@@ -163,34 +165,34 @@ def test_a_folder_of_classes_that_is_none_is_refused(tmp_path, change):
 
 def class_missing(folder):
     write(folder / "val" / "cat" / "1.png")
-    return "all parts must have the same classes; 'dog' is in the train part and not in the holdout part."
+    return "All parts must have the same classes; 'dog' is in the train part but not in the holdout part."
 
 
 def class_unknown(folder):
     write_classes(folder / "test", {"cat": 1, "dog": 1, "emu": 1})
-    return "all parts must have the same classes; 'emu' is in the test part and not in the train part."
+    return "All parts must have the same classes; 'emu' is in the test part but not in the train part."
 
 
 def class_empty(folder):
     write(folder / "test" / "cat" / "1.png")
     (folder / "test" / "dog").mkdir()
-    return f"class 'dog' has no images: {folder / 'test' / 'dog'} holds no file"
+    return f"Class 'dog' has no images: {folder / 'test' / 'dog'} has no file"
 
 
 def two_holdout_folders(folder):
     write_classes(folder / "val", {"cat": 1, "dog": 1})
     write_classes(folder / "valid", {"cat": 1, "dog": 1})
-    return "holds more than one folder of the holdout part: train, valid, val. Keep one."
+    return "has more than one folder for the holdout part: train, valid, val. Keep one."
 
 
 def no_train(folder):
     (folder / "train").rename(folder / "val")
-    return f"{folder} holds val and no train, the folder of the training part."
+    return f"{folder} contains val but no train, the folder of the training part."
 
 
 def unsorted(folder):
     write(folder / "test" / "1.png")
-    return f"{folder / 'test'} holds image files beside its folders (1, the first is 1.png)."
+    return f"{folder / 'test'} has image files outside its class folders (1, the first is 1.png)."
 
 
 @pytest.mark.parametrize("change", [class_missing, class_unknown, class_empty, two_holdout_folders, no_train, unsorted])
@@ -209,18 +211,20 @@ def test_a_class_may_be_called_like_a_part_within_a_part(tmp_path):
 def test_one_class_is_not_enough(tmp_path):
     write_classes(tmp_path / "photos", {"cat": 2, "dog": 2})
     with pytest.raises(
-        ValueError, match=r"needs two classes at least; the only class folder is 'photos'\. Is datamodule\."
+        ValueError, match=r"needs at least two classes; the only class folder is 'photos'\. `datamodule\."
     ):
         read(tmp_path)
 
 
 def test_no_folder_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"a folder of images needs datamodule\.data_dir=DIR"):
+    with pytest.raises(ValueError, match=r"An image folder needs `datamodule\.data_dir=DIR`"):
         ImageFolder(data_dir=None)
-    with pytest.raises(FileNotFoundError, match=re.escape(f"there is no folder {tmp_path / 'none'}. Give datamodule.")):
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"There is no folder {tmp_path / 'none'}. Check `datamodule.")
+    ):
         read(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="holds no folders: expected one for each class"):
+    with pytest.raises(FileNotFoundError, match=r"has no folders\. Expected one per class"):
         read(tmp_path)
     (tmp_path / "train").mkdir()
-    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'train'} holds no folders")):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'train'} has no folders")):
         read(tmp_path)

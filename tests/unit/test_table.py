@@ -148,13 +148,13 @@ def test_empty_texts_are_an_error_or_left_out(tmp_path):
     path = write(tmp_path / "rows.csv", ["one", "two", "label"], rows)
     fails(
         table(path, text_columns=["one", "two"]),
-        "2 rows without text; the first is row 2 of rows.csv. Fill them in, or leave them out: "
-        "datamodule.empty_texts=skip.",
+        "2 rows without text; the first is row 2 of rows.csv. Fill them in, or skip them with "
+        "`datamodule.empty_texts=skip`.",
     )
     raw = table(path, text_columns=["one", "two"], empty_texts="skip").read()
     assert (raw.input.first, raw.input.second) == (["a", "d", "f", "h"], ["b", "e", "g", "i"])
     assert raw.target.tolist() == [0, 1, 0, 1]
-    assert raw.notes == ("2 rows of 6 left out, which lack a text; the first is row 2 of rows.csv.",)
+    assert raw.notes == ("Skipped 2 of 6 rows without text; the first is row 2 of rows.csv.",)
 
 
 def test_a_text_that_a_parquet_file_lacks_is_empty(tmp_path):
@@ -185,7 +185,7 @@ def test_all_other_columns_are_features(tmp_path):
     assert (raw.input.numbers.shape, raw.input.categories.shape) == ((6, 0), (6, 1))
 
 
-def test_features_are_standardised_by_the_training_points_alone(tmp_path):
+def test_features_are_standardised_by_the_training_examples_alone(tmp_path):
     header = ["size", "kind", "label"]
     write(tmp_path / "train.csv", header, [(1, "u", "x"), (3, "v", "y"), ("", "u", "x"), ("NA", "v", "y")])
     write(tmp_path / "val.csv", header, [(5, "w", "x"), ("", "u", "y")])
@@ -280,7 +280,7 @@ def test_images_that_cannot_be_read_are_an_error_or_left_out(tmp_path):
     assert raw.input[:, 0, 0, 0].tolist() == [0, 20, 30, 50, 60]
     assert raw.target.tolist() == [0, 0, 1, 1, 0]
     assert raw.parts["test"].tolist() == [3, 4]
-    assert raw.notes == ("2 rows of 7 left out, whose image cannot be read; the first is row 2 of rows.csv.",)
+    assert raw.notes == ("Skipped 2 of 7 rows whose image cannot be read; the first is row 2 of rows.csv.",)
 
 
 # targets and groups
@@ -322,7 +322,7 @@ def test_classes_of_typed_columns(tmp_path, column, class_names):
 def test_class_names_are_given_in_the_order_of_the_classes(tmp_path):
     assert of_labels(tmp_path, [10, 9, 10, 9], class_names=["nine", "ten"]).class_names == ("nine", "ten")
     with pytest.raises(
-        ValueError, match=r"^datamodule\.class_names must name the 2 classes in the order 9, 10; got 1 names\.$"
+        ValueError, match=r"^`datamodule\.class_names` must have one name for each of the 2 classes \(9, 10\); got 1\.$"
     ):
         of_labels(tmp_path, [10, 9, 10, 9], class_names=["nine"])
 
@@ -396,7 +396,7 @@ def test_columns_may_be_called_by_numbers(tmp_path):
     ).read()  # fmt: skip
     assert raw.class_names == ("x", "y")
     assert raw.group_names == ("u", "v")
-    with pytest.raises(ValueError, match="column '2' is the target, so it cannot be an input"):
+    with pytest.raises(ValueError, match="Column '2' is the target and cannot be an input"):
         table(tmp_path / "rows.csv", target_column=2, text_columns=[2])
 
 
@@ -405,17 +405,17 @@ def test_columns_may_be_called_by_numbers(tmp_path):
     [
         (
             {"empty_texts": "skip", "text_columns": None},
-            "empty_texts=skip changes nothing for inputs of this kind (features)",
+            "empty_texts=skip` has no effect on inputs of kind 'features'",
         ),
-        ({"download": True, "text_columns": None}, "download=true changes nothing without a published datamodule.tok"),
-        ({"download": True}, "download=true changes nothing without a published datamodule.tokenizer."),
-        ({"delimiter": ";"}, "delimiter changes nothing for parquet files."),
-        ({"quoting": False}, "quoting changes nothing for parquet files."),
+        ({"download": True, "text_columns": None}, "download=true` has no effect without a published `datamodule.tok"),
+        ({"download": True}, "download=true` has no effect without a published `datamodule.tokenizer`."),
+        ({"delimiter": ";"}, "delimiter` has no effect on parquet files."),
+        ({"quoting": False}, "quoting` has no effect on parquet files."),
     ],
 )
 def test_options_that_change_nothing_are_refused(tmp_path, options, message):
     pd.DataFrame(TEXTS, columns=["text", "label"]).to_parquet(tmp_path / "rows.parquet")
-    with pytest.raises(ValueError, match=re.escape(f"datamodule.{message}")):
+    with pytest.raises(ValueError, match=re.escape(f"`datamodule.{message}")):
         table(tmp_path / "rows.parquet", **options)
 
 
@@ -485,7 +485,7 @@ def test_the_same_image_under_two_names_is_one_input(tmp_path):
 
 def test_what_is_needed(tmp_path):
     message = (
-        "a table needs datamodule.train_file=FILE (.csv, .tsv or .parquet) and datamodule.target_column=NAME, the "
+        "A table needs `datamodule.train_file=FILE` (.csv, .tsv or .parquet) and `datamodule.target_column=NAME`, the "
         "column of the classes."
     )
     for given in ({"train_file": None, "target_column": "label"}, {"train_file": "rows.csv", "target_column": None}):
@@ -510,9 +510,9 @@ def test_a_column_that_the_second_file_lacks(tmp_path):
 def test_a_missing_file(tmp_path):
     path = texts_file(tmp_path / "rows.csv")
     for part in ("holdout", "test"):
-        message = f"there is no file {tmp_path / 'no.csv'}; datamodule.{part}_file must be a file that is there."
+        message = f"There is no file {tmp_path / 'no.csv'}. Check `datamodule.{part}_file` and `data_dir`."
         refused(message, path, FileNotFoundError, data_dir=tmp_path, **{f"{part}_file": "no.csv"})
-    refused("datamodule.train_file must name a file; got none.", [])
+    refused("`datamodule.train_file` must name at least one file; got none.", [])
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows", "rows.parquet.gz", "rows.xlsx"])
@@ -520,7 +520,7 @@ def test_an_unknown_kind_of_file(tmp_path, name):
     path = texts_file(tmp_path / name)
     with pytest.raises(
         ValueError,
-        match=rf"unknown kind of file of datamodule\.train_file={re.escape(str(path))}: '.*"
+        match=rf"unknown file format '.*' of `datamodule\.train_file={re.escape(str(path))}`\..* "
         r"There are: \.csv, \.csv\.gz, \.parquet, \.tsv, \.tsv\.gz\.$",
     ):
         table(path)
@@ -529,17 +529,17 @@ def test_an_unknown_kind_of_file(tmp_path, name):
 def test_faults_of_options(tmp_path):
     path = texts_file(tmp_path / "rows.csv")
     refused(
-        "name inputs of one kind: datamodule.text_columns, feature_columns or image_column; got text and image.",
+        "Set only one of `datamodule.text_columns`, `feature_columns` and `image_column`; got text and image columns.",
         path,
         image_column="file",
     )
     refused(
-        "column 'label' is the target, so it cannot be an input. Leave it out of these.",
+        "Column 'label' is the target and cannot be an input. Leave it out there.",
         path,
         text_columns=["text", "label"],
     )
-    refused("datamodule.delimiter must be one character; got ';;'.", path, delimiter=";;")
-    refused("datamodule.image_dir=x changes nothing without datamodule.image_column.", path, image_dir="x")
+    refused("`datamodule.delimiter` must be one character; got ';;'.", path, delimiter=";;")
+    refused("`datamodule.image_dir=x` has no effect without `datamodule.image_column`.", path, image_dir="x")
     refused(
         "unknown datamodule.empty_texts 'skipp'. Did you mean 'skip'? There are: error, skip.",
         path,
@@ -566,7 +566,7 @@ def test_faults_of_options(tmp_path):
 def test_an_option_for_another_kind_of_input(tmp_path, option, value, kind):
     inputs = {"features": {}, "text": {"text_columns": "text"}, "image": {"image_column": "text"}}[kind]
     refused(
-        f"datamodule.{option}={value} changes nothing for inputs of this kind ({kind}). Leave it out.",
+        f"`datamodule.{option}={value}` has no effect on inputs of kind {kind!r}. Leave it out.",
         texts_file(tmp_path / "rows.csv"),
         **({"text_columns": None} | inputs | {option: value}),
     )
@@ -576,8 +576,8 @@ def test_a_target_that_is_missing(tmp_path):
     with pytest.raises(ValueError) as caught:  # noqa: PT011  (the whole text is below)
         of_labels(tmp_path, ["a", "", "b", "", "a", "b"])
     assert str(caught.value) == (
-        "2 rows without a value in column 'label' (datamodule.target_column); the first is row 2 of labels.csv. Fill "
-        "them in, or remove these rows."
+        "Column 'label' (`datamodule.target_column`) has no value in 2 rows; the first is row 2 of labels.csv. Fill "
+        "them in or remove these rows."
     )
 
 
@@ -586,7 +586,7 @@ def test_a_target_that_is_missing(tmp_path):
     [
         (
             ["1.5", "2.5", "1.5", "2.5"],
-            "is not categorical: it holds broken numbers, such as 1.5. Name a column of classes.",
+            "is not categorical: it holds numbers that are not whole, such as 1.5. Name a column of classes.",
         ),
         (
             ["a", "b", "c", "a"],
@@ -594,12 +594,12 @@ def test_a_target_that_is_missing(tmp_path):
         ),
         (
             ["a", "a", "a"],
-            "must have two values at least; the training rows have 'a' alone.",
+            "must have at least two values; all training rows have 'a'.",
         ),
     ],
 )
 def test_a_target_that_is_none(tmp_path, labels, message):
-    with pytest.raises(ValueError, match=rf"^column 'label' \(datamodule\.target_column\) {re.escape(message)}$"):
+    with pytest.raises(ValueError, match=rf"^Column 'label' \(`datamodule\.target_column`\) {re.escape(message)}$"):
         of_labels(tmp_path, labels)
 
 
@@ -608,7 +608,7 @@ def test_a_class_that_training_lacks(tmp_path):
     texts_file(tmp_path / "test.csv", [("t", "yes"), ("u", "maybe"), ("v", "maybe")])
     fails(
         table("train.csv", data_dir=tmp_path, test_file="test.csv"),
-        "column 'label' (datamodule.target_column) has 2 rows with a value that no training row has; the first is row "
+        "Column 'label' (`datamodule.target_column`) has values in 2 rows that no training row has; the first is row "
         "2 of test.csv, with 'maybe'. Training rows have no, yes.",
     )
 
@@ -619,8 +619,7 @@ def test_ids_that_come_twice(tmp_path):
     write(tmp_path / "test.csv", header, [("j", "u", "x"), ("i2", "v", "y")])
     data = table("train.csv", data_dir=tmp_path, test_file="test.csv", index_column="id")
     message = (
-        "column 'id' (datamodule.index_column) must hold each id once: 1 row with an id that {} has before; the first "
-        "is {}."
+        "Column 'id' (`datamodule.index_column`) must hold unique ids. It repeats ids of {} in 1 row; the first is {}."
     )
     fails(data, message.format("another part", "row 2 of test.csv, with 'i2'"))
     write(
@@ -637,12 +636,12 @@ def test_rows_of_other_widths_than_the_header(tmp_path):
     path.write_text("text,label\na,x\nb,y,z\n")
     fails(
         table(path),
-        f"row 2 of {path} has 3 cells; its header has 2: text, label. Is datamodule.delimiter right, and "
-        "datamodule.quoting?",
+        f"Row 2 of {path} has 3 cells; its header has 2: text, label. Check `datamodule.delimiter` and "
+        "`datamodule.quoting`.",
     )
     path.write_text("text;label\na, b;x\n")
     with pytest.raises(
-        ValueError, match=r"row 1 of .* has 2 cells; its header has 1: text;label\. Is datamodule\.delim"
+        ValueError, match=r"Row 1 of .* has 2 cells; its header has 1: text;label\. Check `datamodule\.delim"
     ):
         table(path).read()
     path.write_text("text;label\na;x\nb;y\n")
@@ -658,7 +657,7 @@ def test_faults_of_headers_and_empty_files(tmp_path):
     path.write_text("")
     fails(table(path), "unknown column 'label' of rows.csv. There are: none.")
     path.write_text("label\nx\ny\n")
-    fails(table(path, text_columns=None), "rows.csv has no column beside label: no input is left.")
+    fails(table(path, text_columns=None), "rows.csv has no input column: its only columns are label.")
 
 
 def test_a_file_that_is_no_parquet(tmp_path):

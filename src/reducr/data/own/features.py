@@ -1,4 +1,4 @@
-"""Numbers and categories of a table as the inputs of a model."""
+"""Numbers and categories of a table as model inputs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from torch import Tensor
 if TYPE_CHECKING:
     import pandas as pd
 
-# of a column that becomes one input for each
-_MAX_VALUES = 1000
-# what a column of numbers may hold where a number is missing
-_NO_NUMBER = ("", "na", "n/a", "nan", "null", "none")
+# Each value of a categorical column becomes one input.
+_MAX_CATEGORIES = 1000
+_MISSING_NUMBER = ("", "na", "n/a", "nan", "null", "none")
 
 
 @dataclass(frozen=True)
 class Features:
-    """N points described by numbers and categories.
+    """Numbers and categories of N examples.
 
     Args:
-        numbers: (N, K) float64; NaN where one is missing.
-        categories: (N, M) int64, the number of the value in each of M columns, from 0 on.
+        numbers: (N, K) float64; NaN where a number is missing.
+        categories: (N, M) int64, the category in each of M columns, counted from 0.
     """
 
     numbers: Tensor
@@ -37,11 +36,11 @@ class Features:
     def of(cls, frame: pd.DataFrame, columns: Sequence[str]) -> Features:
         """The features in ``columns`` of a table.
 
-        A column is one of numbers if every cell of it is a number or missing; else one of categories, of which a
-        missing value is one.
+        A column is numeric if every cell is a number or missing. Any other column is categorical, with missing values
+        as a category of their own.
 
         Raises:
-            ValueError: for a column with an infinite number, or with more than 1,000 categories; names it.
+            ValueError: for a column with an infinite number or with more than 1,000 categories.
         """
         import pandas as pd
 
@@ -49,30 +48,32 @@ class Features:
         for column in columns:
             values = _numbers(frame[column])
             if values is None:
-                codes, found = pd.factorize(strings(frame[column]))
-                if len(found) > _MAX_VALUES:
+                codes, unique = pd.factorize(strings(frame[column]))
+                if len(unique) > _MAX_CATEGORIES:
                     raise ValueError(
-                        f"column {column!r} has {len(found)} different values, such as {found[0]!r}; a feature that is "
-                        f"not a number may have at most {_MAX_VALUES}. Leave it out of datamodule.feature_columns, or "
-                        "name it in datamodule.text_columns if it is a text."
+                        f"Column {column!r} has {len(unique)} different values, such as {unique[0]!r}; a categorical "
+                        f"feature may have at most {_MAX_CATEGORIES}. Leave it out of `datamodule.feature_columns`, or "
+                        "name it in `datamodule.text_columns` if it is text."
                     )
                 categories.append(torch.from_numpy(codes))
             elif bool(values.isinf().any()):
-                raise ValueError(f"column {column!r} holds an infinite number. Replace it, or leave its cell empty.")
+                raise ValueError(f"Column {column!r} holds an infinite number. Replace it, or leave its cell empty.")
             else:
                 numbers.append(values)
         return cls(_columns(numbers, len(frame), torch.float64), _columns(categories, len(frame), torch.int64))
 
     def encoded(self, train_source: Tensor) -> Tensor:
-        """The inputs of all points.
+        """The inputs of all examples, scaled and one-hot encoded by the training examples.
 
-        Each number less the mean of the training points, divided by their standard deviation (1 where that is 0); a
-        missing one is the mean. Then, for each column of numbers with a missing one, 1 where it is missing, else 0.
-        Then, for each value that a column of categories has among the training points, 1 where it is the point's, else
-        0; a point with another value has zeros alone.
+        In this order:
+
+        1. numbers, less the training mean and divided by the training standard deviation (by 1 if that is 0); a
+           missing number is the mean;
+        2. for each numeric column with missing numbers, 1 where the number is missing, else 0;
+        3. each categorical column one-hot over its training values; all zeros for any other value.
 
         Args:
-            train_source: (M,) int64, the positions of the training points.
+            train_source: (M,) int64 positions of the training examples.
 
         Returns:
             (N, F) float32.
@@ -89,19 +90,19 @@ class Features:
 
 
 def strings(values: pd.Series[Any]) -> pd.Series[str]:
-    """The cells as strings, "" where missing."""
+    """The cells as strings; "" for missing cells."""
     return values.astype("object").where(values.notna(), "").astype("str")
 
 
 def _numbers(values: pd.Series[Any]) -> Tensor | None:
-    """(N,) float64, NaN where missing; None if a value is not a number."""
+    """(N,) float64, NaN where missing; None if any value is not a number."""
     import pandas as pd
 
     if pd.api.types.is_bool_dtype(values):
         return None
     if not pd.api.types.is_numeric_dtype(values):
         cells = strings(values).str.strip()
-        cells = cells.mask(cells.str.lower().isin(_NO_NUMBER))
+        cells = cells.mask(cells.str.lower().isin(_MISSING_NUMBER))
         values = pd.to_numeric(cells, errors="coerce")
         if not values.isna().equals(cells.isna()):
             return None

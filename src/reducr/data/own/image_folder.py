@@ -1,4 +1,4 @@
-"""Anyone's images: a folder for each class."""
+"""The user's images, in one folder per class."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ _PART_OF_FOLDER = {"train": "train", "holdout": "holdout", "valid": "holdout", "
 
 
 class ImageFolder(ImageDataModule):
-    """Images in a folder for each class, already split or not.
+    """Images in one folder per class, with or without given parts.
 
-    ``DIR/CLASS/*.png``, or ``DIR/train/CLASS/*.png`` with ``DIR/holdout`` (or ``valid``, or ``val``) and ``DIR/test``
-    of the same kind, or one of the two. Files may lie in further folders below ``CLASS``. Classes are numbered in the
-    order of their names. Hidden files and folders are left alone, and so are files that are no images by their names.
+    Either ``DIR/CLASS/*.png``, or ``DIR/train/CLASS/*.png`` with ``DIR/holdout`` (or ``valid`` or ``val``),
+    ``DIR/test`` or both. Files may be nested in further folders below ``CLASS``. Classes are numbered by name. Hidden
+    files and folders, and files without an image suffix, are ignored.
 
     Card:
         Source: your folder; png, jpg, jpeg, webp, bmp, tif, tiff and gif files.
         Licence: that of your images.
         Sizes: yours; inputs are RGB, uint8 (3, S, S).
-        Splits: those of the folder; a part without a folder is drawn by seed, stratified and disjoint: 0.2 of the
-            images test and 0.1 of the others hold out.
+        Splits: the folders. A part without a folder is drawn by seed, stratified and disjoint: 0.2 of the images for
+            the test part and 0.1 of the others for the holdout part.
         Group: the class.
-        Memory: ``3 S^2`` bytes an image with ``hold=memory``; next to none with ``disk`` and ``stream``. A stream finds
-            files that break off after their header before training only where it has a ``cache_dir``.
+        Memory: ``3 S^2`` bytes per image with ``hold=memory``; almost none with ``disk`` and ``stream``. A stream finds
+            files that are truncated after their header before training only with a ``cache_dir``.
 
     Args:
         data_dir: DIR.
         image_size: S, pixels.
-        overlap: what is done with files of one part that another part has too, byte for byte: ``error``; ``drop``,
-            which leaves them out of the training part, and those of the holdout part that test; or ``allow``.
+        overlap: policy for files of one part that another part has too, byte for byte: ``error``; ``drop``, which drops
+            them from the training part, and test files from the holdout part; or ``allow``.
         options: of ``ImageDataModule`` and ``DataModule``.
 
     Raises:
-        FileNotFoundError: if the folder is not there, or holds no folders.
-        ValueError: for images beside the class folders, a class without images, fewer than two classes, parts beside
-            folders that are none, parts without ``train``, or parts of different classes; names what is wrong.
+        FileNotFoundError: if the folder does not exist or has no folders.
+        ValueError: for images outside the class folders, a class without images, fewer than two classes, part folders
+            next to class folders, parts without ``train``, or parts with different classes.
     """
 
     drawn_sizes: ClassVar[Mapping[str, float]] = {"holdout": 0.1, "test": 0.2}
@@ -59,11 +59,11 @@ class ImageFolder(ImageDataModule):
         check_policy(overlap)
         self.overlap = overlap
         if data_dir is None:
-            raise ValueError("a folder of images needs datamodule.data_dir=DIR, which holds a folder for each class.")
+            raise ValueError("An image folder needs `datamodule.data_dir=DIR`, which contains one folder per class.")
         self.data_dir = Path(data_dir)
 
     def read(self) -> RawData:
-        """All images, in the order of parts, classes and paths."""
+        """All images, ordered by part, class and path."""
         is_split = bool(_part_folders(self.data_dir))
         files = self._files()
         paths, target, parts = in_order(files)
@@ -78,13 +78,13 @@ class ImageFolder(ImageDataModule):
         )
 
     def write_parts(self, places: Mapping[str, Tensor], folder: Path, *, is_linked: bool) -> dict[str, Any]:
-        """Write ``folder/PART/CLASS/*``, copies of the images or symbolic links to them; see ``WritesParts``."""
+        """Write copies of the images, or symbolic links, to ``folder/PART/CLASS/*``; see ``WritesParts``."""
         folders, files = _part_folders(self.data_dir) or {"train": self.data_dir}, self._files()
         paths, _, parts = in_order(files)
-        read_from = {place: folders[part] for part, of_part in parts.items() for place in of_part.tolist()}
+        root_of_place = {place: folders[part] for part, of_part in parts.items() for place in of_part.tolist()}
         for part, of_part in places.items():
             for place in of_part.tolist():
-                copy = folder / part / paths[place].relative_to(read_from[place])
+                copy = folder / part / paths[place].relative_to(root_of_place[place])
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 if is_linked:
                     copy.symlink_to(paths[place].resolve())
@@ -93,62 +93,62 @@ class ImageFolder(ImageDataModule):
         return {"data_dir": "."}
 
     def _files(self) -> dict[str, dict[str, list[Path]]]:
-        """By part and class, all images; one part where none are given."""
+        """All images by part and class; a single training part if there are no part folders."""
         folder_of_part = _part_folders(self.data_dir) or {"train": self.data_dir}
         return {part: class_files(folder) for part, folder in folder_of_part.items()}
 
 
 def class_files(folder: Path) -> dict[str, list[Path]]:
-    """The image files below each class folder in ``folder``, classes and paths in alphabetical order.
+    """The image files below each class folder in ``folder``; classes and paths in alphabetical order.
 
     Raises:
-        FileNotFoundError: if ``folder`` is not there or holds no folders.
-        ValueError: for images beside the class folders, or a class folder without images, which it names.
+        FileNotFoundError: if ``folder`` does not exist or has no folders.
+        ValueError: for images outside the class folders, or a class folder without images.
     """
     folders = _folders_in(folder)
-    loose = sorted(path.name for path in folder.iterdir() if _is_image(path.name) and path.is_file())
-    if loose:
+    unsorted = sorted(path.name for path in folder.iterdir() if _is_image(path.name) and path.is_file())
+    if unsorted:
         raise ValueError(
-            f"{folder} holds image files beside its folders ({len(loose)}, the first is {loose[0]}). Put every image "
-            "into the folder of its class."
+            f"{folder} has image files outside its class folders ({len(unsorted)}, the first is {unsorted[0]}). Move "
+            "every image into the folder of its class."
         )
     if not folders:
-        raise FileNotFoundError(f"{folder} holds no folders: expected one for each class, such as {folder / 'cat'}.")
+        raise FileNotFoundError(f"{folder} has no folders. Expected one per class, such as {folder / 'cat'}.")
     files = {name: sorted(_images_below(folder / name), key=Path.as_posix) for name in folders}
     empty = [name for name, paths in files.items() if not paths]
     if empty:
         raise ValueError(
-            f"class {' and '.join(map(repr, empty))} has no images: {folder / empty[0]} holds no file that ends in "
+            f"Class {' and '.join(map(repr, empty))} has no images: {folder / empty[0]} has no file that ends in "
             f"{', '.join(SUFFIXES)}. Add some, or remove the folder."
         )
     return files
 
 
 def in_order(files: Mapping[str, Mapping[str, list[Path]]]) -> tuple[list[Path], Tensor, dict[str, Tensor]]:
-    """All files of all parts in one order.
+    """All files of all parts as one list.
 
     Args:
-        files: paths by part and class; one part is ``train``.
+        files: paths by part and class; one part is ``train``, whose order numbers the classes.
 
     Returns:
-        N paths; (N,) int64, the class of each, its place in the training part; the positions of each part.
+        N paths; (N,) int64 classes; and the positions of each part.
 
     Raises:
-        ValueError: for fewer than two classes, or if those of another part are not those of the training part.
+        ValueError: for fewer than two classes, or parts with different classes.
     """
     class_names = list(files["train"])
     if len(class_names) < 2:
         raise ValueError(
-            f"a data set needs two classes at least; the only class folder is {class_names[0]!r}. Is "
-            "datamodule.data_dir=DIR the folder that holds a folder for each class?"
+            f"A data set needs at least two classes; the only class folder is {class_names[0]!r}. "
+            "`datamodule.data_dir` must be the folder that contains one folder per class."
         )
     for part, files_of_class in files.items():
         missing = sorted(set(class_names) - set(files_of_class))
         unknown = sorted(set(files_of_class) - set(class_names))
         if missing or unknown:
-            name, has, has_not = (missing[0], "train", part) if missing else (unknown[0], part, "train")
+            name, owner, other = (missing[0], "train", part) if missing else (unknown[0], part, "train")
             raise ValueError(
-                f"all parts must have the same classes; {name!r} is in the {has} part and not in the {has_not} part."
+                f"All parts must have the same classes; {name!r} is in the {owner} part but not in the {other} part."
             )
     paths: list[Path] = []
     target: list[int] = []
@@ -163,37 +163,38 @@ def in_order(files: Mapping[str, Mapping[str, list[Path]]]) -> tuple[list[Path],
 
 
 def _part_folders(folder: Path) -> dict[str, Path]:
-    """The folder of each part, training part first; empty if the folders in ``folder`` are those of classes."""
+    """The folder of each part, training part first; empty if ``folder`` contains class folders."""
     names = _folders_in(folder)
-    named = [name for name in _PART_OF_FOLDER if name in names]
-    others = [name for name in names if name not in _PART_OF_FOLDER]
-    if not named:
+    part_names = [name for name in _PART_OF_FOLDER if name in names]
+    class_names = [name for name in names if name not in _PART_OF_FOLDER]
+    if not part_names:
         return {}
-    if others:
+    if class_names:
         raise ValueError(
-            f"{folder} holds {named[0]}, the folder of a part, beside {', '.join(others)}. Put the folders of all "
-            f"classes into {folder / 'train'}, where one may be called {named[0]!r} too, or take {named[0]} away."
+            f"{folder} contains the part folder {part_names[0]} next to {', '.join(class_names)}. Move all class "
+            f"folders into {folder / 'train'}, where one may be called {part_names[0]!r} too, or remove "
+            f"{part_names[0]}."
         )
-    folder_of_part = {_PART_OF_FOLDER[name]: folder / name for name in named}
+    folder_of_part = {_PART_OF_FOLDER[name]: folder / name for name in part_names}
     if "train" not in folder_of_part:
-        raise ValueError(f"{folder} holds {', '.join(named)} and no train, the folder of the training part.")
-    if len(folder_of_part) < len(named):
-        raise ValueError(f"{folder} holds more than one folder of the holdout part: {', '.join(named)}. Keep one.")
+        raise ValueError(f"{folder} contains {', '.join(part_names)} but no train, the folder of the training part.")
+    if len(folder_of_part) < len(part_names):
+        raise ValueError(f"{folder} has more than one folder for the holdout part: {', '.join(part_names)}. Keep one.")
     return folder_of_part
 
 
 def _folders_in(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}. Give datamodule.data_dir=DIR, a folder that is there.")
+        raise FileNotFoundError(f"There is no folder {folder}. Check `datamodule.data_dir`.")
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Image files in ``folder`` and the folders in it, links followed."""
+    """Image files in ``folder`` and its subfolders; follows links."""
     images = []
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        images += [Path(place, name) for name in names if _is_image(name)]
+        images += [Path(root, name) for name in names if _is_image(name)]
     return images
 
 
