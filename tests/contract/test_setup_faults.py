@@ -44,8 +44,11 @@ def composed(*overrides):
             ["compare=[infobatch]", "methods.infobatch.options.prune_probability=1"],
             "prune_probability must be in [0, 1)",
         ),
-        (["experiment=fashion_mnist", "datamodule.data_dir=nowhere"], "is missing; looked in nowhere/FashionMNIST/raw"),
-        (["experiment=fashion_mnist"], "needs datamodule.data_dir=DIR"),
+        (
+            ["experiment=fashion_mnist", "datamodule.data_dir=nowhere"],
+            "(or .gz) in nowhere/FashionMNIST/raw or nowhere. Set",
+        ),
+        (["experiment=fashion_mnist"], "needs `datamodule.data_dir=DIR`"),
         (["seeds=[0,0]"], "each once; got [0, 0]"),
         (["irreducible.gradient_weight=0.5"], "gradient_weight must be a finite number of at least 1"),
         (["irreducible.weight_normalisation=sum"], "unknown irreducible.weight_normalisation 'sum'"),

@@ -36,9 +36,9 @@ def test_the_three_parts_are_found(tmp_path, place):
         assert torch.bincount(raw.target[raw.parts[part]]).tolist() == [size] * 10
         assert set(raw.input[raw.parts[part]][:, 2].flatten().tolist()) == {size}
     assert raw.notes == (
-        "the train part has 40 images; published are 90000.",
-        "the holdout part has 30 images; published are 90000.",
-        "the test part has 20 images; published are 90000.",
+        "The train part has 40 images; the published one has 90000.",
+        "The holdout part has 30 images; the published one has 90000.",
+        "The test part has 20 images; the published one has 90000.",
     )
 
 
@@ -74,7 +74,7 @@ def test_a_missing_part_is_named_with_where_it_was_looked_for(tmp_path):
     (tmp_path / "valid").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError) as caught:
         CINIC10(data_dir=tmp_path).read()
-    assert f"CINIC-10 lacks its folders valid; looked in {tmp_path} and {tmp_path / 'CINIC-10'}." in str(caught.value)
+    assert f"CINIC-10 has no folder valid in {tmp_path} or {tmp_path / 'CINIC-10'}." in str(caught.value)
     assert "datamodule.data_dir=DIR" in str(caught.value)
     assert "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz" in str(caught.value)
     assert "datamodule.download=true" in str(caught.value)
@@ -84,7 +84,7 @@ def test_other_classes_are_refused(tmp_path):
     write_release(tmp_path)
     (tmp_path / "train" / "truck").rename(tmp_path / "train" / "lorry")
     with pytest.raises(
-        ValueError, match=re.escape(f"{tmp_path / 'train'} must hold the folders airplane, automobile,")
+        ValueError, match=re.escape(f"{tmp_path / 'train'} must contain the folders airplane, automobile,")
     ):
         CINIC10(data_dir=tmp_path).read()
 
@@ -92,10 +92,10 @@ def test_other_classes_are_refused(tmp_path):
 def test_a_class_missing_in_a_part_is_named(tmp_path):
     write_release(tmp_path)
     (tmp_path / "test" / "frog").rename(tmp_path / "frog")
-    with pytest.raises(ValueError, match="'frog' is in the train part and not in the test part"):
+    with pytest.raises(ValueError, match="'frog' is in the train part but not in the test part"):
         CINIC10(data_dir=tmp_path).read()
 
 
 def test_no_folder_is_an_error_at_construction():
-    with pytest.raises(ValueError, match=r"CINIC-10 needs datamodule\.data_dir=DIR"):
+    with pytest.raises(ValueError, match=r"CINIC-10 needs `datamodule\.data_dir=DIR`"):
         CINIC10(data_dir=None)

@@ -96,7 +96,7 @@ def test_the_published_parts_are_found_and_made_disjoint(tmp_path, place, suffix
     assert raw.has_clean_targets is False
 
 
-def test_training_points_have_noisy_and_all_others_clean_labels(tmp_path):
+def test_training_images_have_noisy_and_all_others_clean_labels(tmp_path):
     lists = release()
     write_release(tmp_path, lists)
     module = make(tmp_path)
@@ -164,7 +164,7 @@ def test_class_names_are_those_of_the_release_where_it_has_them(tmp_path):
     write_release(tmp_path, release() | {"category_names_eng.txt": [f"class {number}" for number in range(14)]})
     assert make(tmp_path).read().class_names == tuple(f"class {number}" for number in range(14))
     write(tmp_path / "category_names_eng.txt", ["Dress", "Vest"])
-    with pytest.raises(ValueError, match=r"must hold the names of 14 classes; it has 2 lines\."):
+    with pytest.raises(ValueError, match=r"must have 14 lines, one class name each; it has 2\."):
         make(tmp_path).read()
 
 
@@ -183,45 +183,45 @@ def test_a_missing_list_is_named_with_whom_to_ask(tmp_path, name):
     write_release(tmp_path, lists)
     with pytest.raises(FileNotFoundError) as caught:
         make(tmp_path).read()
-    folders = f"{tmp_path} and {tmp_path / 'annotations'}"
-    assert f"Clothing1M lacks {name} (with or without .gz at its end); looked in {folders}." in str(caught.value)
+    folders = f"{tmp_path} or {tmp_path / 'annotations'}"
+    assert f"Clothing1M has no {name} (or .gz) in {folders}." in str(caught.value)
     assert "github.com/Cysu/noisy_label" in str(caught.value)
     assert "datamodule.data_dir=DIR" in str(caught.value)
 
 
 def overlap(lists):
     lists["clean_test_key_list.txt"][:3] = lists["noisy_train_key_list.txt"][:3]
-    return "the lists noisy_train and clean_test share 3 keys, such as images/0/00/0,0.jpg; they must be disjoint."
+    return "The lists noisy_train and clean_test must be disjoint; they share 3 keys, such as images/0/00/0,0.jpg."
 
 
 def overlap_of_clean(lists):
     lists["clean_train_key_list.txt"] += lists["clean_val_key_list.txt"][:2]
-    return "share 2 keys, such as images/0/10/210,1470.jpg; they must be disjoint."
+    return "must be disjoint; they share 2 keys, such as images/0/10/210,1470.jpg."
 
 
 def repeat(lists):
     lists["clean_val_key_list.txt"] += lists["clean_val_key_list.txt"][4:6]
-    return "clean_val_key_list.txt has 44 lines, 2 of them with a key that came before; the first is images/4/14/214,"
+    return "clean_val_key_list.txt repeats keys in 2 of its 44 lines; the first is images/4/14/214,"
 
 
 def forget_labels(lists):
     del lists["noisy_label_kv.txt"][5:8]
-    return "noisy_label_kv.txt has no label for 3 of the 140 keys of noisy_train; the first is images/5/05/5,35.jpg."
+    return "noisy_label_kv.txt lacks labels for 3 of the 140 keys of noisy_train; the first is images/5/05/5,35.jpg."
 
 
 def label_too_large(lists):
     lists["clean_label_kv.txt"][0] = "images/1/01/1,1.jpg 14"
-    return "each line must hold a key, a blank and a label in 0..13; got 'images/1/01/1,1.jpg 14'."
+    return "each line must be a key, a blank and a label in 0..13; got 'images/1/01/1,1.jpg 14'."
 
 
 def label_negative(lists):
     lists["clean_label_kv.txt"][0] = "images/1/01/1,1.jpg -1"
-    return "each line must hold a key, a blank and a label in 0..13; got 'images/1/01/1,1.jpg -1'."
+    return "each line must be a key, a blank and a label in 0..13; got 'images/1/01/1,1.jpg -1'."
 
 
 def label_missing(lists):
     lists["clean_label_kv.txt"][0] = "images/1/01/1,1.jpg"
-    return "each line must hold a key, a blank and a label in 0..13; got 'images/1/01/1,1.jpg'."
+    return "each line must be a key, a blank and a label in 0..13; got 'images/1/01/1,1.jpg'."
 
 
 def two_labels(lists):
@@ -268,20 +268,20 @@ def test_missing_images_are_an_error_or_left_out(tmp_path):
     [
         (
             {"irreducible_size": 0},
-            "irreducible_size must be null or a whole number of points, at least 1; got 0.",
+            "datamodule.irreducible_size must be a whole number of at least 1; got 0.",
         ),
         (
             {"irreducible_size": None, "irreducible_seed": 1},
-            "datamodule.irreducible_seed=1 changes nothing: with datamodule.irreducible_size=null nothing is drawn.",
+            "`datamodule.irreducible_seed=1` has no effect: nothing is drawn with `datamodule.irreducible_size=null`.",
         ),
-        ({"irreducible_size": 0.5}, "datamodule.irreducible_size must be null or a whole number of points"),
+        ({"irreducible_size": 0.5}, "datamodule.irreducible_size must be a whole number of at least 1; got 0.5."),
         (
             {"irreducible_size": 253},
-            "irreducible_size must be at most 252, the points it is drawn from; got 253.",
+            "`datamodule.irreducible_size` must be at most 252, the number of images to draw from; got 253.",
         ),
         (
             {"data_dir": None},
-            "Clothing1M needs datamodule.data_dir=DIR, the folder that holds images and",
+            "Clothing1M needs `datamodule.data_dir=DIR`, the folder that contains images and",
         ),
     ],
 )

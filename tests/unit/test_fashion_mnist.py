@@ -115,7 +115,7 @@ def test_a_file_that_is_not_gz_is_named(tmp_path):
 def test_a_wrong_magic_number_is_named(tmp_path, content, begin):
     path = tmp_path / "labels"
     path.write_bytes(content)
-    assert f"is not an idx file of unsigned bytes: it begins with {begin}." in damaged(path)
+    assert f"is not an idx file of unsigned bytes: it starts with {begin}." in damaged(path)
 
 
 @pytest.mark.parametrize("change", [-1, 1, 16])
@@ -124,7 +124,7 @@ def test_a_wrong_length_is_named(tmp_path, change):
     content = path.read_bytes()
     path.write_bytes(content[:change] if change < 0 else content + bytes(change))
     message = damaged(path)
-    assert "its header announces (5, 4, 4), 96 bytes in all" in message
+    assert "its header says (5, 4, 4), 96 bytes in all" in message
     assert f"it has {96 + change}" in message
 
 
@@ -147,15 +147,15 @@ def test_a_truncated_header_is_named(tmp_path, num_bytes):
 def test_a_missing_file_is_named_with_where_it_was_looked_for(tmp_path, name):
     write_release(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"Fashion-MNIST file {name} \(or {name}\.gz\) is missing") as caught:
+    with pytest.raises(FileNotFoundError, match=rf"Fashion-MNIST has no {name} \(or \.gz\) in ") as caught:
         FashionMNIST(data_dir=tmp_path, holdout_size=20).read()
-    assert f"looked in {tmp_path / 'FashionMNIST' / 'raw'} and {tmp_path}" in str(caught.value)
-    assert "Give datamodule.download=true, or get the four idx files" in str(caught.value)
+    assert f" in {tmp_path / 'FashionMNIST' / 'raw'} or {tmp_path}. Set " in str(caught.value)
+    assert "Set `datamodule.download=true`, or put the four idx files" in str(caught.value)
     assert "datamodule.data_dir=DIR" in str(caught.value)
 
 
 def test_no_folder_is_an_error_at_construction():
-    with pytest.raises(ValueError, match=r"Fashion-MNIST needs datamodule\.data_dir=DIR"):
+    with pytest.raises(ValueError, match=r"Fashion-MNIST needs `datamodule\.data_dir=DIR`"):
         FashionMNIST(data_dir=None, holdout_size=20)
 
 

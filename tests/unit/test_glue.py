@@ -69,8 +69,8 @@ def test_rows_without_a_label_or_a_text_are_left_out_and_noted(tmp_path):
     assert target.tolist() == [0, 1, 1]
     assert sizes == [2, 1]
     assert notes == (
-        "3 rows of train.tsv left out, which have no label or lack a text.",
-        "2 rows of validation_matched-00000-of-00001.parquet left out, which have no label or lack a text.",
+        "Skipped 3 of 5 rows of train.tsv without label or text.",
+        "Skipped 2 of 3 rows of validation_matched-00000-of-00001.parquet without label or text.",
     )
 
 
@@ -86,12 +86,12 @@ def test_the_folder_of_the_task_comes_first_and_parquet_before_text(tmp_path):
 
 def test_a_missing_file_is_named_with_where_it_was_looked_for(tmp_path):
     write_tsv(tmp_path / "tiny" / "train.tsv", COLUMNS, ("a", "b", "0"))
-    with pytest.raises(FileNotFoundError, match=r"TINY's file of validation_matched") as caught:
+    with pytest.raises(FileNotFoundError, match=r"TINY has no file of its split validation_matched") as caught:
         tiny(tmp_path).read_splits()
     message = str(caught.value)
     assert "validation_matched-00000-of-00001.parquet, validation_matched.tsv, " in message
-    assert "dev_matched.tsv, dev_matched.tsv.gz) is missing" in message
-    assert f"looked in {tmp_path / 'tiny'}, {tmp_path / 'TINY'}, {tmp_path}. Give datamodule.data_dir=DIR" in message
+    assert "dev_matched.tsv, dev_matched.tsv.gz) in " in message
+    assert f" in {tmp_path / 'tiny'} or {tmp_path / 'TINY'} or {tmp_path}. Set `datamodule.data_dir=DIR`" in message
     assert "datamodule.download=true" in message
 
 
@@ -106,12 +106,14 @@ def test_other_columns_are_an_error(tmp_path):
 def test_an_unknown_label_is_named(tmp_path):
     write_tsv(tmp_path / "train.tsv", COLUMNS, ("a", "b", "0"), ("a", "b", "maybe"))
     write_tsv(tmp_path / "validation_matched.tsv", COLUMNS, ("a", "b", "0"))
-    expected = r"row 2 of train\.tsv has the label 'maybe'; expected one of 0, 1, yes, no, or -1 for none"
+    expected = r"Row 2 of train\.tsv has the label 'maybe'; expected 0, 1, yes, no, or -1 for no label"
     with pytest.raises(ValueError, match=expected):
         tiny(tmp_path).read_splits()
 
 
 def test_no_folder_is_an_error_at_construction_unless_it_may_be_downloaded():
-    with pytest.raises(ValueError, match=r"TINY needs datamodule\.data_dir=DIR, .* or datamodule\.download=true"):
+    with pytest.raises(
+        ValueError, match=r"TINY has no data\. Set `datamodule\.data_dir=DIR`, .* set `datamodule\.download=true`"
+    ):
         Tiny(data_dir=None)
     assert Tiny(data_dir=None, download=True).tokenization.download

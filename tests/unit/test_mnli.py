@@ -86,7 +86,7 @@ def test_pairs_without_a_label_are_left_out_before_the_parts_are_made(tmp_path):
     lines[5] = lines[5].rsplit("\t", 1)[0] + "\t-"
     path.write_text("\n".join(lines) + "\n")
     raw = MNLI(data_dir=tmp_path).read()
-    assert raw.notes == ("1 row of train.tsv left out, which have no label or lack a text.",)
+    assert raw.notes == ("Skipped 1 of 31 rows of train.tsv without label or text.",)
     assert len(raw.target) == 41
     assert raw.parts["holdout"].tolist() == list(range(20, 36))
     assert raw.parts["test"].tolist() == list(range(36, 41))

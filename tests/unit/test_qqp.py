@@ -48,7 +48,7 @@ def test_the_files_of_glue_lack_cells_in_some_rows(tmp_path):
     (folder / "train.tsv").write_text(header + "".join(rows[:5]) + "7\t1\t2\tno more\n" + "".join(rows[5:]))
     (folder / "dev.tsv").write_text(header + "".join(rows[:4]))
     raw = QQP(data_dir=tmp_path).read()
-    assert raw.notes == ("1 row of train.tsv left out, which have no label or lack a text.",)
+    assert raw.notes == ("Skipped 1 of 10 rows of train.tsv without label or text.",)
     assert raw.input.first == [question(number)[0] for number in (*range(9), *range(4))]
     assert raw.target.tolist() == [number % 2 for number in (*range(9), *range(4))]
     assert raw.parts["holdout"].tolist() == [1, 3, 5, 7]

@@ -67,7 +67,7 @@ def test_table_and_images_are_found(tmp_path, table, place):
         "test": [0, 9],
     }
     assert raw.input[:, 0, 0, 0].tolist() == list(range(10))
-    assert raw.notes == ("groups: 0 is y=0, place=0; 1 is y=0, place=1; 2 is y=1, place=0; 3 is y=1, place=1.",)
+    assert raw.notes == ("Groups: 0 is y=0, place=0; 1 is y=0, place=1; 2 is y=1, place=0; 3 is y=1, place=1.",)
 
 
 def test_the_splits_have_groups_beside_targets(tmp_path):
@@ -78,7 +78,7 @@ def test_the_splits_have_groups_beside_targets(tmp_path):
     assert splits.train.target.tolist() == [0, 0, 1, 1]
     assert splits.train.input[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
     assert splits.holdout.group.tolist() == [0, 1, 2, 3]
-    assert splits.notes[0].startswith("groups: 0 is y=0, place=0;")
+    assert splits.notes[0].startswith("Groups: 0 is y=0, place=0;")
 
 
 def test_images_are_resized_to_256_and_cut_to_224_by_default(tmp_path):
@@ -158,20 +158,20 @@ def test_unreadable_images_are_left_out_with_their_groups(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_column": "z"}, "has no column 'z', which datamodule.target_column names; it has 'img_id', 'img_file"),
-        ({"group_columns": ["y", "here"]}, "has no column 'here', which datamodule.group_columns names"),
-        ({"filename_column": "file"}, "has no column 'file', which datamodule.filename_column names"),
-        ({"split_column": "part"}, "has no column 'part', which datamodule.split_column names"),
+        ({"target_column": "z"}, "has no column 'z' (`datamodule.target_column`); it has 'img_id', 'img_file"),
+        ({"group_columns": ["y", "here"]}, "has no column 'here' (`datamodule.group_columns`)"),
+        ({"filename_column": "file"}, "has no column 'file' (`datamodule.filename_column`)"),
+        ({"split_column": "part"}, "has no column 'part' (`datamodule.split_column`)"),
         (
             {"class_names": ["a", "b", "c"]},
-            "datamodule.class_names must name each of the 2 values of column 'y' (0, 1), or be null",
+            "`datamodule.class_names` must name the 2 values of column 'y' (0, 1), or be null",
         ),
         (
             {"group_columns": "place"},
-            "group_columns must be a list of columns, such as [y, place]; got 'place'.",
+            "group_columns` must be a list of columns, such as [y, place]; got 'place'.",
         ),
-        ({"group_columns": []}, "datamodule.group_columns must be a list of columns, such as [y, place]; got []."),
-        ({"data_dir": None}, "Waterbirds needs datamodule.data_dir=DIR"),
+        ({"group_columns": []}, "`datamodule.group_columns` must be a list of columns, such as [y, place]; got []."),
+        ({"data_dir": None}, "Waterbirds needs `datamodule.data_dir=DIR`"),
     ],
 )
 def test_options_that_do_not_fit_the_table_are_refused(tmp_path, options, message):
@@ -185,9 +185,9 @@ def test_options_that_do_not_fit_the_table_are_refused(tmp_path, options, messag
     [
         (
             [(0, 3, 0), (1, 0, 1), (0, -1, 0)],
-            "line 2: column 'split' must hold 0 (train), 1 (holdout), 2 (test) (2 such",
+            "line 2: column 'split' must be 0 (train), 1 (holdout), 2 (test) (2 such",
         ),
-        ([(0, 0, 0), (1, "train", 1)], "line 2: column 'split' must hold 0 (train), 1 (holdout), 2 (test) (2"),
+        ([(0, 0, 0), (1, "train", 1)], "line 2: column 'split' must be 0 (train), 1 (holdout), 2 (test) (2"),
         ([(0, 0, 0), (1, 0, "")], "line 3: column 'place' is empty (1 such in all)."),
         ([(0, 0, 0), ("", 0, 1)], "line 3: column 'y' is empty (1 such in all)."),
     ],
@@ -202,15 +202,15 @@ def test_rows_that_are_wrong_are_named(tmp_path, rows, message):
 def test_a_damaged_table_is_named(tmp_path, content):
     path = tmp_path / "metadata.csv.gz"
     path.write_bytes(content if content else gzip.compress(b""))
-    with pytest.raises(ValueError, match=re.escape(f"{path} is no table, or is damaged (")):
+    with pytest.raises(ValueError, match=re.escape(f"{path} is damaged or not a table (")):
         read(tmp_path)
 
 
 def test_a_missing_table_is_told_with_how_to_get_it(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         read(tmp_path)
-    folders = f"{tmp_path} and {tmp_path / 'waterbird_complete95_forest2water2'}"
-    assert f"metadata.csv (or metadata.csv.gz) is missing; looked in {folders}." in str(caught.value)
+    folders = f"{tmp_path} or {tmp_path / 'waterbird_complete95_forest2water2'}"
+    assert f"There is no metadata.csv (or .gz) in {folders}." in str(caught.value)
     assert "https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz" in str(caught.value)
     assert "datamodule.download=true" in str(caught.value)
 

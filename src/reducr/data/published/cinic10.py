@@ -1,4 +1,4 @@
-"""CINIC-10 from its folders of images."""
+"""CINIC-10 from its image folders."""
 
 from __future__ import annotations
 
@@ -19,71 +19,67 @@ _MD5 = "6ee4d0c996905fe93221de577967a372"
 
 
 class CINIC10(ImageDataModule):
-    """270,000 small colour images in the ten classes of CIFAR-10, from CIFAR-10 and ImageNet.
+    """270,000 small colour images from CIFAR-10 and ImageNet, in the ten classes of CIFAR-10.
 
     Card:
         Source: Darlow, Crowley, Antoniou & Storkey 2018 (arXiv 1810.03505), datashare.ed.ac.uk/handle/10283/3192.
-        Licence: CC BY 4.0; the images are those of CIFAR-10 and ImageNet, whose terms hold too.
-        Sizes: 90,000 images of 32 x 32 in each part, 9,000 of each class; inputs are uint8 (3, 32, 32).
+        Licence: CC BY 4.0; the terms of CIFAR-10 and ImageNet also apply to their images.
+        Sizes: 90,000 images of 32 x 32 in each part, 9,000 per class; inputs are uint8 (3, 32, 32).
         Splits: the published ones; ``valid`` is the holdout part.
         Group: the class.
-        Memory: 830 MB for all images, decoded whenever a run starts (``hold=memory``); with ``hold=disk`` they are
-            decoded once, and next to none are in memory.
+        Memory: 830 MB for all images, decoded at the start of every run, with ``hold=memory``; almost none with
+            ``hold=disk``, which decodes them once.
 
     Args:
-        data_dir: the folder that holds ``train``, ``valid`` and ``test``, or a folder ``CINIC-10`` that does.
-        download: whether to download them into ``data_dir`` (650 MB) if they are not there.
-        options: of ``ImageDataModule`` (but ``image_size`` and ``resize``) and ``DataModule``.
+        data_dir: folder with ``train``, ``valid`` and ``test``, or with a folder ``CINIC-10`` that contains these.
+        download: whether to download the data (650 MB) into ``data_dir`` if it is missing.
+        options: of ``ImageDataModule`` (except ``image_size`` and ``resize``) and ``DataModule``.
 
     Raises:
-        FileNotFoundError: if a folder is missing; says which, where it looked and how to get it.
-        ValueError: if a part has other classes, or one without images (named).
+        FileNotFoundError: if a folder is missing.
+        ValueError: if a part has other classes, or a class without images.
     """
 
     def __init__(self, *, data_dir: str | Path | None, download: bool = False, **options: Any) -> None:
         super().__init__(image_size=32, **options)
         if data_dir is None:
             raise ValueError(
-                "CINIC-10 needs datamodule.data_dir=DIR, the folder that holds its folders train, valid and test; with "
-                "datamodule.download=true they are downloaded into it."
+                "CINIC-10 needs `datamodule.data_dir=DIR`, the folder that contains train, valid and test. Add "
+                "`datamodule.download=true` to download the data into DIR."
             )
         self.data_dir = Path(data_dir)
         self.download = download
 
     def read(self) -> RawData:
-        """All three parts."""
+        """The three published parts."""
         folder = self._folder()
         files = {part: class_files(folder / name) for part, name in _FOLDER_OF_PART.items()}
         if tuple(files["train"]) != CLASS_NAMES:
             raise ValueError(
-                f"{folder / 'train'} must hold the folders {', '.join(CLASS_NAMES)}; it holds "
+                f"{folder / 'train'} must contain the folders {', '.join(CLASS_NAMES)}; it contains "
                 f"{', '.join(files['train'])}."
             )
         paths, target, parts = in_order(files)
         notes = tuple(
-            f"the {part} part has {len(positions)} images; published are {_SIZE_OF_PART}."
+            f"The {part} part has {len(positions)} images; the published one has {_SIZE_OF_PART}."
             for part, positions in parts.items()
             if len(positions) != _SIZE_OF_PART
         )
         return self.image_data(paths, target=target, parts=parts, class_names=CLASS_NAMES, notes=notes)
 
     def _folder(self) -> Path:
-        """The folder that holds all three parts, downloaded if need be."""
+        """The folder that contains all three parts, downloaded if allowed."""
         folders = [self.data_dir, self.data_dir / "CINIC-10"]
-        names = _FOLDER_OF_PART.values()
-        folder, missing = min(
-            ((folder, [name for name in names if not (folder / name).is_dir()]) for folder in folders),
-            key=lambda found: len(found[1]),
-        )
-        if not missing:
-            return folder
+        missing = [[name for name in _FOLDER_OF_PART.values() if not (folder / name).is_dir()] for folder in folders]
+        if [] in missing:
+            return folders[missing.index([])]
         archive = self.data_dir / _ARCHIVE
         if self.download:
             fetch(_URL, archive, md5=_MD5)
             unpack(archive, folders[1])
             return folders[1]
+        names = sorted(missing, key=len)[0]
         raise FileNotFoundError(
-            f"CINIC-10 lacks its folders {', '.join(missing)}; looked in {' and '.join(map(str, folders))}. Give "
-            f"datamodule.data_dir=DIR, the folder that holds train, valid and test; to get them, unpack {_URL} into "
-            "DIR/CINIC-10, or let datamodule.download=true do that."
+            f"CINIC-10 has no folder {' or '.join(names)} in {' or '.join(map(str, folders))}. Set "
+            f"`datamodule.download=true`, or unpack {_URL} into DIR/CINIC-10 and set `datamodule.data_dir=DIR`."
         )

@@ -9,14 +9,14 @@ from reducr.data.core.raw import RawData
 
 
 class Digits(DataModule):
-    """1,797 real scans of handwritten digits; part of scikit-learn, nothing to download.
+    """1,797 scans of handwritten digits, shipped with scikit-learn.
 
     Card:
         Source: E. Alpaydin & C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository
-            (its test part), shipped with scikit-learn.
+            (its test part).
         Licence: CC BY 4.0.
         Sizes: 1,797 grey images of 8 x 8, 10 classes of 174 to 183; inputs are (64,) floats in [0, 1].
-        Splits: none published; test, holdout and training parts are drawn by seed, stratified and disjoint.
+        Splits: none published; all parts are drawn by seed, stratified and disjoint.
         Group: the digit.
         Memory: under 1 MB.
     """

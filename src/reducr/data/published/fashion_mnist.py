@@ -19,7 +19,7 @@ from reducr.data.io.download import fetch
 CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-# mean and standard deviation of the 60,000 training images, pixels in [0, 1]
+# of the 60,000 training images, with pixels in [0, 1]
 _MEAN, _STANDARD_DEVIATION = 0.2860, 0.3530
 _IDX_UINT8 = 0x08
 
@@ -32,17 +32,17 @@ class FashionMNIST(DataModule):
         Licence: MIT.
         Sizes: 60,000 training and 10,000 test images of 28 x 28, balanced; inputs are (1, 28, 28) floats,
             standardised.
-        Splits: the published test part; holdout is drawn from the training images by seed, stratified.
+        Splits: the published test part; the holdout part is drawn from the training images by seed, stratified.
         Group: the class.
         Memory: 220 MB for all images as floats.
 
     Args:
-        data_dir: the folder that holds ``FashionMNIST/raw`` (or the four files themselves), gzip-compressed or not.
-        download: get the files that are missing, into ``data_dir/FashionMNIST/raw``.
+        data_dir: folder with ``FashionMNIST/raw``, or with the four files, gzip-compressed or not.
+        download: whether to download missing files into ``data_dir/FashionMNIST/raw``.
         options: of ``DataModule``.
 
     Raises:
-        FileNotFoundError: if a file is missing; says which, where it looked and how to get it.
+        FileNotFoundError: if a file is missing.
     """
 
     url: ClassVar[str] = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
@@ -57,15 +57,15 @@ class FashionMNIST(DataModule):
         super().__init__(**options)
         if data_dir is None:
             raise ValueError(
-                "Fashion-MNIST needs datamodule.data_dir=DIR, the folder that holds FashionMNIST/raw with the four "
-                "idx files of github.com/zalandoresearch/fashion-mnist (train-images-idx3-ubyte.gz, ...), or that "
-                "will with datamodule.download=true."
+                "Fashion-MNIST needs `datamodule.data_dir=DIR`, the folder that contains FashionMNIST/raw with "
+                "train-images-idx3-ubyte.gz and the other idx files. Add `datamodule.download=true` to download them "
+                "into DIR."
             )
         self.data_dir = Path(data_dir)
         self.download = download
 
     def read(self) -> RawData:
-        """Both published parts."""
+        """The two published parts."""
         train_target, test_target = self._labels("train-labels-idx1-ubyte"), self._labels("t10k-labels-idx1-ubyte")
         target = torch.cat([train_target, test_target])
         return RawData(
@@ -93,35 +93,35 @@ class FashionMNIST(DataModule):
             fetch(f"{self.url}/{name}.gz", path, md5=self.md5[name])
             return path
         raise FileNotFoundError(
-            f"Fashion-MNIST file {name} (or {name}.gz) is missing; looked in {' and '.join(map(str, folders))}. "
-            "Give datamodule.download=true, or get the four idx files from github.com/zalandoresearch/fashion-mnist, "
-            "put them into DIR/FashionMNIST/raw and give datamodule.data_dir=DIR."
+            f"Fashion-MNIST has no {name} (or .gz) in {' or '.join(map(str, folders))}. Set "
+            "`datamodule.download=true`, or put the four idx files of github.com/zalandoresearch/fashion-mnist into "
+            "DIR/FashionMNIST/raw and set `datamodule.data_dir=DIR`."
         )
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an idx file of unsigned bytes, gzip-compressed if its name ends in ``.gz``.
+    """The uint8 array in an idx file, which is gzip-compressed if its name ends in ``.gz``.
 
-    The format: two zero bytes, one byte of type, one byte with the number of axes, a big-endian 32-bit size for each
-    axis, then the values.
+    Format: two zero bytes, one byte for the type, one byte for the number of axes, the size of each axis as a
+    big-endian 32-bit integer, then the values.
 
     Raises:
-        ValueError: if the file is truncated, damaged or not such a file; names it and says what was expected.
+        ValueError: if the file is truncated, damaged or not an idx file of unsigned bytes.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}). Get the file again.") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _IDX_UINT8:
-        raise ValueError(f"{path} is not an idx file of unsigned bytes: it begins with {content[:4].hex()}.")
+        raise ValueError(f"{path} is not an idx file of unsigned bytes: it starts with {content[:4].hex()}.")
     header = 4 + 4 * content[3]
     if len(content) < header:
-        raise ValueError(f"{path} is truncated or damaged: it ends within its header. Get the file again.")
+        raise ValueError(f"{path} is truncated or damaged: its header is incomplete. Get the file again.")
     shape = tuple(np.frombuffer(content[4:header], dtype=">i4").tolist())
     expected = header + int(np.prod(shape, dtype=np.int64))
     if len(content) != expected:
         raise ValueError(
-            f"{path} is truncated or damaged: its header announces {shape}, {expected} bytes in all; it has "
-            f"{len(content)}. Get the file again."
+            f"{path} is truncated or damaged: its header says {shape}, {expected} bytes in all; it has {len(content)}. "
+            "Get the file again."
         )
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()

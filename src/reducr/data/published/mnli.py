@@ -1,4 +1,4 @@
-"""MNLI: does one sentence follow from another."""
+"""MNLI: whether one sentence follows from another."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from reducr.data.published.glue import GlueDataModule
 
 
 class MNLI(GlueDataModule):
-    """412,349 pairs of a premise and a hypothesis, which it entails, contradicts or leaves open.
+    """412,349 pairs of sentences: a premise that entails, contradicts or does not decide a hypothesis.
 
     Card:
         Source: Williams, Nangia & Bowman 2018 (arXiv 1704.05426), as in GLUE (arXiv 1804.07461):
             huggingface.co/datasets/nyu-mll/glue, or gluebenchmark.com.
-        Licence: mostly the terms of the OANC; the fiction part under several Creative Commons licences.
+        Licence: mostly that of the OANC; several Creative Commons licences for the fiction part.
         Sizes: 392,702 training pairs, 9,815 matched and 9,832 mismatched validation pairs, three classes of about a
             third; inputs are tokens, int32 (2, L).
-        Splits: the three files joined in this order, N pairs; the first ``floor(N / 2)`` train, the next
-            ``floor(2 N / 5)`` hold out, the rest tests: 206,174, 164,939 and 41,236, as published. So 19,647 test pairs
-            are those of the validation files, half of them of other genres, and 21,589 are of the training file, in
-            which a premise comes up to three times: it may be in several parts.
+        Splits: all N pairs of the three files in this order: the first ``floor(N / 2)`` train, the next
+            ``floor(2 N / 5)`` hold out, and the rest test. That is 206,174, 164,939 and 41,236 pairs, as published. So
+            the test part has the 19,647 pairs of the validation files, half of them from other genres, and 21,589 of
+            the training file. A premise occurs up to three times in the training file and may be in several parts.
         Group: the class.
-        Memory: 422 MB of tokens at 128 tokens a pair, memory-mapped with ``cache_dir``; 150 MB of text.
+        Memory: 422 MB of tokens at 128 tokens per pair, memory-mapped with ``cache_dir``; 150 MB of text.
 
-    Labels are those of single annotators or majorities, and at times wrong: which ones is not known.
+    Labels come from single annotators or majorities. Some are wrong; which ones is unknown.
 
     Source: splits of Bankes et al. 2024 (arXiv 2312.00486).
     """

@@ -1,4 +1,4 @@
-"""Waterbirds, and other images with a table of their targets, groups and parts."""
+"""Waterbirds, and other image sets with a table of targets, groups and parts."""
 
 from __future__ import annotations
 
@@ -26,40 +26,39 @@ _PARTS = ("train", "holdout", "test")
 
 
 class Waterbirds(ImageDataModule):
-    """11,788 birds cut out and put before land or water, which in the training part nearly tells them apart.
+    """11,788 images of birds on land or water backgrounds, which nearly predict the class in the training part.
 
-    The table ``metadata.csv`` has a row for each image. Groups are the combinations of the values of ``group_columns``
-    that occur, in the order of these values, the first column counting most: here ``group = 2 y + place``, and the rare
-    groups are landbirds on water (1) and waterbirds on land (2). A note says which group is which.
+    The table ``metadata.csv`` has one row per image. Groups are the combinations of values of ``group_columns`` that
+    occur, sorted with the first column as the most significant: here ``group = 2 y + place``. The rare groups are
+    landbirds on water (1) and waterbirds on land (2). A note lists the groups.
 
     Card:
         Source: Sagawa, Koh, Hashimoto & Liang 2020 (arXiv 1911.08731), github.com/kohpangwei/group_DRO.
-        Licence: none stated; birds of CUB-200-2011 and backgrounds of Places, whose terms hold (research only).
-        Sizes: 4,795 training, 1,199 validation and 5,794 test images; 2 classes, 0.23 of the images waterbirds. Inputs
-            are RGB, uint8 (3, 224, 224): the shorter side resized to 256 pixels, then the central square of 224.
+        Licence: none stated; the terms of CUB-200-2011 (birds) and Places (backgrounds) apply (research only).
+        Sizes: 4,795 training, 1,199 validation and 5,794 test images; 2 classes, 0.23 of the images are waterbirds.
+            Inputs are RGB, uint8 (3, 224, 224): the central square of 224 pixels after the shorter side is resized to
+            256.
         Splits: the published ones; validation is the holdout part.
-        Group: class and background, 4 in all; 0.05 of either class's training images have the other one's background,
-            half of its holdout and test images. With label noise, the group is still that of the clean class.
+        Group: class and background, 4 in all. 0.05 of the training images of each class have the other background, and
+            half of its holdout and test images. Label noise does not change the group.
         Memory: 1.8 GB for all images with ``hold=memory``.
 
     Args:
-        data_dir: the folder that holds ``metadata.csv`` (or ``metadata.csv.gz``) and the images, or a folder
-            ``waterbird_complete95_forest2water2`` that does.
-        download: whether to download them into ``data_dir`` if they are not there.
-        target_column: the target; its values are numbered in their order.
-        group_columns: what groups are made of.
-        filename_column: the path of the image beside the table.
-        split_column: 0 for the training, 1 for the holdout, 2 for the test part; a part without rows is drawn.
-        class_names: (C,) in the order of the target's values; null for these values.
-        overlap: what is done with rows of one part whose image another part names too: ``error``; ``drop``, which
-            leaves them out of the training part, and those of the holdout part that test; or ``allow``.
-        image_size: pixels of the central square.
-        resize: pixels of the shorter side before it is cut out.
-        options: of ``ImageDataModule`` and ``DataModule``.
+        data_dir: folder with ``metadata.csv`` (or ``metadata.csv.gz``) and the images, or with a folder
+            ``waterbird_complete95_forest2water2`` that contains these.
+        download: whether to download the data into ``data_dir`` if it is missing.
+        target_column: column of the target; classes are its sorted values.
+        group_columns: columns whose combinations are the groups.
+        filename_column: column of image paths, relative to the table.
+        split_column: column of parts: 0 is training, 1 holdout, 2 test. A part without rows is drawn.
+        class_names: (C,) names in the order of the classes; null for the values themselves.
+        overlap: policy for rows of one part whose image another part has too: ``error``; ``drop``, which drops them
+            from the training part, and test rows from the holdout part; or ``allow``.
+        options: of ``ImageDataModule``, with ``image_size=224`` and ``resize=256`` by default, and ``DataModule``.
 
     Raises:
-        FileNotFoundError: if the table is missing; says where it was looked for and how to get it.
-        ValueError: for columns that are not there, rows without a value, a part that is none, or names that do not fit.
+        FileNotFoundError: if the table is missing.
+        ValueError: for missing columns, empty cells, an unknown part, or a wrong number of class names.
     """
 
     def __init__(
@@ -73,19 +72,17 @@ class Waterbirds(ImageDataModule):
         split_column: str = "split",
         class_names: Sequence[str] | None = ("landbird", "waterbird"),
         overlap: str = "error",
-        image_size: int = 224,
-        resize: int | None = 256,
         **options: Any,
     ) -> None:
-        super().__init__(image_size=image_size, resize=resize, **options)
+        super().__init__(**{"image_size": 224, "resize": 256, **options})
         if data_dir is None:
             raise ValueError(
-                f"Waterbirds needs datamodule.data_dir=DIR, the folder that holds {_TABLE} and the images; with "
-                "datamodule.download=true they are downloaded into it."
+                f"Waterbirds needs `datamodule.data_dir=DIR`, the folder that contains {_TABLE} and the images. Add "
+                "`datamodule.download=true` to download them into DIR."
             )
         if isinstance(group_columns, str) or not group_columns:
             raise ValueError(
-                f"datamodule.group_columns must be a list of columns, such as [y, place]; got {group_columns!r}."
+                f"`datamodule.group_columns` must be a list of columns, such as [y, place]; got {group_columns!r}."
             )
         check_policy(overlap)
         self.data_dir = Path(data_dir)
@@ -98,17 +95,17 @@ class Waterbirds(ImageDataModule):
         self.class_names = None if class_names is None else tuple(class_names)
 
     def read(self) -> RawData:
-        """All images, in the order of the table's rows."""
+        """All images, in the order of the table."""
         path = self._path()
         table = self._table(path)
         values, target = np.unique(table[self.target_column].to_numpy(), return_inverse=True)
         names = tuple(map(str, values)) if self.class_names is None else self.class_names
         if len(names) != len(values):
             raise ValueError(
-                f"datamodule.class_names must name each of the {len(values)} values of column {self.target_column!r} "
-                f"({', '.join(map(str, values))}), or be null for these; got {', '.join(names)}."
+                f"`datamodule.class_names` must name the {len(values)} values of column {self.target_column!r} "
+                f"({', '.join(map(str, values))}), or be null to use these; got {', '.join(names)}."
             )
-        group, described = _combinations(table, self.group_columns)
+        group, group_names = _groups(table, self.group_columns)
         split = torch.tensor(table[self.split_column].to_numpy(dtype=np.int64))
         positions = {part: torch.nonzero(split == place).flatten() for place, part in enumerate(_PARTS)}
         return self.image_data(
@@ -118,14 +115,14 @@ class Waterbirds(ImageDataModule):
             group=group,
             content=torch.from_numpy(np.unique(table[self.filename_column].astype("str"), return_inverse=True)[1]),
             overlap=self.overlap,
-            num_groups=len(described),
-            group_names=tuple(described),
+            num_groups=len(group_names),
+            group_names=tuple(group_names),
             class_names=names,
-            notes=(f"groups: {'; '.join(f'{number} is {text}' for number, text in enumerate(described))}.",),
+            notes=(f"Groups: {'; '.join(f'{number} is {name}' for number, name in enumerate(group_names))}.",),
         )
 
     def _path(self) -> Path:
-        """The table, downloaded with the images if need be."""
+        """The path of the table, downloaded with the images if allowed."""
         folders = [self.data_dir, self.data_dir / _NAME]
         paths = [folder / name for folder in folders for name in (_TABLE, f"{_TABLE}.gz")]
         if not any(path.is_file() for path in paths) and self.download:
@@ -136,49 +133,50 @@ class Waterbirds(ImageDataModule):
             if path.is_file():
                 return path
         raise FileNotFoundError(
-            f"{_TABLE} (or {_TABLE}.gz) is missing; looked in {' and '.join(map(str, folders))}. Give "
-            f"datamodule.data_dir=DIR, the folder that holds it and the images; to get Waterbirds, unpack {_URL} into "
-            "DIR, or let datamodule.download=true do that."
+            f"There is no {_TABLE} (or .gz) in {' or '.join(map(str, folders))}. Set `datamodule.data_dir=DIR`, the "
+            "folder that contains it and the images. To get Waterbirds, set `datamodule.download=true`, or unpack "
+            f"{_URL} into DIR."
         )
 
     def _table(self, path: Path) -> DataFrame:
-        """The table, with a value in every column that is used."""
+        """The table, checked to have a value in every column in use."""
         import pandas as pd
 
         try:
             table = pd.read_csv(path)
         except (ValueError, EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is no table, or is damaged ({error}). Get the file again.") from error
-        used = {
+            raise ValueError(f"{path} is damaged or not a table ({error}). Get the file again.") from error
+        columns_of_option = {
             "filename_column": [self.filename_column],
             "target_column": [self.target_column],
             "split_column": [self.split_column],
             "group_columns": self.group_columns,
         }
-        for option, columns in used.items():
+        for option, columns in columns_of_option.items():
             for column in columns:
                 if column not in table.columns:
                     raise ValueError(
-                        f"{path} has no column {column!r}, which datamodule.{option} names; it has "
+                        f"{path} has no column {column!r} (`datamodule.{option}`); it has "
                         f"{', '.join(map(repr, table.columns))}."
                     )
                 _check_rows(path, ~table[column].isna().to_numpy(), f"column {column!r} is empty")
         parts = ", ".join(f"{place} ({part})" for place, part in enumerate(_PARTS))
-        is_part = table[self.split_column].isin(range(len(_PARTS))).to_numpy()
-        _check_rows(path, is_part, f"column {self.split_column!r} must hold {parts}")
+        is_known = table[self.split_column].isin(range(len(_PARTS))).to_numpy()
+        _check_rows(path, is_known, f"column {self.split_column!r} must be {parts}")
         return table
 
 
-def _combinations(table: DataFrame, columns: list[str]) -> tuple[Tensor, list[str]]:
-    """(N,) int64, which of the combinations of these columns' values each row has, and what each of them is."""
+def _groups(table: DataFrame, columns: list[str]) -> tuple[Tensor, list[str]]:
+    """(N,) int64 group of each row, one group per combination of values in ``columns``; and the groups' names."""
     group = torch.tensor(table.groupby(columns).ngroup().to_numpy())
     combinations = table[columns].drop_duplicates().sort_values(columns).itertuples(index=False, name=None)
-    described = [", ".join(f"{name}={value}" for name, value in zip(columns, row, strict=True)) for row in combinations]
-    return group, described
+    names = [", ".join(f"{name}={value}" for name, value in zip(columns, row, strict=True)) for row in combinations]
+    return group, names
 
 
-def _check_rows(path: Path, is_right: np.ndarray, fault: str) -> None:
-    wrong = np.flatnonzero(~is_right)
-    if len(wrong):
-        # the first row stands in the second line
-        raise ValueError(f"{path}, line {wrong[0] + 2}: {fault} ({len(wrong)} such in all).")
+def _check_rows(path: Path, is_valid: np.ndarray, fault: str) -> None:
+    """Raise ValueError with ``fault`` and the line of the first row that is not valid."""
+    rows = np.flatnonzero(~is_valid)
+    if len(rows):
+        # line 1 is the header
+        raise ValueError(f"{path}, line {rows[0] + 2}: {fault} ({len(rows)} such in all).")
