@@ -1,4 +1,4 @@
-"""What every selector promises, with every sampler; a new entry of either table is tested by being there."""
+"""The contract of every selector with every sampler. A new selector or sampler is tested without a new test."""
 
 import re
 import warnings
@@ -19,7 +19,7 @@ NEEDED_FIELDS = [
     for name in sorted(reducr.SELECTORS)
     for field in sorted(reducr.make_selector(name, num_groups=NUM_GROUPS).needs)
 ]
-BREAKABLE_FIELDS = sorted(
+CHECKED_FIELDS = sorted(
     {(name, field) for name, field in NEEDED_FIELDS if field in (*LOSSES, "logits", "features")}
     | {(name, "model_loss") for name in reducr.SELECTORS}
 )
@@ -33,7 +33,7 @@ def seeded(seed=0):
 
 
 def make(name, *, num_groups=NUM_GROUPS, **options):
-    """A selector that has a holdout loss in force, and weights that move where it has any."""
+    """A selector with a holdout loss; REDUCR with a step size at which its weights move."""
     if name == "reducr":
         options.setdefault("step_size", 0.1)
     selector = reducr.make_selector(name, num_groups=num_groups, **options)
@@ -42,7 +42,7 @@ def make(name, *, num_groups=NUM_GROUPS, **options):
 
 
 def make_candidates(selector, *, seed=0, size=NUM_CANDIDATES, dtype=torch.float64):
-    """Every field, whatever the selector needs."""
+    """Candidates with every field."""
     generator = seeded(seed)
     num_groups = selector.num_groups
     num_classes = max(num_groups, 2)
@@ -60,8 +60,8 @@ def make_candidates(selector, *, seed=0, size=NUM_CANDIDATES, dtype=torch.float6
     )
 
 
-def broken(candidates, field, position, value):
-    """The same candidates with one point's ``field`` (or a part of it) set to ``value``."""
+def with_value(candidates, field, position, value):
+    """The candidates with the ``field`` of one example, or a part of it, set to ``value``."""
     tensor = getattr(candidates, field).clone()
     if field == "logits":
         tensor[..., position, 0] = value
@@ -102,7 +102,7 @@ def test_positions_scores_and_payoff_have_the_promised_shapes(name, sampler, num
 
 
 @every_selector_and_sampler
-def test_points_have_weights_where_the_rule_says_so(name, sampler):
+def test_examples_have_weights_if_the_rule_says_so(name, sampler):
     selector = make(name, sampler=sampler)
     selection = selector.select(make_candidates(selector), num_selected=NUM_SELECTED, generator=seeded())
     if not selector.weights_examples:
@@ -116,7 +116,7 @@ def test_points_have_weights_where_the_rule_says_so(name, sampler):
 
 
 @every_selector
-def test_ids_of_the_selected_points_are_kept_where_the_rule_needs_them(name):
+def test_the_index_of_the_selection_is_kept_if_the_rule_needs_it(name):
     selector = make(name)
     candidates = make_candidates(selector)
     selection = selector.select(candidates, num_selected=NUM_SELECTED, generator=seeded())
@@ -157,7 +157,7 @@ def test_one_seed_gives_one_selection(name, sampler):
 
 
 @every_selector
-def test_the_global_generator_is_used_where_none_is_given(name):
+def test_the_global_generator_is_the_default(name):
     selector = make(name, sampler="softmax")
     candidates = make_candidates(selector)
     picks = []
@@ -169,7 +169,7 @@ def test_the_global_generator_is_used_where_none_is_given(name):
 
 
 @every_selector_and_sampler
-def test_a_given_generator_leaves_the_global_one_alone(name, sampler):
+def test_a_generator_leaves_the_global_one_alone(name, sampler):
     selector = make(name, sampler=sampler)
     before = torch.random.get_rng_state()
     selector.select(make_candidates(selector), num_selected=NUM_SELECTED, generator=seeded())
@@ -215,23 +215,23 @@ def test_a_saved_state_continues_in_a_fresh_selector(name, sampler):
     assert_same_state(resumed.state_dict(), state_of(selector))
     for seed in range(3, 6):
         candidates = make_candidates(selector, seed=seed)
-        one, other = (
+        selection, resumed_selection = (
             each.select(candidates, num_selected=NUM_SELECTED, generator=seeded(seed)) for each in (selector, resumed)
         )
-        assert one.positions.tolist() == other.positions.tolist()
-        assert torch.equal(one.scores, other.scores)
-        selector.update(one)
-        resumed.update(other)
+        assert selection.positions.tolist() == resumed_selection.positions.tolist()
+        assert torch.equal(selection.scores, resumed_selection.scores)
+        selector.update(selection)
+        resumed.update(resumed_selection)
     assert_same_state(resumed.state_dict(), state_of(selector))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "inf"])
-@pytest.mark.parametrize(("name", "field"), BREAKABLE_FIELDS)
-def test_a_broken_point_is_left_out_counted_and_leaves_no_trace(name, field, value):
+@pytest.mark.parametrize(("name", "field"), CHECKED_FIELDS)
+def test_a_non_finite_loss_is_not_selected_but_counted(name, field, value):
     selector, reference = make(name), make(name)
     whole = make_candidates(selector)
     position = int(selector.select(whole, num_selected=1, generator=seeded()).positions[0])
-    candidates = broken(whole, field, position, value)
+    candidates = with_value(whole, field, position, value)
     selection = selector.select(candidates, num_selected=NUM_CANDIDATES - 1, generator=seeded())
     others = [i for i in range(NUM_CANDIDATES) if i != position]
     assert sorted(selection.positions.tolist()) == others
@@ -250,12 +250,12 @@ def test_a_broken_point_is_left_out_counted_and_leaves_no_trace(name, field, val
 
 
 @every_selector_and_sampler
-def test_a_broken_point_leaves_picks_and_payoff_exactly_as_without_it(name, sampler):
+def test_a_non_finite_loss_gives_the_selection_and_payoff_without_that_candidate(name, sampler):
     selector, reference = make(name, sampler=sampler), make(name, sampler=sampler)
     whole = make_candidates(selector)
     position = 5
     kept = torch.tensor([i for i in range(NUM_CANDIDATES) if i != position])
-    candidates = broken(whole, "model_loss", position, float("nan"))
+    candidates = with_value(whole, "model_loss", position, float("nan"))
     selection = selector.select(candidates, num_selected=NUM_SELECTED, generator=seeded(3))
     without = reference.select(whole.take(kept), num_selected=NUM_SELECTED, generator=seeded(3))
     assert position not in selection.positions.tolist()
@@ -268,10 +268,10 @@ def test_a_broken_point_leaves_picks_and_payoff_exactly_as_without_it(name, samp
 
 
 @every_selector
-def test_broken_points_are_warned_of_once_and_counted_every_time(name):
+def test_non_finite_losses_warn_once_and_are_counted_every_time(name):
     selector = make(name)
-    candidates = broken(make_candidates(selector), "model_loss", 3, float("nan"))
-    candidates = broken(candidates, "model_loss", 8, float("inf"))
+    candidates = with_value(make_candidates(selector), "model_loss", 3, float("nan"))
+    candidates = with_value(candidates, "model_loss", 8, float("inf"))
     with pytest.warns(RuntimeWarning, match=r"step 0: 2 of 24 candidates") as caught:
         selector.update(selector.select(candidates, num_selected=NUM_SELECTED, generator=seeded()))
     assert len(caught) == 1
@@ -282,8 +282,8 @@ def test_broken_points_are_warned_of_once_and_counted_every_time(name):
     assert int(selector.num_non_finite) == 4
 
 
-@pytest.mark.parametrize(("name", "field"), BREAKABLE_FIELDS)
-def test_all_points_broken_is_an_error_that_names_the_step(name, field):
+@pytest.mark.parametrize(("name", "field"), CHECKED_FIELDS)
+def test_only_non_finite_losses_are_an_error_that_names_the_step(name, field):
     selector = make(name)
     for seed in range(2):
         candidates = make_candidates(selector, seed=seed)
@@ -297,7 +297,7 @@ def test_all_points_broken_is_an_error_that_names_the_step(name, field):
 
 
 @every_selector_and_sampler
-def test_fewer_finite_points_than_wanted_are_all_selected(name, sampler):
+def test_fewer_finite_losses_than_num_selected_are_all_selected(name, sampler):
     selector = make(name, sampler=sampler)
     candidates = make_candidates(selector)
     model_loss = torch.full_like(candidates.model_loss, torch.nan)
@@ -312,7 +312,7 @@ def test_fewer_finite_points_than_wanted_are_all_selected(name, sampler):
 
 @every_selector
 @pytest.mark.parametrize("num_selected", [0, -1, NUM_CANDIDATES + 1])
-def test_a_number_out_of_range_is_refused(name, num_selected):
+def test_num_selected_out_of_range_is_refused(name, num_selected):
     selector = make(name)
     message = f"num_selected must be between 1 and the number of candidates, 24; got {num_selected}."
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -321,7 +321,7 @@ def test_a_number_out_of_range_is_refused(name, num_selected):
 
 @every_selector
 @pytest.mark.parametrize("num_selected", [3.0, 0.1, True, "3", None])
-def test_a_number_that_is_not_whole_is_refused(name, num_selected):
+def test_num_selected_that_is_not_a_whole_number_is_refused(name, num_selected):
     selector = make(name)
     message = f"num_selected must be a whole number; got {num_selected!r}."
     with pytest.raises(TypeError, match=re.escape(message)):
@@ -336,7 +336,7 @@ def test_a_missing_field_is_named(name, field):
 
 
 @every_selector
-def test_only_the_needed_fields_are_needed(name):
+def test_other_fields_make_no_difference(name):
     selector = make(name)
     whole = make_candidates(selector)
     needed = {field: getattr(whole, field) for field in selector.needs} or {"targets": whole.targets}
@@ -456,9 +456,11 @@ def test_results_carry_no_gradient(name, sampler):
 
 @every_selector
 @pytest.mark.parametrize("epoch", [0, 9])
-def test_uniform_ends_ignore_the_scores(name, epoch):
+def test_uniform_epochs_ignore_the_scores(name, epoch):
     options = {"uniform_first_epochs": 1, "uniform_last_epochs": 1, "num_epochs": 10}
-    at_the_end, in_between, plain = (make(name, sampler="top_k", **given) for given in (options, options, {}))
+    at_the_end, in_between, plain = (
+        make(name, sampler="top_k", **sampler_options) for sampler_options in (options, options, {})
+    )
     at_the_end.set_epoch(epoch)
     in_between.set_epoch(5)
     candidates = make_candidates(plain)

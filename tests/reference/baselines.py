@@ -1,4 +1,4 @@
-"""The rules of other papers in plain loops over Python floats."""
+"""Rules of other papers in plain loops over Python floats."""
 
 import math
 
@@ -6,17 +6,17 @@ from reference.scores import cross_entropy, softmax
 
 
 def drop_densities(num_examples: list[int], error: list[float], density: float) -> list[float]:
-    """Share of each class that is kept: DRoP (arXiv 2404.05579), Algorithm 1; ``error`` is one less the recall."""
+    """Share of each class that DRoP keeps (arXiv 2404.05579, Algorithm 1); ``error`` is 1 minus the recall."""
     densities = [0.0] * len(num_examples)
     unsaturated = {k for k, number in enumerate(num_examples) if number}
     excess = density * sum(num_examples)
     while excess > 1e-9:
         total = sum(num_examples[k] * error[k] for k in unsaturated)
-        given = excess
+        density_to_share = excess
         for k in sorted(unsaturated):
-            more = given * error[k] / total
-            densities[k] += more
-            excess -= num_examples[k] * more
+            increase = density_to_share * error[k] / total
+            densities[k] += increase
+            excess -= num_examples[k] * increase
             if densities[k] > 1:
                 unsaturated = unsaturated - {k}
                 excess += num_examples[k] * (densities[k] - 1)
@@ -25,33 +25,33 @@ def drop_densities(num_examples: list[int], error: list[float], density: float) 
 
 
 def apportioned(num_examples: list[int], quotas: list[float], starts: list[float], num_selected: int) -> list[int]:
-    """How many of each group, when every place goes to the group that is farthest behind its quota."""
-    taken = [0] * len(num_examples)
+    """Number of examples of each group if every next one goes to the group that is farthest behind its quota."""
+    counts = [0] * len(num_examples)
     for _ in range(num_selected):
-        open_groups = [g for g in range(len(num_examples)) if taken[g] < num_examples[g]]
-        taken[min(open_groups, key=lambda g: (taken[g] + starts[g]) / quotas[g])] += 1
-    return taken
+        open_groups = [g for g in range(len(num_examples)) if counts[g] < num_examples[g]]
+        counts[min(open_groups, key=lambda g: (counts[g] + starts[g]) / quotas[g])] += 1
+    return counts
 
 
-def dot(one: list[float], other: list[float]) -> float:
-    return sum(a * b for a, b in zip(one, other, strict=True))
+def dot(x: list[float], y: list[float]) -> float:
+    return sum(a * b for a, b in zip(x, y, strict=True))
 
 
 def last_layer_gradient(logits: list[float], target: int, features: list[float]) -> list[float]:
-    """Of the cross-entropy by the weights of the last layer, flat."""
+    """Flat gradient of the cross-entropy with respect to the weights of the last layer."""
     residual = [p - (c == target) for c, p in enumerate(softmax(logits))]
     return [r * f for r in residual for f in features]
 
 
 def divbs_order(gradients: list[list[float]]) -> list[int]:
-    """Greedy: the gradient whose part that is new has the largest product with the sum of all, by Gram-Schmidt."""
+    """Greedy order: next is the gradient whose new part (Gram-Schmidt) has the largest product with the total."""
     total = [sum(column) for column in zip(*gradients, strict=True)]
-    left, order, basis = list(range(len(gradients))), [], []
-    while left:
+    remaining, order, basis = list(range(len(gradients))), [], []
+    while remaining:
         gains, directions = {}, {}
-        for i in left:
+        for i in remaining:
             new = gradients[i]
-            for direction in [*basis, *basis]:  # twice, which keeps it orthogonal in floating point
+            for direction in [*basis, *basis]:  # twice, to stay orthogonal in floating point
                 share = dot(new, direction)
                 new = [n - share * d for n, d in zip(new, direction, strict=True)]
             norm = math.sqrt(dot(new, new))
@@ -60,21 +60,21 @@ def divbs_order(gradients: list[list[float]]) -> list[int]:
             gains[i], directions[i] = abs(dot(new, total)) / norm, [n / norm for n in new]
         largest = max(gains.values(), default=0.0)
         if largest < 1e-9 and not basis:
-            return order + left
+            return order + remaining
         if largest < 1e-9:
             basis = []
             continue
-        best = min(i for i in left if gains.get(i, 0.0) >= largest * (1 - 1e-7))
+        best = min(i for i in remaining if gains.get(i, 0.0) >= largest * (1 - 1e-7))
         basis.append(directions[best])
         order.append(best)
-        left.remove(best)
+        remaining.remove(best)
     return order
 
 
 def group_dro_step(
     losses: list[float], groups: list[int], cumulative_loss: list[float], *, step_size: float
 ) -> tuple[list[float], list[float], float]:
-    """Group DRO (arXiv 1911.08731), Algorithm 1, on a mini-batch: cumulative losses, weights, the weighted loss."""
+    """Group DRO (arXiv 1911.08731, Algorithm 1) on a mini-batch: cumulative losses, weights, weighted loss."""
     means = []
     for g in range(len(cumulative_loss)):
         own = [loss for loss, group in zip(losses, groups, strict=True) if group == g]
@@ -86,13 +86,13 @@ def group_dro_step(
 
 
 def infobatch_weights(losses: list[float], positions: list[int], *, prune_probability: float) -> list[float]:
-    """InfoBatch (arXiv 2303.04947): what is below the mean stands for what was pruned, too."""
+    """InfoBatch weights (arXiv 2303.04947): examples below the mean loss make up for the pruned ones."""
     mean = sum(losses) / len(losses)
     return [1 / (1 - prune_probability) if losses[i] < mean else 1.0 for i in positions]
 
 
 def rcap_quotas(losses: list[float], groups: list[int], *, num_groups: int, largest_loss: float) -> list[float]:
-    """RCAP (arXiv 2606.11761): each group's part of the subset, with the mean loss as what a group is aggregated to."""
+    """RCAP quotas (arXiv 2606.11761), with the mean as the aggregated loss of a group."""
     parts = []
     for g in range(num_groups):
         own = [min(loss, largest_loss) for loss, group in zip(losses, groups, strict=True) if group == g]
@@ -105,23 +105,23 @@ def bayesian_score(samples: list[list[float]], target: int, irreducible_loss: fl
     """Deng et al. (arXiv 2308.10544): alpha E log p + (1 - alpha) log p_irreducible - log E p."""
     losses = [cross_entropy(logits, target) for logits in samples]
     expected = -sum(losses) / len(losses)
-    of_mean = math.log(sum(math.exp(-loss) for loss in losses) / len(losses))
-    return alpha * expected - (1 - alpha) * irreducible_loss - of_mean
+    log_mean = math.log(sum(math.exp(-loss) for loss in losses) / len(losses))
+    return alpha * expected - (1 - alpha) * irreducible_loss - log_mean
 
 
 def inclusion_probabilities(powers: list[float], num_selected: int) -> list[float]:
-    """Probability that each point is selected, over all orders of draws in proportion to the powers of those left."""
-    chance = [0.0] * len(powers)
+    """Probability that each example is selected by draws in proportion to the powers of the remaining examples."""
+    probabilities = [0.0] * len(powers)
 
-    def draw(taken: tuple[int, ...], probability: float) -> None:
-        if len(taken) == num_selected:
-            for i in taken:
-                chance[i] += probability
+    def draw(selected: tuple[int, ...], probability: float) -> None:
+        if len(selected) == num_selected:
+            for i in selected:
+                probabilities[i] += probability
             return
-        left = [i for i in range(len(powers)) if i not in taken]
-        total = sum(powers[i] for i in left)
-        for i in left:
-            draw((*taken, i), probability * powers[i] / total)
+        remaining = [i for i in range(len(powers)) if i not in selected]
+        total = sum(powers[i] for i in remaining)
+        for i in remaining:
+            draw((*selected, i), probability * powers[i] / total)
 
     draw((), 1.0)
-    return chance
+    return probabilities

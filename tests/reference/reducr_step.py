@@ -16,7 +16,7 @@ class ReferenceOptions(NamedTuple):
 
 class ReferenceStep(NamedTuple):
     weights_used: list[float]
-    """w at this step, from the payoff accumulated up to the step before."""
+    """w of this step, from the payoff of all steps before."""
     scores: list[float]
     picks: list[int]
     payoff: list[float]
@@ -33,7 +33,7 @@ def weights_of(cumulative_payoff: list[float], step_size: float) -> list[float]:
 
 
 def excess_of(model_loss: float, irreducible_loss: float, options: ReferenceOptions) -> float:
-    """excess_ic = max(0, l_i - r_ic), with either term and the max switched off by the options."""
+    """excess_ic = max(0, l_i - r_ic); the options can switch off either term and the max."""
     excess = 0.0
     if options.use_model_loss:
         excess += model_loss
@@ -51,7 +51,7 @@ def reducr_step(
     num_selected: int,
     options: ReferenceOptions,
 ) -> ReferenceStep:
-    """What is picked, and the payoff and the weights afterwards; ``cumulative_payoff`` is not changed."""
+    """The selection, its payoff and the weights afterwards; ``cumulative_payoff`` is not changed."""
     num_groups = len(cumulative_payoff)
     weights = weights_of(cumulative_payoff, options.step_size)
     scores = []

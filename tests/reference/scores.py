@@ -1,4 +1,4 @@
-"""Every other score, and the adjusted irreducible losses, in plain loops over Python floats."""
+"""The other scores and the adjusted irreducible losses in plain loops over Python floats."""
 
 import math
 
@@ -26,14 +26,14 @@ def entropy(probabilities: list[float]) -> float:
 
 
 def predictive_entropy(samples: list[list[float]]) -> float:
-    """Entropy of the mean prediction of one point's MC-dropout logits (S, C)."""
+    """Entropy of the mean prediction of one example's MC-dropout logits (S, C)."""
     predictions = [softmax(logits) for logits in samples]
     mean = [sum(column) / len(samples) for column in zip(*predictions, strict=True)]
     return entropy(mean)
 
 
 def conditional_entropy(samples: list[list[float]]) -> float:
-    """Mean entropy of the predictions of one point's MC-dropout logits (S, C)."""
+    """Mean entropy of the predictions of one example's MC-dropout logits (S, C)."""
     return sum(entropy(softmax(logits)) for logits in samples) / len(samples)
 
 
@@ -62,15 +62,15 @@ def adjusted_losses(
 
 
 def adjusted_joint_losses(logits: list[list[float]], target: int, *, gradient_weight: float) -> list[float]:
-    """As above where one model predicts (target, group): weight the outcomes of group c, sum over groups."""
+    """The same for a model that predicts (target, group): weight the outcomes of group c, sum over groups."""
     num_targets, num_groups = len(logits), len(logits[0])
     flat = softmax([value for row in logits for value in row])
     joint = [flat[y * num_groups : (y + 1) * num_groups] for y in range(num_targets)]
     losses = []
     for c in range(num_groups):
-        of_target = [0.0] * num_targets
+        target_sums = [0.0] * num_targets
         for y in range(num_targets):
             for k in range(num_groups):
-                of_target[y] += (gradient_weight if k == c else 1.0) * joint[y][k]
-        losses.append(-math.log(of_target[target] / sum(of_target)))
+                target_sums[y] += (gradient_weight if k == c else 1.0) * joint[y][k]
+        losses.append(-math.log(target_sums[target] / sum(target_sums)))
     return losses

@@ -19,7 +19,7 @@ class Running(FixedDtypeBuffers):
     [nn.Module.half, nn.Module.float, nn.Module.bfloat16, lambda module: module.to(torch.float16)],
     ids=["half", "float", "bfloat16", "to"],
 )
-def test_casts_of_the_model_around_it_change_no_bit(cast):
+def test_casting_the_surrounding_model_changes_no_bit(cast):
     running = Running()
     around = cast(nn.Sequential(nn.Linear(1, 1), running))
     assert around[0].weight.dtype != torch.float64
@@ -28,7 +28,7 @@ def test_casts_of_the_model_around_it_change_no_bit(cast):
     assert running.count.tolist() == 2**40 + 1
 
 
-def test_it_follows_the_model_to_another_device():
+def test_buffers_follow_the_model_to_another_device():
     running = nn.Sequential(Running()).to("meta")[0]
     assert running.total.device.type == "meta"
     assert running.total.dtype == torch.float64
@@ -62,7 +62,7 @@ def test_a_state_that_does_not_fit_is_refused_as_a_whole(change, message):
     assert running.count.tolist() == 2**40 + 1
 
 
-def test_what_is_nan_before_its_use_may_be_so_in_a_state_but_not_in_part():
+def test_a_buffer_that_is_nan_before_use_may_be_all_nan_in_a_state_but_not_partly():
     state = {name: value.clone() for name, value in Partly().state_dict().items()}
     state["total"].fill_(torch.nan)
     Partly().load_state_dict(state)
@@ -79,7 +79,7 @@ class Growing(FixedDtypeBuffers):
         self.register_buffer("times", torch.zeros(0, dtype=torch.int32))
 
 
-def test_what_grows_may_have_any_length_in_a_state():
+def test_a_growing_buffer_may_have_any_length_in_a_state():
     inner = Growing()
     outer = nn.Sequential(inner)
     outer.load_state_dict({"0.times": torch.tensor([3, 1], dtype=torch.int32)})

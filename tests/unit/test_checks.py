@@ -38,7 +38,7 @@ def test_group_vector_copies_in_float64():
         (torch.ones(2, dtype=torch.complex64), "initial_payoff must hold real numbers; got torch.complex64"),
     ],
 )
-def test_group_vector_refuses_other_lengths_and_what_is_not_finite(values, message):
+def test_group_vector_refuses_other_lengths_and_non_finite_values(values, message):
     with pytest.raises(ValueError, match=message):
         group_vector(values, 2, "initial_payoff")
 
@@ -74,12 +74,12 @@ def test_the_first_integer_out_of_range_is_named(values, message):
         check_range("targets", torch.tensor(values), 3)
 
 
-def test_groups_without_points_are_named():
+def test_groups_without_examples_are_named():
     assert check_every_group_has_examples(torch.tensor([5, 1])) is None
     with pytest.raises(ValueError, match="at least one holdout example; group 0, 2 of 3 has none"):
         check_every_group_has_examples(torch.tensor([0, 5, 0]))
     with pytest.raises(ValueError, match=r"every class needs at least one test example; 'a', 'c' of 3 has none\."):
-        check_every_group_has_examples(torch.tensor([0, 5, 0]), kind="class", names="abc", points="test example")
+        check_every_group_has_examples(torch.tensor([0, 5, 0]), kind="class", names="abc", examples="test example")
 
 
 def test_numbers_given_as_a_list_are_not_rounded():
@@ -101,7 +101,7 @@ def test_finite_numbers_are_numbers(value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None, [1.0], 1j, 10**400, torch.ones(2)])
-def test_what_is_no_finite_number(value):
+def test_other_values_are_not_finite_numbers(value):
     assert not is_finite_number(value)
 
 
@@ -120,9 +120,9 @@ def test_flags_are_true_or_false(value):
 
 
 @pytest.mark.parametrize(
-    ("state", "found"), [(None, "NoneType"), ({}, "nothing"), ({"a": 1}, "a"), ({"a": 1, "b": 2, 3: 4}, "3, a, b")]
+    ("state", "content"), [(None, "NoneType"), ({}, "nothing"), ({"a": 1}, "a"), ({"a": 1, "b": 2, 3: 4}, "3, a, b")]
 )
-def test_the_state_of_something_else_is_known_by_its_keys(state, found):
+def test_a_state_with_other_keys_is_refused(state, content):
     assert check_state_keys("a loader", {"b": 1, "a": 2}, ("a", "b")) is None
-    with pytest.raises(ValueError, match=re.escape(f"the state of a loader must hold a, b; got {found}.")):
+    with pytest.raises(ValueError, match=re.escape(f"the state of a loader must hold a, b; got {content}.")):
         check_state_keys("a loader", state, ("a", "b"))

@@ -1,4 +1,4 @@
-"""In one process; tests/distributed has several."""
+"""Collectives in one process; tests/distributed has several."""
 
 import re
 
@@ -22,7 +22,7 @@ from reducr._internal.distributed import (
 )
 
 
-def test_one_process_is_all_there_is():
+def test_one_process_is_rank_0_of_1():
     assert (num_ranks(), rank(), is_main_rank()) == (1, 0, True)
     assert list(shard(4)) == [0, 1, 2, 3]
 
@@ -70,7 +70,7 @@ def test_an_unknown_mode_is_answered_with_the_nearest():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_processes_that_have_not_met_are_an_error(mode, monkeypatch):
+def test_several_processes_without_a_process_group_are_an_error(mode, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match=r"WORLD_SIZE=4, but .* not initialised.* Call .*init_process_group\(\) first"):
         check_mode(mode)

@@ -25,7 +25,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_crash_while_writing_leaves_the_old_file_and_no_rest(tmp_path):
+def test_a_crash_while_writing_leaves_the_old_file_and_no_partial_one(tmp_path):
     path = tmp_path / "values.txt"
     path.write_text("old")
 
@@ -40,7 +40,7 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_rest(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_nothing_written_is_an_error_and_leaves_the_old_file(tmp_path):
+def test_writing_nothing_is_an_error_and_leaves_the_old_file(tmp_path):
     path = tmp_path / "values.txt"
     path.write_text("old")
     with pytest.raises(FileNotFoundError, match="partial"), replaced_atomically(path):
@@ -48,7 +48,7 @@ def test_nothing_written_is_an_error_and_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_rests_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
+def test_only_partial_files_of_killed_processes_are_removed(tmp_path):
     path = tmp_path / "seed_0" / "values.txt"
     write_text_atomically(path, "whole")
     code = f"""

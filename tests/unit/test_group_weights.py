@@ -19,13 +19,13 @@ def test_weights_start_equal_and_follow_the_summed_payoff():
     assert weights.weights().tolist() == pytest.approx([1 / (1 + math.e**2), math.e**2 / (1 + math.e**2)])
 
 
-def test_initial_payoff_is_where_the_sum_starts():
-    given = torch.tensor([math.log(3), 0.0])
-    weights = GroupWeights(2, step_size=1.0, initial_payoff=given)
+def test_the_sum_starts_at_the_initial_payoff():
+    initial = torch.tensor([math.log(3), 0.0])
+    weights = GroupWeights(2, step_size=1.0, initial_payoff=initial)
     assert weights.weights().tolist() == pytest.approx([0.25, 0.75], abs=1e-7)
     weights.update(torch.tensor([-1.0, 1.0]))
     assert weights.cumulative_payoff.tolist() == pytest.approx([math.log(3) - 1, 1.0], abs=1e-7)
-    assert given.tolist() == pytest.approx([math.log(3), 0.0])
+    assert initial.tolist() == pytest.approx([math.log(3), 0.0])
 
 
 def test_float32_payoffs_add_up_in_float64():
@@ -50,7 +50,7 @@ def test_weights_are_a_new_tensor():
     assert weights.weights().tolist() == [0.5, 0.5]
 
 
-def test_decay_halves_what_is_remembered_at_every_update():
+def test_decay_of_a_half_halves_the_payoff_at_every_update():
     weights = GroupWeights(2, step_size=1.0, initial_payoff=[8.0, 0.0], payoff_decay=0.5)
     for expected in ([5.0, 4.0], [3.5, 6.0], [2.75, 7.0]):
         weights.update(torch.tensor([1.0, 4.0]))
@@ -59,8 +59,8 @@ def test_decay_halves_what_is_remembered_at_every_update():
     assert weights.weights().tolist() == pytest.approx([1 / (1 + gap), gap / (1 + gap)])
 
 
-def test_a_decayed_sum_stays_below_the_payoff_of_its_memory():
-    """The same payoff for ever sums to payoff / (1 - decay), and to no more."""
+def test_a_decayed_sum_is_bounded():
+    """A constant payoff sums to at most payoff / (1 - decay)."""
     weights = GroupWeights(1, step_size=1.0, payoff_decay=0.99)
     for _ in range(3000):
         weights.update(torch.tensor([2.0]))
@@ -105,7 +105,7 @@ def test_step_size_is_finite_and_not_negative(step_size):
         GroupWeights(2, step_size=step_size)
 
 
-def test_initial_payoff_has_one_value_a_group():
+def test_initial_payoff_has_one_value_for_each_group():
     with pytest.raises(ValueError, match=r"initial_payoff must hold one value for each of the 2 groups"):
         GroupWeights(2, step_size=1.0, initial_payoff=[1.0])
 

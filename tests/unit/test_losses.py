@@ -31,20 +31,20 @@ def test_selection_runs_in_float32_or_better(dtype, expected):
     assert adjusted_irreducible_loss(logits, torch.tensor([0, 3]), gradient_weight=2.0).dtype == expected
 
 
-def test_point_cross_entropy_keeps_gradients():
+def test_per_example_cross_entropy_keeps_gradients():
     logits = torch.zeros(1, 2, requires_grad=True)
     per_example_cross_entropy(logits, torch.tensor([0])).sum().backward()
     assert logits.grad.tolist() == [[-0.5, 0.5]]
 
 
-def test_point_cross_entropy_of_large_logits_is_exact():
+def test_per_example_cross_entropy_of_large_logits_is_exact():
     logits = torch.tensor([[1e4, 0.0], [0.0, 1e4]])
     assert per_example_cross_entropy(logits, torch.tensor([0, 0])).tolist() == [0.0, 1e4]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_zero_one_loss_by_hand(dtype):
-    """The first of equal logits is the prediction; what is not finite predicts nothing."""
+    """The first of equal logits is the prediction; non-finite logits give NaN."""
     rows = [[0.1, 0.9, 0.0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0.0, math.inf, 0.0], [math.nan, 0.0, 1.0]]
     losses = zero_one_loss(torch.tensor(rows, dtype=dtype), torch.tensor([1, 0, 2, 1, 2]))
     assert losses.dtype == selection_dtype(torch.zeros(1, dtype=dtype))
@@ -115,7 +115,7 @@ def test_gradient_weight_is_finite_and_at_least_one(gradient_weight):
 
 @pytest.mark.parametrize("target", [3, -1, -100])
 def test_a_target_out_of_range_is_named(target):
-    """-100 too, of whose points torch's cross-entropy gives a loss of zero."""
+    """Also -100, for which torch's cross-entropy returns a loss of zero."""
     logits, targets = torch.zeros(2, 3), torch.tensor([0, target])
     message = f"targets must be in 0..2; position 1 holds {target} (1 such in all)."
     for losses in (
@@ -131,7 +131,7 @@ def test_a_target_out_of_range_is_named(target):
 
 
 @pytest.mark.parametrize("targets", [torch.zeros(2), torch.zeros(3).long(), torch.zeros(2, 1).long(), torch.tensor(0)])
-def test_targets_are_one_integer_for_each_point(targets):
+def test_targets_are_one_integer_for_each_example(targets):
     message = f"targets must be one integer for each of the 2 examples; got {targets.dtype} {tuple(targets.shape)}."
     with pytest.raises(ValueError, match=re.escape(message)):
         per_example_cross_entropy(torch.zeros(2, 3), targets)

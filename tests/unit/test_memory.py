@@ -13,9 +13,9 @@ import resource
 import torch
 from reducr.cli import main
 
-main(["run", "--cfg", "job"])  # as every command that trains begins
+main(["run", "--cfg", "job"])  # like every training command
 torch.set_num_threads(1)
-for _ in range(30):  # a block whose edge was taken by something small does not fit the next one; a few of them do
+for _ in range(30):  # a small allocation at its edge can make a block too small for the next one
     torch.ones({BLOCK_BYTES}, dtype=torch.uint8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
@@ -25,7 +25,7 @@ print("\\n", (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
 
 
 def pages_mapped_anew(**environment):
-    """For every block of memory that is freed and allocated again."""
+    """Pages that the system maps for each block that is freed and allocated again."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], env=own | environment, capture_output=True, text=True, check=True
@@ -37,6 +37,6 @@ def test_freed_memory_is_kept_for_the_next_block():
     assert pages_mapped_anew() < 100
 
 
-def test_what_the_user_has_told_the_allocator_stands():
+def test_allocator_settings_of_the_user_are_kept():
     pages = BLOCK_BYTES / os.sysconf("SC_PAGESIZE")
     assert pages_mapped_anew(MALLOC_MMAP_THRESHOLD_="1000000") > 0.9 * pages

@@ -29,7 +29,7 @@ def test_power_by_hand():
     assert logs.tolist() == pytest.approx([math.log(2), 0.0, -1e9, -1e9])
 
 
-def test_points_without_a_positive_score_are_drawn_last():
+def test_examples_without_a_positive_score_are_drawn_last():
     scores = torch.tensor([-1.0, 1e-9, 0.0, 100.0, 2.0, -5.0])
     lasts = set()
     for seed in range(40):
@@ -50,7 +50,7 @@ def test_exponential_rank_by_hand():
 
 
 def test_exponential_rank_favours_the_best_as_published():
-    """First draws of 20 points: probability of rank j proportional to 100^(-j / 20)."""
+    """First draws of 20 examples: probability of rank j proportional to 100^(-j / 20)."""
     scores = torch.arange(20.0)
     sample = make_sampler("exponential_rank")
     generator, num_draws = seeded(1), 3000
@@ -108,7 +108,7 @@ def test_the_schedule_reaches_the_draw():
         ({"uniform_first_epochs": 1, "uniform_last_epochs": 1, "num_epochs": 6}, {0, 5}),
     ],
 )
-def test_epochs_at_the_ends_are_uniform(options, uniform_epochs):
+def test_the_first_and_last_epochs_are_uniform(options, uniform_epochs):
     sampler = make_sampler("top_k", **options)
     scores = torch.arange(100.0)
     for epoch in range(6):
@@ -116,7 +116,7 @@ def test_epochs_at_the_ends_are_uniform(options, uniform_epochs):
         assert (drawn != [99, 98, 97]) == (epoch in uniform_epochs)
 
 
-def test_a_schedule_and_uniform_ends_share_the_number_of_epochs():
+def test_a_schedule_and_uniform_epochs_share_num_epochs():
     sampler = make_sampler(
         "softmax",
         temperature=1.0,
@@ -175,12 +175,12 @@ def test_wrong_options_are_refused_at_construction(name, options, message):
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_every_sampler_takes_the_options_of_the_ends(name):
+def test_every_sampler_takes_the_options_for_uniform_epochs(name):
     sampler = make_sampler(name, uniform_first_epochs=1)
     assert isinstance(sampler.sampler, SAMPLERS[name])
 
 
-def test_the_ends_of_the_options_are_the_best_points():
+def test_extreme_options_draw_the_best_examples():
     """Products and quotients do not overflow into ties."""
     scores = torch.tensor([1.0, 3e38, 0.5, -3e38, 1e-30, 2.0], dtype=torch.float64)
     best = [1, 5, 0, 2, 4, 3]
@@ -194,7 +194,7 @@ def test_the_ends_of_the_options_are_the_best_points():
 
 
 @pytest.mark.parametrize("beta", [1e3, 1e9, 1e308])
-def test_points_without_a_positive_score_come_last_at_any_power(beta):
+def test_examples_without_a_positive_score_come_last_at_any_power(beta):
     sampler = make_sampler("power", beta=beta)
     for seed in range(5):
         scores = torch.tensor([0.0, 1e-200, -1.0, 0.1, 0.0], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""In one process, and selections made into one; tests/distributed has several processes."""
+"""select_distributed in one process, and merged selections; tests/distributed has several processes."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def make_candidates(seed, size=6):
 
 @pytest.mark.parametrize("mode", [None, "global", "local"])
 @pytest.mark.parametrize("num_selected", [3, lambda num_candidates: num_candidates // 2])
-def test_one_process_selects_as_ever(mode, num_selected):
+def test_one_process_selects_like_select(mode, num_selected):
     selector, candidates = make_selector(sampler="softmax"), make_candidates(0)
     expected = selector.select(candidates, num_selected=3, generator=torch.Generator().manual_seed(1))
     selection = select_distributed(
@@ -37,7 +37,7 @@ def test_one_process_selects_as_ever(mode, num_selected):
     assert not selection.is_dummy
 
 
-def test_one_process_refuses_as_ever():
+def test_one_process_raises_like_select():
     with pytest.raises(ValueError, match="between 1 and the number of candidates, 6; got 7"):
         select_distributed(make_selector(), make_candidates(0), num_selected=7, mode="global")
 
@@ -64,7 +64,7 @@ def test_merged_selections_count_as_one_step(options, num_subtractions):
     assert selector.cumulative_payoff.tolist() == merged.payoff.tolist()
 
 
-def test_merging_adds_up_broken_points_and_averages_loss_weights():
+def test_merging_adds_up_non_finite_losses_and_averages_loss_weights():
     selections = [
         Selection(torch.tensor([0]), torch.ones(2), torch.zeros(2), n, weight) for n, weight in ((1, 2.0), (3, 0.0))
     ]
@@ -76,7 +76,7 @@ def test_merging_adds_up_broken_points_and_averages_loss_weights():
     assert not merged.is_dummy
 
 
-def test_one_selection_merged_is_itself_and_none_is_an_error():
+def test_merging_one_selection_returns_it_and_none_is_an_error():
     selector = make_selector()
     selection = selector.select(make_candidates(0), num_selected=2)
     assert selector.merged([selection]) is selection
@@ -84,7 +84,7 @@ def test_one_selection_merged_is_itself_and_none_is_an_error():
         selector.merged([])
 
 
-def test_equal_points_have_equal_scores_wherever_they_are():
+def test_equal_examples_have_equal_scores_at_every_position():
     """A matrix product would round some of them differently."""
     generator = torch.Generator().manual_seed(2)
     row = torch.rand(17, generator=generator)

@@ -1,4 +1,4 @@
-"""What single rules do; what all of them promise is in tests/contract."""
+"""Behaviour of single rules; tests/contract has the behaviour of all."""
 
 import re
 from dataclasses import replace
@@ -78,7 +78,7 @@ def test_unused_terms_of_reducr_are_not_needed(candidates):
     assert no_loss.select(only_table, num_selected=1).positions.tolist() == [2]
 
 
-def test_a_broken_irreducible_loss_that_is_not_used_breaks_nothing(candidates):
+def test_a_non_finite_irreducible_loss_that_is_not_used_has_no_effect(candidates):
     selector = reducr.make_selector("reducr", num_groups=2, use_irreducible=False, use_holdout=False)
     table = torch.full((4, 2), torch.nan)
     selection = selector.select(replace(candidates, group_irreducible_loss=table), num_selected=4)
@@ -110,7 +110,7 @@ def test_initial_payoff_sets_the_first_weights():
     assert selector.group_weights.tolist() == pytest.approx([0.8807970779778823, 0.11920292202211755])
 
 
-def test_train_loss_draws_by_exponential_rank_unless_told_otherwise():
+def test_train_loss_draws_by_exponential_rank_by_default():
     candidates = Candidates(model_loss=torch.arange(50.0))
     default, named = (
         reducr.make_selector("train_loss", num_groups=2, **options)
@@ -134,7 +134,7 @@ def test_class_balanced_draws_rare_groups_as_often_as_frequent_ones():
     assert abs(num_rare - 500) <= 4.5 * (1000 * 0.25) ** 0.5
 
 
-def test_uniform_draws_every_point_equally_often():
+def test_uniform_draws_every_example_equally_often():
     selector = reducr.make_selector("uniform", num_groups=1)
     candidates = Candidates(targets=torch.zeros(10, dtype=torch.int64))
     generator, hits = seeded(4), torch.zeros(10)
@@ -242,14 +242,14 @@ def test_options_of_another_kind_are_refused_by_name(name, options, message):
         reducr.make_selector(name, num_groups=2, **options)
 
 
-def test_weights_that_are_huge_are_on_the_simplex_all_the_same():
+def test_huge_weights_are_scaled_to_the_simplex():
     selector = reducr.make_selector("fixed_weights", num_groups=3, group_weights=[1.7e308, 1.7e308, 0.0])
     assert selector.group_weights.tolist() == [0.5, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("field", ["model_loss", "group_irreducible_loss"])
 @pytest.mark.parametrize("value", [1e39, -1e39, 1e300])
-def test_a_loss_beyond_float32_is_as_good_as_infinite(field, value):
+def test_a_loss_beyond_float32_counts_as_infinite(field, value):
     """In float64 their sum would be finite today, and infinite some steps later."""
     fields = {"model_loss": torch.ones(4).double(), "group_irreducible_loss": torch.ones(4, 2).double()}
     fields[field][1] = value
@@ -285,7 +285,7 @@ def test_epochs_are_whole_numbers(epoch):
     assert int(selector.epoch) == 0
 
 
-def test_only_candidates_are_chosen_among_and_only_selections_counted(candidates):
+def test_select_takes_candidates_and_update_a_selection(candidates):
     selector = reducr.make_selector("train_loss", num_groups=2)
     with pytest.raises(TypeError, match=re.escape("such as reducr.Candidates(model_loss=...); got Tensor.")):
         selector.select(torch.ones(3), num_selected=1)
@@ -299,7 +299,7 @@ def test_only_candidates_are_chosen_among_and_only_selections_counted(candidates
     assert int(selector.step) == 0
 
 
-def test_the_gradient_norm_is_of_one_pass():
+def test_the_gradient_norm_needs_logits_of_one_forward_pass():
     selector = reducr.make_selector("gradient_norm", num_groups=2)
     candidates = Candidates(logits=torch.zeros(5, 3, 2), targets=torch.tensor([0, 1, 1]))
     with pytest.raises(ValueError, match=re.escape("needs logits (B, C) of one forward pass; got shape (5, 3, 2).")):

@@ -80,7 +80,7 @@ def check_range(name: str, values: Tensor, stop: int, *, place: str = "position"
 
 
 def check_every_group_has_examples(
-    counts: Tensor, *, kind: str = "group", names: Sequence[str] | None = None, points: str = "holdout example"
+    counts: Tensor, *, kind: str = "group", names: Sequence[str] | None = None, examples: str = "holdout example"
 ) -> None:
     """Raise ValueError naming the groups without an example.
 
@@ -88,13 +88,13 @@ def check_every_group_has_examples(
         counts: (G,) number of examples.
         kind: what a group is called, ``group`` or ``class``.
         names: (G,) names of the groups; None for their numbers.
-        points: what is counted, in the singular.
+        examples: what is counted, in the singular.
     """
     empty = torch.nonzero(counts <= 0).flatten().tolist()
     if empty:
         listed = f"{kind} {', '.join(map(str, empty))}" if names is None else ", ".join(repr(names[i]) for i in empty)
         raise ValueError(
-            f"every {kind} needs at least one {points}; {listed} of {len(counts)} has none. Add examples of it, or "
+            f"every {kind} needs at least one {examples}; {listed} of {len(counts)} has none. Add examples of it, or "
             f"merge it into another {kind}."
         )
 

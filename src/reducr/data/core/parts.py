@@ -113,14 +113,14 @@ def part_examples(
 def check_every_class_and_group(raw: RawData, parts: Mapping[str, PartExamples]) -> None:
     """Raise ValueError naming the classes or groups that lack an example they need."""
     holdout = raw.examples(parts["holdout"].source, target=parts["holdout"].target)
-    _check_every_class(raw, holdout.target, points="holdout example")
+    _check_every_class(raw, holdout.target, examples="holdout example")
     if raw.num_groups is not None:
         counts = torch.bincount(holdout.group, minlength=raw.num_groups)
         check_every_group_has_examples(counts, names=raw.group_names)
     # the clean targets, because label noise may empty a class
-    _check_every_class(raw, raw.target[parts["train"].source], points="training example")
+    _check_every_class(raw, raw.target[parts["train"].source], examples="training example")
     if "irreducible" in raw.parts:
-        _check_every_class(raw, raw.target[raw.parts["irreducible"]], points="example for the reference models")
+        _check_every_class(raw, raw.target[raw.parts["irreducible"]], examples="example for the reference models")
 
 
 def part_notes(raw: RawData, parts: Mapping[str, PartExamples]) -> Iterator[str]:
@@ -176,6 +176,6 @@ def _drawn(
     return keep_duplicates_together(drawn, rest, content=raw.content, strata=strata, generator=generator)
 
 
-def _check_every_class(raw: RawData, target: Tensor, *, points: str) -> None:
+def _check_every_class(raw: RawData, target: Tensor, *, examples: str) -> None:
     counts = torch.bincount(target, minlength=len(raw.class_names))
-    check_every_group_has_examples(counts, kind="class", names=raw.class_names, points=points)
+    check_every_group_has_examples(counts, kind="class", names=raw.class_names, examples=examples)
