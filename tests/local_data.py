@@ -68,7 +68,7 @@ def cifar100(folder):
         contents["coarse_labels"] = [label % 20 for label in contents["fine_labels"]]
         _write_pickle(home / name, contents)
     names = {kind: [f"{kind} {number}" for number in range(size)] for kind, size in (("fine", 100), ("coarse", 20))}
-    _write_pickle(home / "meta", {f"{kind}_label_names": given for kind, given in names.items()})
+    _write_pickle(home / "meta", {f"{kind}_label_names": values for kind, values in names.items()})
 
 
 def _images(size, *, labels):

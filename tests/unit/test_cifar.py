@@ -91,7 +91,7 @@ def test_pickles_written_by_python_3_are_read(tmp_path):
     assert np.array_equal(CIFAR10(data_dir=tmp_path).read().input.numpy(), PIXELS)
 
 
-def test_classes_without_names_are_numbered_and_the_user_is_told(tmp_path):
+def test_classes_without_names_are_numbered_with_a_note(tmp_path):
     columns = {"fine_label": LABELS_100, "coarse_label": COARSE_100}
     write_parquet(tmp_path, PIXELS_100, columns, num_train=200)
     raw = CIFAR100(data_dir=tmp_path).read()
@@ -197,7 +197,7 @@ def test_human_labels_of_images_in_another_order_are_refused(tmp_path):
     assert str(caught.value).startswith(f"The images in {tmp_path} are")
 
 
-def test_missing_human_labels_are_told_with_where_they_were_looked_for(tmp_path):
+def test_the_error_for_missing_human_labels_lists_the_folders(tmp_path):
     write_pickles(tmp_path / "cifar-10-batches-py")
     message = r"`datamodule\.labels=aggre` needs CIFAR-10_human\.pt or cifar10n_labels\.npz, which is not in "
     with pytest.raises(FileNotFoundError, match=message) as caught:
@@ -324,7 +324,7 @@ def test_a_label_without_a_class_is_named(tmp_path):
         (CIFAR100, ["  cifar-100-python: train, test, meta\n", "  cifar100: train-00000"]),
     ],
 )
-def test_missing_images_are_told_with_where_they_were_looked_for(tmp_path, kind, parts):
+def test_the_error_for_missing_images_lists_the_expected_files(tmp_path, kind, parts):
     message = rf"{kind.title} was not found in {tmp_path}\. Expected one of these folders, or its files:"
     with pytest.raises(FileNotFoundError, match=message) as caught:
         kind(data_dir=tmp_path).read()

@@ -85,7 +85,7 @@ def test_the_published_parts_are_found_and_made_disjoint(tmp_path, place, suffix
     assert keys["holdout"] == lists["clean_val_key_list.txt"]
     assert keys["test"] == lists["clean_test_key_list.txt"]
     assert len(keys["irreducible"]) == 100
-    # a draw from all three lists; its noisy points, and no others, are not trained on
+    # a draw from all three lists; its noisy images, and no others, are not trained on
     drawn = set(keys["irreducible"])
     for name in ("noisy_train", "clean_train", "clean_val"):
         assert 0 < len(drawn.intersection(lists[f"{name}_key_list.txt"])) < len(lists[f"{name}_key_list.txt"])

@@ -246,18 +246,18 @@ def test_missing_columns_and_splits_are_answered_with_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("input_column", "found"),
+    ("input_column", "features"),
     [
         ("number", "'number' holds Value('int64')"),
         (["text", "x"], "'text' holds Value('string'), 'x' holds List(Value('float64'))"),
     ],
 )
-def test_a_column_of_another_kind(tmp_path, input_column, found):
+def test_a_column_of_another_kind(tmp_path, input_column, features):
     path = saved(tmp_path / "data", of_texts(number=[1, 2, 3, 4], x=[[1.0]] * 4))
     fails(
         module(path, input_column=input_column),
         "`datamodule.input_column` must be one column of strings, images or arrays of numbers, or several columns of "
-        f"strings; {found}.",
+        f"strings; {features}.",
     )
 
 

@@ -72,7 +72,7 @@ def test_a_part_without_a_folder_is_drawn_beside_those_with_one(tmp_path, name, 
     assert sum(len(part) for part in splits.by_name().values()) == 40
 
 
-def test_a_file_that_two_parts_have_is_refused_or_left_out(tmp_path):
+def test_a_file_in_two_parts_is_refused_or_dropped(tmp_path):
     for part, start in (("train", 0), ("val", 10), ("test", 20)):
         write_classes(tmp_path / part, {"cat": 3, "dog": 3}, start=start)
     copied = [("train/cat/00.png", "test/dog/09.png"), ("val/cat/01.png", "test/cat/08.png")]
@@ -123,7 +123,7 @@ def test_a_link_to_a_folder_is_a_folder(tmp_path):
     assert brightness(read(tmp_path / "data")) == [0, 1, 9, 2]
 
 
-def test_unreadable_images_are_left_out_and_told(tmp_path):
+def test_unreadable_images_are_skipped_with_a_note(tmp_path):
     write_classes(tmp_path, {"cat": 3, "dog": 2})
     (tmp_path / "cat" / "01.png").write_text("no image")
     raw = read(tmp_path, unreadable="skip")

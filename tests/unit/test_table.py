@@ -35,8 +35,8 @@ def texts_file(path, rows=TEXTS, **options):
 
 
 def table(train_file, **options):
-    given = {"target_column": "label", "text_columns": "text"} | options
-    return Table(train_file=train_file, **{option: value for option, value in given.items() if value is not None})
+    options = {"target_column": "label", "text_columns": "text"} | options
+    return Table(train_file=train_file, **{option: value for option, value in options.items() if value is not None})
 
 
 def of_labels(tmp_path, labels, **options):
@@ -425,18 +425,18 @@ def test_rows_in_two_parts_are_an_error_or_dropped_or_allowed(tmp_path):
         [("a", "x"), ("b", "y"), ("c", "x"), ("d", "y"), ("b", "y"), ("e", "x"), ("g", "x"), ("h", "y")],
     )
     texts_file(tmp_path / "test.csv", [("b", "y"), ("c", "y"), ("f", "x"), ("e", "x")])
-    given = {"data_dir": tmp_path, "test_file": "test.csv"}
+    options = {"data_dir": tmp_path, "test_file": "test.csv"}
     fails(
-        table("train.csv", **given),
+        table("train.csv", **options),
         "4 of 8 rows of the training part have the same input as a test row; the first is row 2 of train.csv. "
         "Set `datamodule.overlap=drop` to leave them out, or `datamodule.overlap=allow` to keep them if different "
         "examples may have the same input.",
     )
-    raw = table("train.csv", **given, overlap="drop").read()
+    raw = table("train.csv", **options, overlap="drop").read()
     assert raw.input.first == ["a", "d", "g", "h", "b", "c", "f", "e"]
     assert raw.parts["test"].tolist() == [4, 5, 6, 7]
     assert [note.split(", ")[0] for note in raw.notes] == ["Dropped 4 of 8 rows of the training part"]
-    raw = table("train.csv", **given, overlap="allow").read()
+    raw = table("train.csv", **options, overlap="allow").read()
     assert len(raw.input) == 12
     assert raw.notes == ()
 
@@ -444,11 +444,11 @@ def test_rows_in_two_parts_are_an_error_or_dropped_or_allowed(tmp_path):
 def test_the_holdout_file_may_share_no_text_with_the_test_file_either(tmp_path):
     for name, texts in (("train", "abcdef"), ("val", "ghi"), ("test", "ijk")):
         texts_file(tmp_path / f"{name}.csv", [(text, "xy"[place % 2]) for place, text in enumerate(texts)])
-    given = {"data_dir": tmp_path, "holdout_file": "val.csv", "test_file": "test.csv"}
+    options = {"data_dir": tmp_path, "holdout_file": "val.csv", "test_file": "test.csv"}
     message = "1 of 3 rows of the holdout part have the same input as a test row; the first is row 3 of val.csv."
     with pytest.raises(ValueError, match=re.escape(message)):
-        table("train.csv", **given).read()
-    raw = table("train.csv", **given, overlap="drop").read()
+        table("train.csv", **options).read()
+    raw = table("train.csv", **options, overlap="drop").read()
     assert {part: len(places) for part, places in raw.parts.items()} == {"holdout": 2, "test": 3}
 
 
@@ -472,12 +472,12 @@ def test_the_same_image_under_two_names_is_one_input(tmp_path):
         Image.new("L", (4, 4), brightness).save(tmp_path / f"{name}.png")
     for part, images in (("train", "abcdf"), ("test", "e")):
         write(tmp_path / f"{part}.csv", ["file", "label"], [(f"{name}.png", "xy"[ord(name) % 2]) for name in images])
-    given = {"text_columns": None, "image_column": "file", "test_file": "test.csv", "data_dir": tmp_path}
+    options = {"text_columns": None, "image_column": "file", "test_file": "test.csv", "data_dir": tmp_path}
     with pytest.raises(
         ValueError, match=r"^1 of \d+ rows of the training part have the same input as a test .* row 1 of train\.csv"
     ):
-        table("train.csv", **given).read()
-    assert len(table("train.csv", **given, overlap="drop").read().input) == 5
+        table("train.csv", **options).read()
+    assert len(table("train.csv", **options, overlap="drop").read().input) == 5
 
 
 # faults
@@ -488,9 +488,9 @@ def test_what_is_needed(tmp_path):
         "A table needs `datamodule.train_file=FILE` (.csv, .tsv or .parquet) and `datamodule.target_column=NAME`, the "
         "column of the classes."
     )
-    for given in ({"train_file": None, "target_column": "label"}, {"train_file": "rows.csv", "target_column": None}):
+    for options in ({"train_file": None, "target_column": "label"}, {"train_file": "rows.csv", "target_column": None}):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            Table(**given)
+            Table(**options)
 
 
 @pytest.mark.parametrize("option", ["target_column", "group_column", "index_column", "text_columns", "feature_columns"])

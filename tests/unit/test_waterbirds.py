@@ -206,7 +206,7 @@ def test_a_damaged_table_is_named(tmp_path, content):
         read(tmp_path)
 
 
-def test_a_missing_table_is_told_with_how_to_get_it(tmp_path):
+def test_the_error_for_a_missing_table_says_how_to_get_it(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         read(tmp_path)
     folders = f"{tmp_path} or {tmp_path / 'waterbird_complete95_forest2water2'}"
