@@ -135,19 +135,6 @@ def fit_irreducible(
         Gradient steps taken.
     """
     ensemble = next((part for part in module.model.modules() if isinstance(part, Ensemble)), None)
-    keep: list[pl.Callback] = []
-    if keeps_lowest_loss and ensemble is not None:
-        keep = [BestMembers(ensemble)]
-    elif keeps_lowest_loss:
-        keep = [
-            ModelCheckpoint(
-                dirpath=checkpoint.parent,
-                filename=checkpoint.stem,
-                monitor="irreducible/loss_on_training_part",
-                save_weights_only=True,
-                enable_version_counter=False,
-            )
-        ]
     last_step = num_epochs * len(holdout)
     resume = ResumeCheckpoint(
         checkpoint.parent / "resume", at_epoch_ends=True, seconds=resume_seconds, last_step=last_step
@@ -157,7 +144,7 @@ def fit_irreducible(
         **_trainer_options(trainer_options, is_single_process=True),
         max_epochs=num_epochs,
         limit_val_batches=1.0 if keeps_lowest_loss else 0,
-        callbacks=[*callbacks, *keep, resume],
+        callbacks=[*callbacks, *([_keep_lowest_loss(ensemble, checkpoint)] if keeps_lowest_loss else []), resume],
         logger=False,
         default_root_dir=checkpoint.parent,
     )
@@ -167,6 +154,19 @@ def fit_irreducible(
     else:
         trainer.save_checkpoint(checkpoint, weights_only=True)
     return int(trainer.global_step)
+
+
+def _keep_lowest_loss(ensemble: Ensemble | None, checkpoint: Path) -> pl.Callback:
+    """A callback that keeps the epoch with the lowest loss on the training part, for each member of an ensemble."""
+    if ensemble is not None:
+        return BestMembers(ensemble)
+    return ModelCheckpoint(
+        dirpath=checkpoint.parent,
+        filename=checkpoint.stem,
+        monitor="irreducible/loss_on_training_part",
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
 
 
 def model_state(checkpoint: Path) -> dict[str, Tensor]:
