@@ -35,7 +35,7 @@ class PlainIrreducibleLoss:
     Args:
         source: gives (B, C) logits, or (B, C, G) logits of a joint model, which are summed over the groups.
 
-    Source: Mindermann et al. 2022 (arXiv 2206.07137), section 3.
+    Source: Mindermann et al. 2022 (arXiv 2206.07137).
     """
 
     def __init__(self, source: LogitSource) -> None:

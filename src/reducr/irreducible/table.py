@@ -18,7 +18,7 @@ _AXES = {"loss": 1, "group_loss": 2, "logits": 2, "joint_logits": 3}
 class IrreducibleTable:
     """One row per training example, read by index.
 
-    A table ignores augmentation: it holds the values of the examples it was built from.
+    It holds the values of unaugmented examples, so augmentation does not change the rows read.
 
     Args:
         values: (N,), (N, G), (N, C) or (N, C, G) floats, depending on ``kind``; an array or a memory-mapped file.
