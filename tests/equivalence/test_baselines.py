@@ -1,4 +1,4 @@
-"""The rules of other papers against the slow references of ``tests/reference/baselines.py``, and what they are for."""
+"""Rules of other papers against the slow references of ``tests/reference/baselines.py``, and their purposes."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_quotas_are_filled_in_the_order_of_the_reference(num_selected):
     [([0.1, 0.5, 1.0, 3.0], 16), ([0.1, 0.5, 1.0, 3.0], 60), ([0.0, 0.0, 1.0, 1.0], 20), ([2.0, 0.01, 0.01, 0.01], 60)],
 )
 def test_drop_keeps_the_densities_of_the_reference(holdout_loss, num_selected):
-    """To within one point in every selection, and on average; a class that is used up leaves the rest to the others."""
+    """Within one example in every selection, and on average. A class that runs out leaves the rest to the others."""
     counts = [50, 20, 7, 3]
     groups = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))[torch.randperm(80, generator=seeded())]
     selector = reducr.make_selector("drop", num_groups=4)
@@ -60,15 +60,15 @@ def test_drop_keeps_the_densities_of_the_reference(holdout_loss, num_selected):
     error = [max(1 - math.exp(-loss), 1e-9) for loss in holdout_loss]
     densities = slow.drop_densities(counts, error, num_selected / 80)
     expected = torch.tensor([n * d for n, d in zip(counts, densities, strict=True)])
-    found, hits, generator, num_draws = torch.zeros(4), torch.zeros(80), seeded(5), 400
+    mean_counts, hits, generator, num_draws = torch.zeros(4), torch.zeros(80), seeded(5), 400
     for _ in range(num_draws):
         positions = selector.select(Candidates(groups=groups), num_selected=num_selected, generator=generator).positions
         own = torch.bincount(groups[positions], minlength=4)
         assert float((own - expected).abs().max()) < 1.75
-        found += own / num_draws
+        mean_counts += own / num_draws
         hits[positions] += 1
-    torch.testing.assert_close(found, expected.float(), rtol=0, atol=0.15)
-    probability = (found / torch.tensor(counts))[groups]  # the same for every point of a class
+    torch.testing.assert_close(mean_counts, expected.float(), rtol=0, atol=0.15)
+    probability = (mean_counts / torch.tensor(counts))[groups]  # the same for all examples of a class
     error = 4.5 * (num_draws * probability * (1 - probability)).clamp(min=0).sqrt()
     assert bool(((hits - num_draws * probability).abs() <= error + 1e-3).all())
 
@@ -86,7 +86,7 @@ def test_drop_is_a_uniform_draw_where_no_group_has_an_error():
 
 
 @pytest.mark.parametrize(("irreducible_temperature", "num_selected"), [(1.0, 1), (2.0, 2), (0.5, 3)])
-def test_points_of_a_group_are_drawn_with_the_probabilities_of_all_orders(irreducible_temperature, num_selected):
+def test_examples_of_a_group_are_drawn_with_the_probabilities_of_all_orders(irreducible_temperature, num_selected):
     losses = [0.1, 0.7, 2.0, 3.0, 0.4]
     selector = reducr.make_selector("priority_sampling", num_groups=1, irreducible_temperature=irreducible_temperature)
     selector.set_group_holdout_loss(torch.ones(1))
@@ -101,7 +101,7 @@ def test_points_of_a_group_are_drawn_with_the_probabilities_of_all_orders(irredu
 
 
 def test_priority_sampling_fills_quotas_of_weights_that_follow_the_holdout_losses():
-    """Over a few steps, against the formulas on Python floats; a group that is used up leaves the rest to others."""
+    """Over a few steps, against the formulas on Python floats. A group that runs out leaves the rest to the others."""
     groups = torch.repeat_interleave(torch.arange(3), torch.tensor([40, 40, 4]))
     candidates = Candidates(irreducible_loss=torch.rand(84, generator=seeded(1)), groups=groups)
     selector = reducr.make_selector(
@@ -114,20 +114,20 @@ def test_priority_sampling_fills_quotas_of_weights_that_follow_the_holdout_losse
         weights = weights_of(cumulative, 0.01)
         assert selector.group_weights.tolist() == pytest.approx(weights, abs=1e-12)
         selection = selector.select(candidates, num_selected=20, generator=generator)
-        found = torch.bincount(groups[selection.positions], minlength=3).tolist()
+        selected = torch.bincount(groups[selection.positions], minlength=3).tolist()
         shares = [0.6 * weight + 0.4 / 3 for weight in weights]
         counts = [40, 40, 4]
         densities = slow.drop_densities(counts, [share / n for share, n in zip(shares, counts, strict=True)], 20 / 84)
         expected = [n * density for n, density in zip(counts, densities, strict=True)]
-        assert all(abs(one - other) < 1.75 for one, other in zip(found, expected, strict=True))
+        assert all(abs(count - quota) < 1.75 for count, quota in zip(selected, expected, strict=True))
         selector.update(selection)
         cumulative = [0.9 * total - 20 * loss for total, loss in zip(cumulative, h, strict=True)]
     assert selector.cumulative_payoff.tolist() == pytest.approx(cumulative, rel=1e-6)
     assert max(range(3), key=selector.group_weights.tolist().__getitem__) == 1
 
 
-def test_priority_sampling_leaves_out_what_the_irreducible_model_does_not_believe():
-    """A third of the labels is wrong, and the irreducible model knows it: nearly none of these is drawn."""
+def test_priority_sampling_avoids_mislabelled_examples():
+    """A third of the labels is wrong and has a high irreducible loss: almost none of these examples is drawn."""
     is_wrong = torch.arange(90) % 3 == 0
     candidates = Candidates(
         irreducible_loss=torch.where(is_wrong, 9.0, 0.3), groups=torch.arange(90) % 10, model_loss=torch.zeros(90)
@@ -147,7 +147,7 @@ def test_priority_sampling_leaves_out_what_the_irreducible_model_does_not_believ
 
 @pytest.mark.parametrize(("largest_loss", "num_selected"), [(None, 16), (1.0, 16), (None, 60)])
 def test_rcap_keeps_the_quotas_of_the_reference(largest_loss, num_selected):
-    """Of groups of unlike sizes and losses, within one point in every selection and on average; one may be used up."""
+    """Groups of different sizes and losses, within one example in every selection and on average. One may run out."""
     counts = [50, 20, 7, 3, 0]
     groups = torch.repeat_interleave(torch.arange(5), torch.tensor(counts))[torch.randperm(80, generator=seeded())]
     losses = torch.rand(80, generator=seeded(1)) * torch.tensor([0.3, 0.6, 4.0, 2.0, 1.0])[groups]
@@ -157,19 +157,19 @@ def test_rcap_keeps_the_quotas_of_the_reference(largest_loss, num_selected):
     per_point = [quota / n if n else 0.0 for quota, n in zip(quotas, counts, strict=True)]
     densities = slow.drop_densities(counts, per_point, num_selected / 80)
     expected = torch.tensor([n * d for n, d in zip(counts, densities, strict=True)])
-    found, generator, num_draws = torch.zeros(5), seeded(5), 400
+    mean_counts, generator, num_draws = torch.zeros(5), seeded(5), 400
     for _ in range(num_draws):
         candidates = Candidates(model_loss=losses, groups=groups)
         positions = selector.select(candidates, num_selected=num_selected, generator=generator).positions
         own = torch.bincount(groups[positions], minlength=5)
         assert float((own - expected).abs().max()) < 1.75
-        found += own / num_draws
-    torch.testing.assert_close(found, expected.float(), rtol=0, atol=0.15)
+        mean_counts += own / num_draws
+    torch.testing.assert_close(mean_counts, expected.float(), rtol=0, atol=0.15)
 
 
 @pytest.mark.parametrize(("loss_temperature", "num_selected"), [(2.0, 1), (0.5, 2), (0.3, 3)])
 def test_rcap_draws_high_losses_of_a_group_with_the_probabilities_of_all_orders(loss_temperature, num_selected):
-    """Up to the loss at which it clips: the last two points are alike."""
+    """Losses are clipped, so the last two examples are equally likely."""
     losses = [0.1, 0.7, 0.4, 2.0, 9.0]
     selector = reducr.make_selector("rcap", num_groups=1, loss_temperature=loss_temperature, largest_loss=1.5)
     candidates = Candidates(model_loss=torch.tensor(losses), groups=torch.zeros(5, dtype=torch.int64))
@@ -182,7 +182,7 @@ def test_rcap_draws_high_losses_of_a_group_with_the_probabilities_of_all_orders(
     assert bool(((hits - num_draws * expected).abs() <= error).all())
 
 
-def test_rcap_shares_out_by_sizes_where_nothing_is_left_to_learn():
+def test_rcap_quotas_follow_group_sizes_if_all_losses_are_zero():
     candidates = Candidates(model_loss=torch.zeros(100), groups=torch.tensor([0] * 64 + [1] * 36))
     selector = reducr.make_selector("rcap", num_groups=2)
     assert selector.largest_loss == pytest.approx(math.log(2))
@@ -196,14 +196,14 @@ def test_rcap_shares_out_by_sizes_where_nothing_is_left_to_learn():
 
 @pytest.mark.parametrize(("size", "num_classes", "num_features"), [(20, 3, 2), (20, 4, 8), (1, 2, 3), (7, 5, 1)])
 @pytest.mark.parametrize("seed", range(3))
-def test_divbs_takes_the_points_of_gram_schmidt(size, num_classes, num_features, seed):
-    """Also where the gradients span less than there are points."""
+def test_divbs_selects_the_examples_of_gram_schmidt(size, num_classes, num_features, seed):
+    """Also if the gradients span fewer dimensions than there are examples."""
     generator = seeded(seed)
     logits = torch.randn(size, num_classes, generator=generator, dtype=torch.float64) * 2
     features = torch.randn(size, num_features, generator=generator, dtype=torch.float64)
     targets = torch.randint(0, num_classes, (size,), generator=generator)
-    points = zip(logits.tolist(), targets.tolist(), features.tolist(), strict=True)
-    gradients = [slow.last_layer_gradient(*point) for point in points]
+    examples = zip(logits.tolist(), targets.tolist(), features.tolist(), strict=True)
+    gradients = [slow.last_layer_gradient(*example) for example in examples]
     gram = [[slow.dot(one, other) for other in gradients] for one in gradients]
     torch.testing.assert_close(
         functional.last_layer_gram(logits, targets, features), torch.tensor(gram).double(), rtol=0, atol=1e-6
@@ -216,8 +216,8 @@ def test_divbs_takes_the_points_of_gram_schmidt(size, num_classes, num_features,
     assert selection.scores[selection.positions].tolist() == [float(place) for place in range(size, 0, -1)]
 
 
-def test_divbs_takes_one_of_many_equal_points():
-    """Nine equal points and one of another kind: the second taken is the other, however small its gradient."""
+def test_divbs_selects_one_of_many_equal_examples():
+    """Of nine equal examples and another one, the other is selected second, however small its gradient."""
     logits, targets = torch.zeros(10, 2), torch.zeros(10, dtype=torch.int64)
     features = torch.tensor([[5.0, 0.0]]).repeat(10, 1)
     features[6] = torch.tensor([0.1, 0.1])
@@ -226,7 +226,7 @@ def test_divbs_takes_one_of_many_equal_points():
     assert positions.tolist() == [0, 6]
 
 
-def test_divbs_leaves_points_without_a_gradient_for_last():
+def test_divbs_selects_examples_without_a_gradient_last():
     logits = torch.tensor([[1e3, 0.0], [0.0, 0.0], [1e3, 0.0], [0.0, 1.0]])
     candidates = Candidates(logits=logits, targets=torch.zeros(4, dtype=torch.int64), features=torch.ones(4, 3))
     selection = reducr.make_selector("divbs", num_groups=1).select(candidates, num_selected=4)
@@ -237,11 +237,11 @@ def test_divbs_leaves_points_without_a_gradient_for_last():
 # rs2
 
 
-def test_rs2_takes_every_point_once_before_any_comes_again():
-    """Forty points, batches of ten in a new order in every epoch, a fifth of each: in five epochs each about once."""
+def test_rs2_selects_every_example_once_before_any_again():
+    """A fifth of each batch of ten, forty examples in a new order in every epoch: each about once in five epochs."""
     selector, uniform = (reducr.make_selector(name, num_groups=1) for name in ("rs2", "uniform"))
     generator = seeded(1)
-    counts, times, found = [0] * 40, torch.zeros(40, dtype=torch.int64), []
+    counts, times, num_seen = [0] * 40, torch.zeros(40, dtype=torch.int64), []
     for _ in range(10):
         for index in torch.randperm(40, generator=generator).split(10):
             selection = selector.select(Candidates(index=index), num_selected=2, generator=generator)
@@ -253,14 +253,14 @@ def test_rs2_takes_every_point_once_before_any_comes_again():
             selector.update(selection)
             drawn = uniform.select(Candidates(index=index), num_selected=2, generator=generator).positions
             times[index[drawn]] += 1
-        found.append(len([count for count in counts if count]))
+        num_seen.append(len([count for count in counts if count]))
     assert selector.num_times_selected.tolist()[: max(i for i in range(40) if counts[i]) + 1] == counts
-    assert found[4] >= 35
+    assert num_seen[4] >= 35
     assert max(counts) <= 3
-    assert int((times > 3).sum()) > 0  # what sampling with replacement over epochs does
+    assert int((times > 3).sum()) > 0  # unlike sampling with replacement across epochs
 
 
-def test_rs2_knows_points_beyond_its_memory_and_needs_ids():
+def test_rs2_takes_indices_beyond_its_counts_and_needs_an_index():
     selector = reducr.make_selector("rs2", num_groups=1)
     selector.update(selector.select(Candidates(index=torch.tensor([3, 5])), num_selected=2, generator=seeded()))
     assert selector.num_times_selected.tolist()[:6] == [0, 0, 0, 1, 0, 1]
@@ -276,15 +276,15 @@ def test_rs2_knows_points_beyond_its_memory_and_needs_ids():
 # group_dro
 
 
-def test_group_dro_takes_the_steps_of_the_reference():
-    """And its weights give the gradient of the sum of group means by their weights."""
+def test_group_dro_makes_the_steps_of_the_reference():
+    """Its example weights give the gradient of the weighted sum of the group means."""
     selector = reducr.make_selector("group_dro", num_groups=4, step_size=0.3)
     generator, cumulative = seeded(3), [0.0] * 4
     model = nn.Linear(5, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(30):
         inputs = torch.randn(20, 5, generator=generator)
-        targets = torch.randint(0, 3, (20,), generator=generator)  # one group has no point
+        targets = torch.randint(0, 3, (20,), generator=generator)  # one group has no example
         losses = functional.per_example_cross_entropy(model(inputs), targets)
         candidates = Candidates(model_loss=losses, groups=targets)
         selection = selector.select(candidates, num_selected=8, generator=generator)
@@ -334,12 +334,12 @@ def test_infobatch_keeps_the_sum_of_any_gradient_in_expectation(prune_probabilit
         num_low += int(is_low[positions].sum())
     torch.testing.assert_close(weighted / total, gradients.mean(dim=0), rtol=0, atol=0.08)
     plain = gradients[~is_low].mean(dim=0) - gradients.mean(dim=0)
-    assert float(plain.abs().min()) > 0.3  # what it would be off by without the points below the mean
+    assert float(plain.abs().min()) > 0.3  # the error without the weights of examples below the mean
     share = int(is_low.sum()) * (1 - prune_probability)
     assert num_low / (6 * num_draws) == pytest.approx(share / (share + int((~is_low).sum())), abs=0.03)
 
 
-def test_infobatch_fills_up_with_pruned_points_and_lowers_their_weight():
+def test_infobatch_fills_up_with_pruned_examples_and_lowers_their_weight():
     losses = torch.tensor([0.1, 0.2, 0.3, 0.4, 5.0, 6.0])
     selector = reducr.make_selector("infobatch", num_groups=1, prune_probability=0.99)
     for seed in range(10):
@@ -347,12 +347,12 @@ def test_infobatch_fills_up_with_pruned_points_and_lowers_their_weight():
         assert set(selection.positions.tolist()) >= {4, 5}
         by_position = dict(zip(selection.positions.tolist(), selection.example_weights.tolist(), strict=True))
         assert {by_position.pop(4), by_position.pop(5)} == {1.0}
-        assert list(by_position.values()) == [2.0, 2.0]  # two of four stand for all four
+        assert list(by_position.values()) == [2.0, 2.0]  # two of four make up for all four
     everything = selector.select(Candidates(model_loss=losses), num_selected=6, generator=seeded())
     assert everything.example_weights.tolist() == [1.0] * 6
 
 
-def test_infobatch_weights_nothing_in_uniform_epochs():
+def test_infobatch_has_no_weights_in_uniform_epochs():
     options = {"uniform_last_epochs": 1, "num_epochs": 4}
     selector = reducr.make_selector("infobatch", num_groups=1, **options)
     candidates = Candidates(model_loss=torch.arange(10.0))
@@ -361,7 +361,7 @@ def test_infobatch_weights_nothing_in_uniform_epochs():
     assert selector.select(candidates, num_selected=5, generator=seeded()).example_weights is None
 
 
-def test_infobatch_means_are_of_finite_losses():
+def test_infobatch_means_ignore_non_finite_losses():
     losses = torch.tensor([0.0, 1.0, 2.0, 3.0, float("nan"), float("inf")])
     selector = reducr.make_selector("infobatch", num_groups=1, prune_probability=0.0)
     selection = selector.select(Candidates(model_loss=losses), num_selected=4, generator=seeded())
@@ -386,15 +386,15 @@ def test_bayesian_selection(alpha):
     candidates = Candidates(logits=samples, targets=targets, irreducible_loss=irreducible_loss)
     selection = selector.select(candidates, num_selected=5)
     expected = [
-        slow.bayesian_score(point, target, loss, alpha=alpha)
-        for point, target, loss in zip(
+        slow.bayesian_score(example, target, loss, alpha=alpha)
+        for example, target, loss in zip(
             samples.transpose(0, 1).tolist(), targets.tolist(), irreducible_loss.tolist(), strict=True
         )
     ]
     assert selection.scores.tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_bayesian_selection_of_samples_that_agree_is_rho_loss():
+def test_bayesian_selection_with_equal_samples_is_rho_loss():
     logits = torch.randn(1, 30, 6, generator=seeded(2), dtype=torch.float64)
     targets = torch.randint(0, 6, (30,), generator=seeded(3))
     irreducible_loss = torch.rand(30, generator=seeded(4), dtype=torch.float64)
@@ -429,7 +429,7 @@ def test_options_out_of_range_are_refused(name, options, message):
         reducr.make_selector(name, num_groups=2, **options)
 
 
-def test_divbs_needs_logits_of_one_pass():
+def test_divbs_needs_logits_of_one_forward_pass():
     candidates = Candidates(
         logits=torch.zeros(2, 3, 2), targets=torch.zeros(3, dtype=torch.int64), features=torch.ones(3, 1)
     )
