@@ -2,21 +2,27 @@
 
 import re
 import signal
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
 import ranks
-from ranks import CASES, NUM_GROUPS, NUM_SELECTED, SIZES
+from ranks import NUM_GROUPS, NUM_SELECTED, SIZES, cases_of
 from reducr.functional import top_k
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def of_ranks(request, tmp_path_factory):
-    """What each rank found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    return ranks.run_ranks("everything", request.param, folder)
+@pytest.fixture(scope="module")
+def run_everything(tmp_path_factory):
+    """Runs the program on so many ranks, once; the results of each."""
+    return cache(lambda count: ranks.run_ranks("everything", count, tmp_path_factory.mktemp("ranks")))
+
+
+@pytest.fixture(params=[2, 4])
+def of_ranks(request, run_everything):
+    """The results of each rank."""
+    return run_everything(request.param)
 
 
 def same_bits(one, other):
@@ -29,10 +35,15 @@ def everyone_said(of_ranks, part, fault):
     return said[0]
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: "-".join(map(str, CASES[number])))
-def test_the_best_of_all_ranks_are_those_of_one_process(of_ranks, number):
-    sizes = SIZES[len(of_ranks)]
-    for step, expected in enumerate(ranks.rounds(CASES[number], mode="global", num_selected=NUM_SELECTED)):
+@pytest.mark.parametrize(
+    ("count", "case"),
+    [(count, case) for count in (2, 4) for case in cases_of(count)],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_the_best_of_all_ranks_are_those_of_one_process(run_everything, count, case):
+    sizes, number = SIZES[count], cases_of(count).index(case)
+    of_ranks = run_everything(count)
+    for step, expected in enumerate(ranks.rounds(case, mode="global", num_selected=NUM_SELECTED)):
         selection = expected["selection"]
         for rank, results in enumerate(found["global"][number] for found in of_ranks):
             found, own = results[step], results[step]["selection"]
@@ -56,7 +67,8 @@ def test_the_best_of_all_ranks_are_those_of_one_process(of_ranks, number):
 
 
 def test_the_cases_hold_what_they_are_for(of_ranks):
-    results = dict(zip(map(str, CASES), zip(*(found["global"] for found in of_ranks), strict=True), strict=True))
+    cases = map(str, cases_of(len(of_ranks)))
+    results = dict(zip(cases, zip(*(found["global"] for found in of_ranks), strict=True), strict=True))
     alone = [rounds[0]["selection"] for rounds in results[str(("rho_loss", {}, "one_rank_only"))]]
     assert [selection.is_dummy for selection in alone] == [False] + [True] * (len(of_ranks) - 1)
     assert sum(selection.loss_weight for selection in alone) == len(of_ranks)
