@@ -307,6 +307,7 @@ def test_a_fixed_weight_of_zero_skips_that_classs_model(tmp_path):
     assert sorted(path.name for path in stage.iterdir() if path.is_dir()) == ["class_1", "class_9", "table_class_1_9"]
 
 
+@pytest.mark.long
 def test_loggers(tmp_path, monkeypatch):
     """csv, tensorboard, wandb (offline) and mlflow (local store) together, one tracker run for every method."""
     monkeypatch.setenv("WANDB_MODE", "offline")

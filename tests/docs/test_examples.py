@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+import forked
 from hugging_face import Texts, make_arguments, make_model, make_parts
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -48,7 +49,9 @@ def test_plain():
 
 
 def test_hugging_face():
-    assert_better_than_uniform(run(EXAMPLES / "hugging_face.py"))
+    done = forked.run(["-W", "error", EXAMPLES / "hugging_face.py"])
+    assert done.returncode == 0, done.stderr
+    assert_better_than_uniform(done.stdout)
 
 
 @pytest.fixture

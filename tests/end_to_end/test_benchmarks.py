@@ -14,6 +14,7 @@ from benchmarks import results
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.harness import Figure, alternated, duration, ratios
 
+import forked
 import local_data
 
 ROOT = Path(__file__).parents[2]
@@ -40,12 +41,12 @@ MAY_BE_ZERO_OR_NEGATIVE = re.compile("exponent|memory|pages")
 
 
 def run(name, *arguments):
-    command = [sys.executable, "-W", "error", str(ROOT / "benchmarks" / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.run(["-W", "error", ROOT / "benchmarks" / f"{name}.py", *arguments])
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+@pytest.mark.long
 def test_stream(tmp_path):
     out = tmp_path / "rows.json"
     text = [run("stream", "--points", 20_000, "--out", out) for _ in range(2)][1]
@@ -61,6 +62,7 @@ def test_stream(tmp_path):
     assert "2000 of 20000 candidates selected (0.100) in 20 batches and 20 steps" in text
 
 
+@pytest.mark.long
 def test_shift(tmp_path):
     local_data.fashion_mnist(tmp_path)
     options = ["--data-dir", tmp_path, "--holdout-size", 100, "--steps", 128, "--seeds", 0, 1, "--rare", "Bag", "Coat"]

@@ -26,6 +26,7 @@ def data_dir(folder):
     return folder
 
 
+@pytest.mark.long
 def test_tiny_trial(tmp_path, trial, capsys):
     out = tmp_path / "trial.json"
     arms = ["random", "all", trial.DEFAULT]

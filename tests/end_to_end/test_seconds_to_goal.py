@@ -38,6 +38,7 @@ def data_dir(folder):
     return folder
 
 
+@pytest.mark.long
 def test_tiny_comparison(tmp_path, run, capsys):
     out = tmp_path / "runs.json"
     options = ["--data-dir", data_dir(tmp_path), "--out", out, "--tiny", "--settings", "fashion_mnist", "--seeds", 0]

@@ -30,6 +30,7 @@ def run(study, capsys):
     return printed
 
 
+@pytest.mark.long
 def test_tiny_table(tmp_path, run, capsys):
     options = ["digits", "--data-dir", tmp_path, "--out", tmp_path, "--tiny", "--seconds", 0.3, "--num-seeds", 1]
     options += ["--jobs", 2]
@@ -59,6 +60,7 @@ def test_tiny_table(tmp_path, run, capsys):
     assert "differ in seconds from those to be made: give another --out" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_budget_that_the_irreducible_stage_uses_up_is_an_error(study, tmp_path):
     runs = importlib.import_module("benchmarks.study.runs")
     job = runs.Job("digits", (), runs.Row("REDUCR", "reducr"), 0, 0.01)
@@ -86,6 +88,7 @@ def test_without_a_table_those_that_have_been_run_are_shown(run, tmp_path, capsy
     assert "give --data-dir, the folder of the data" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_every_row_of_every_table_composes(study):
     """With options of its own, and a key that no other row of the table has."""
     runs = importlib.import_module("benchmarks.study.runs")
