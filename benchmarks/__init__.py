@@ -1,1 +1,1 @@
-"""What selection costs, every figure a ratio of two things measured alternately: ``python -m benchmarks --help``."""
+"""Benchmarks of what selection costs: ``python -m benchmarks --help``."""

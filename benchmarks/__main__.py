@@ -1,11 +1,11 @@
-"""Measure what selection costs, write ``benchmarks/results.json`` and the table of ``docs/performance.md``.
+"""Measure what selection costs, and write ``benchmarks/results.json`` and the table in ``docs/performance.md``.
 
-    python -m benchmarks                          everything, about eight minutes on two cores
-    python -m benchmarks steps_mlp start          these alone; results of others stay as they are
-    python -m benchmarks --table                  nothing; the table again from the results that are there
-    python -m benchmarks --tiny                   everything for a moment, to see that it works; nothing is written
+    python -m benchmarks                          run everything, about eight minutes on two cores
+    python -m benchmarks steps_mlp start          run these only; the other results stay
+    python -m benchmarks --table                  only write the table again from the results
+    python -m benchmarks --tiny                   run everything very briefly to check that it works; write nothing
 
-Leave the machine alone meanwhile.
+Do not use the machine for anything else meanwhile.
 """
 
 from __future__ import annotations
@@ -50,35 +50,39 @@ BENCHMARKS: dict[str, Callable[[Effort], Iterable[Figure]]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the benchmarks that are asked for."""
+    """Run the requested benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
-    parser.add_argument("--repetitions", type=int, help="of every comparison; default: each benchmark's own")
-    parser.add_argument("--tiny", action="store_true", help="only see that everything works")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    parser.add_argument("--results", type=Path, help="default: benchmarks/results.json, or nowhere with --tiny")
-    parser.add_argument("--document", type=Path, help="gets the table; default: docs/performance.md with its results")
-    given = parser.parse_args(arguments)
-    unknown = [name for name in given.names if name not in BENCHMARKS]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument(
+        "--repetitions", type=int, help="repetitions of every comparison; default: each benchmark's own"
+    )
+    parser.add_argument("--tiny", action="store_true", help="only check that everything works")
+    parser.add_argument("--table", action="store_true", help="measure nothing, only write the table")
+    parser.add_argument("--results", type=Path, help="JSON file; default: benchmarks/results.json, or none with --tiny")
+    parser.add_argument(
+        "--document", type=Path, help="file that gets the table; default: docs/performance.md, unless --results is set"
+    )
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
-    if given.repetitions is not None and given.repetitions < 1:
-        parser.error(f"--repetitions must be at least 1; got {given.repetitions}")
-    if given.results is None and not given.tiny:
-        given.results = results.ROOT / "benchmarks" / "results.json"
-        given.document = given.document or results.ROOT / "docs" / "performance.md"
+        parser.error(f"there is no benchmark {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
+    if options.repetitions is not None and options.repetitions < 1:
+        parser.error(f"--repetitions must be at least 1; got {options.repetitions}")
+    if options.results is None and not options.tiny:
+        options.results = results.ROOT / "benchmarks" / "results.json"
+        options.document = options.document or results.ROOT / "docs" / "performance.md"
 
     keep_freed_memory()  # as the training commands do
-    found = {} if given.results is None else results.read(given.results)
-    effort, made_in = Effort(given.repetitions, given.tiny), results.environment()
-    for name in [] if given.table else given.names or BENCHMARKS:
+    measured = {} if options.results is None else results.read(options.results)
+    effort, environment = Effort(options.repetitions, options.tiny), results.environment()
+    for name in [] if options.table else options.names or BENCHMARKS:
         print(f"{name} ...", flush=True)
-        found[name] = results.entry(BENCHMARKS[name](effort), made_in)
-        print(results.table({name: found[name]}).split("\n\n")[0], flush=True)
-        if given.results is not None:
-            results.write(given.results, found, order=BENCHMARKS)
-    if given.document is not None:
-        results.put_table(given.document, {name: found[name] for name in BENCHMARKS if name in found})
+        measured[name] = results.entry(BENCHMARKS[name](effort), environment)
+        print(results.table({name: measured[name]}).split("\n\n")[0], flush=True)
+        if options.results is not None:
+            results.write(options.results, measured, order=BENCHMARKS)
+    if options.document is not None:
+        results.put_table(options.document, {name: measured[name] for name in BENCHMARKS if name in measured})
 
 
 if __name__ == "__main__":

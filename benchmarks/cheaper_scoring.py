@@ -1,17 +1,17 @@
-"""Cheaper scoring passes: the seconds that each saves, and the accuracy that it costs.
+"""Cheaper scoring passes: the time that each saves, and the accuracy that it costs.
 
-    python -m benchmarks.cheaper_scoring --data-dir DIR                      run what is not there yet, then the tables
-    python -m benchmarks.cheaper_scoring --data-dir DIR --seeds 0 --settings fashion_mnist        a part of it
-    python -m benchmarks.cheaper_scoring                                     the tables of what is there
+    python -m benchmarks.cheaper_scoring --data-dir DIR                      run what is missing, then print the tables
+    python -m benchmarks.cheaper_scoring --data-dir DIR --seeds 0 --settings fashion_mnist        run a part of it
+    python -m benchmarks.cheaper_scoring                                     print the tables of the stored runs
 
-DIR contains FashionMNIST/raw and CIFAR-10 with CIFAR-10N. For every seed REDUCR trains the model of the experiment once
-with each option, all of them side by side: each takes one step on a batch of candidates before any takes the next, so
-that what they cost is measured in turn. They share the data, the irreducible model and the initial parameters. Seconds
-are those of the processor, on one thread, medians over steps; what is equal for all, holdout evaluations and the
-irreducible stage, is left out. The worst class jumps from step to step, so differences are also given between means
-over ten tests in the last tenth of the steps.
+DIR contains FashionMNIST/raw and CIFAR-10 with CIFAR-10N. For every seed, REDUCR trains the model of the experiment
+once with each option. The trainings alternate: each takes one step on a batch of candidates before any takes the next.
+They share the data, the irreducible model and the initial parameters. Times are processor seconds on one thread,
+medians over steps. They leave out what is equal for all: holdout evaluations and the irreducible stage. The worst class
+jumps from step to step, so differences are also given between means over ten tests in the last tenth of the steps.
 
-A seed takes about two minutes for Fashion-MNIST and six for CIFAR-10N. Interrupted, it goes on with the next seed.
+A seed takes about two minutes for Fashion-MNIST and six for CIFAR-10N. An interrupted benchmark continues with the next
+seed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from benchmarks import results
 from benchmarks.cifar_sheets import data_dir_for
-from benchmarks.run_store import RunStore, parsed, run_where_asked
+from benchmarks.run_store import RunStore, parse_arguments, reducr_options, run_if_requested
 from reducr.batch import Batch
 from reducr.data import ExampleLoader
 from reducr.metrics import summary
@@ -51,21 +51,21 @@ SETTINGS = {
     "fashion_mnist": "Fashion-MNIST, 30 % wrong labels, imbalance 10:1",
     "cifar10n_worse": "CIFAR-10N, 40 % wrong labels, imbalance 10:1",
 }
-BEGIN, END = "<!-- made by benchmarks.cheaper_scoring -->", "<!-- end of what it makes: cheaper scoring -->"
+BEGIN, END = "<!-- begin: benchmarks.cheaper_scoring -->", "<!-- end: benchmarks.cheaper_scoring -->"
 TINY = ["num_candidates=40", "num_steps=4", "holdout.refresh_steps=2", "irreducible.num_epochs=1"]
 
 
 class Variant(NamedTuple):
-    """How the candidates are scored.
+    """A way to score the candidates.
 
     Args:
-        label: in the table.
+        label: first cell of its row.
         budget: fraction of the candidates that is scored.
-        autocast: precision of scoring.
-        is_compiled: whether scoring is.
+        autocast: precision of the scoring pass.
+        is_compiled: whether the scoring pass is compiled.
         has_proxy: whether a model of half the width scores.
-        is_pooled: whether the model ends in a global average, so that it takes images of any size.
-        resolution: of the images that are scored.
+        is_pooled: whether the model ends in a global average, so that it accepts images of any size.
+        resolution: scale of the images that are scored.
     """
 
     label: str
@@ -92,8 +92,8 @@ VARIANTS = {
 }
 
 
-def baseline_of(name: str) -> str:
-    """What a variant is compared with: the same model that scores all candidates as they are."""
+def baseline_name(name: str) -> str:
+    """The variant that ``name`` is compared with: the same model, scoring all candidates in full."""
     return "pooled_full" if VARIANTS[name].is_pooled else "full"
 
 
@@ -122,19 +122,19 @@ def model_node(config: DictConfig, variant: Variant) -> DictConfig:
     if not variant.is_pooled:
         node: DictConfig = config.model
         return node
-    kept = {name: config.model[name] for name in ("in_channels", "widths", "hidden_size")}
-    return OmegaConf.create({"_target_": "benchmarks.cheaper_scoring.PooledCNN", **kept})
+    options = {name: config.model[name] for name in ("in_channels", "widths", "hidden_size")}
+    return OmegaConf.create({"_target_": "benchmarks.cheaper_scoring.PooledCNN", **options})
 
 
-def narrower(node: DictConfig) -> DictConfig:
-    """A model of half the width."""
+def half_width(node: DictConfig) -> DictConfig:
+    """The configuration of a model of half the width."""
     return OmegaConf.merge(
         node, {"widths": [width // 2 for width in node.widths], "hidden_size": node.hidden_size // 2}
     )
 
 
 class Training:
-    """A model that is trained step by step, and the seconds it took."""
+    """Train a model step by step, and record the time of each step."""
 
     def __init__(
         self, variant: Variant, config: DictConfig, data: SeedData, irreducible: IrreducibleLookup | None
@@ -142,7 +142,7 @@ class Training:
         num_classes = data.splits.train.num_classes
         make = partial(data.make_model, num_outputs=num_classes, seed=stream_seed(data.seed, "target"))
         self.model = make(model_node(config, variant))
-        self.auxiliary_models = [AuxiliaryModel(make(narrower(config.model)))] if variant.has_proxy else []
+        self.auxiliary_models = [AuxiliaryModel(make(half_width(config.model)))] if variant.has_proxy else []
         self.scorer = self.auxiliary_models[0].model if variant.has_proxy else self.model
         self.forward = ScoringForward(
             self.scorer, autocast=variant.autocast, is_compiled=variant.is_compiled, resolution=variant.resolution
@@ -161,7 +161,7 @@ class Training:
         self.tests: list[dict[str, float]] = []
 
     def step_on(self, batch: Batch) -> None:
-        """Score, choose, and take a gradient step."""
+        """Score and select from the candidates, and take a gradient step."""
         started = time.process_time()
         selected, selection = pick(
             self.scorer,
@@ -181,15 +181,15 @@ class Training:
         self.step_seconds.append(time.process_time() - started)
 
     def refresh(self, holdout: Sequence[Batch]) -> None:
-        """Evaluate the holdout set."""
+        """Evaluate the holdout set and set the group losses."""
         update_holdout_loss(self.model, holdout, self.selector, self.holdout_loss)
 
     def test(self, tests: Iterable[Batch], num_classes: int) -> None:
-        """Accuracies on the test set."""
+        """Record accuracies on the test set."""
         self.tests.append(summary(evaluate(self.model, tests, num_classes=num_classes, num_groups=num_classes)))
 
     def outcome(self) -> dict[str, float]:
-        """Accuracies after the last step and in the mean over tests, and seconds a step."""
+        """Accuracies after the last step and averaged over tests, and median seconds per step."""
         late = {
             f"late_{name}": fmean(test[f"{name}_accuracy"] for test in self.tests) for name in ("worst_class", "mean")
         }
@@ -205,7 +205,7 @@ class Training:
 
 
 def run(config: DictConfig, data: SeedData) -> dict[str, dict[str, float]]:
-    """Train with every option side by side; what each has come to, and its seconds a step."""
+    """Train with every variant alternately; the outcome of each."""
     selector = methods_of(config)[0].make_selector(data.splits.train.num_groups)
     with tempfile.TemporaryDirectory() as folder, RunDisplay(1, console=Console(quiet=True)) as display:
         irreducible = IrreducibleStage(config, data, Path(folder), display).losses_for(selector).lookup
@@ -235,73 +235,78 @@ def run(config: DictConfig, data: SeedData) -> dict[str, dict[str, float]]:
 KEY = ("setting", "seed")
 
 
-def run_missing(given: argparse.Namespace, out: Path) -> None:
-    """Run what is asked for and not in ``out``, which is written after each run; raises as ``RunStore``."""
-    options = [*(TINY if given.tiny else ()), *given.options]
-    kept = RunStore.with_more(out, KEY, {"options": options, "variants": list(VARIANTS)})
-    for seed, setting in itertools.product(given.seeds, given.settings):
-        if (setting, seed) in kept.runs and not given.again:
+def run_missing(options: argparse.Namespace, out: Path) -> None:
+    """Make the requested runs that ``out`` lacks, writing it after each; raises like ``RunStore.with_more``."""
+    more = reducr_options(options, TINY)
+    store = RunStore.with_more(out, KEY, {"options": more, "variants": list(VARIANTS)})
+    for seed, setting in itertools.product(options.seeds, options.settings):
+        if (setting, seed) in store.runs and not options.again:
             continue
-        data_dir = data_dir_for(setting, given.data_dir)
+        data_dir = data_dir_for(setting, options.data_dir)
         with initialize_config_module("reducr.configs", version_base="1.3"):
-            overrides = [f"experiment={setting}", "compare=[reducr]", f"datamodule.data_dir={data_dir}", *options]
+            overrides = [f"experiment={setting}", "compare=[reducr]", f"datamodule.data_dir={data_dir}", *more]
             config = compose("main", overrides=overrides)
         data = SeedData.of(build(config.datamodule), seed)
         torch.compiler.reset()
         with scoped_seed(stream_seed(seed, "target")):
             outcomes = run(config, data)
-        kept.add({"setting": setting, "seed": seed, "variants": outcomes})
-        print(f"{setting}, seed {seed}: worst class {outcomes['full']['worst_class']:.3f} with all scored", flush=True)
+        store.add({"setting": setting, "seed": seed, "variants": outcomes})
+        print(
+            f"{setting}, seed {seed}: worst class {outcomes['full']['worst_class']:.3f} when all are scored", flush=True
+        )
 
 
-def report_of(setting: str, runs: Sequence[dict[str, Any]]) -> str:
+def markdown_table(setting: str, runs: Sequence[dict[str, Any]]) -> str:
     """The table of a setting in Markdown."""
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else "1 seed"
     lines = [
         f"**{SETTINGS[setting]}**, {seeds}",
         "",
-        "| scoring | its seconds | a step's seconds | worst class | difference | over ten tests | mean | difference |",
+        "| scoring | scoring time | step time | worst class | difference | over ten tests | mean | difference |",
         "| --- |" + " ---: |" * 7,
-        *(line_of(name, [one["variants"] for one in runs]) for name in VARIANTS),
+        *(table_row(name, [run["variants"] for run in runs]) for name in VARIANTS),
     ]
     return "\n".join(lines)
 
 
-def line_of(name: str, outcomes: Sequence[dict[str, dict[str, float]]]) -> str:
-    """Of the table, for one variant: ratios and differences are to its baseline, seed by seed."""
-    baseline = baseline_of(name)
-    pairs = [(one[name], one[baseline]) for one in outcomes]
+def table_row(name: str, outcomes: Sequence[dict[str, dict[str, float]]]) -> str:
+    """The row of a variant, with ratios and differences to its baseline, seed by seed."""
+    baseline = baseline_name(name)
+    pairs = [(by_variant[name], by_variant[baseline]) for by_variant in outcomes]
     cells = [VARIANTS[name].label]
     for column in ("scoring_seconds", "step_seconds"):
         if name == baseline:
-            cells.append(f"{1e3 * median(own[column] for own, _ in pairs):.1f} ms")
+            cells.append(f"{1e3 * median(outcome[column] for outcome, _ in pairs):.1f} ms")
         else:
-            cells.append(f"{median(own[column] / other[column] for own, other in pairs):.2f}")
+            cells.append(f"{median(outcome[column] / base[column] for outcome, base in pairs):.2f}")
     for column in ("worst_class", "late_worst_class", "mean"):
         if not column.startswith("late"):
-            cells.append(cell([own[column] for own, _ in pairs]))
-        cells.append("–" if name == baseline else cell([own[column] - other[column] for own, other in pairs], sign="+"))
+            cells.append(mean_with_deviation([outcome[column] for outcome, _ in pairs]))
+        differences = [outcome[column] - base[column] for outcome, base in pairs]
+        cells.append("–" if name == baseline else mean_with_deviation(differences, sign="+"))
     return f"| {' | '.join(cells)} |"
 
 
-def cell(values: Sequence[float], *, sign: str = "") -> str:
+def mean_with_deviation(values: Sequence[float], *, sign: str = "") -> str:
     """Mean ± standard deviation over seeds."""
     return f"{fmean(values):{sign}.3f} ± {stdev(values) if len(values) > 1 else 0:.3f}"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is not there yet, and write the tables."""
+    """Make the missing runs, then print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default: 0 to 4")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: both")
-    given = parsed(parser, arguments)
-    out = given.out or results.ROOT / "benchmarks" / "cheaper_scoring.json"
-    run_where_asked(parser, given, out, run_missing)
+    options = parse_arguments(parser, arguments)
+    out = options.out or results.ROOT / "benchmarks" / "cheaper_scoring.json"
+    run_if_requested(parser, options, out, run_missing)
     runs = RunStore.read(out, KEY).runs
     by_setting = {setting: [runs[key] for key in sorted(runs) if key[0] == setting] for setting in SETTINGS}
-    text = "\n\n".join(report_of(setting, own) for setting, own in by_setting.items() if own)
+    text = "\n\n".join(
+        markdown_table(setting, setting_runs) for setting, setting_runs in by_setting.items() if setting_runs
+    )
     print(text)
-    if given.out is None:
+    if options.out is None:
         results.put_between(results.ROOT / "docs" / "performance.md", text, begin=BEGIN, end=END)
 
 

@@ -1,4 +1,4 @@
-"""Measuring: two or more things timed in turn, and the figures that come of it."""
+"""Time tasks alternately, and summarise the results as figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 Value = TypeVar("Value")
 Timed = Callable[[], float]
-"""Does something and says how many seconds it took."""
+"""Performs a task and returns its seconds."""
 
 
 @dataclass(frozen=True)
@@ -18,20 +18,20 @@ class Effort:
     """How much to measure.
 
     Args:
-        repetitions: of every comparison; None for as many as the benchmark has of its own.
-        is_tiny: only see that everything works; the figures mean nothing.
+        repetitions: of every comparison; None for each benchmark's own number.
+        is_tiny: whether to check only that everything works; the figures mean nothing then.
     """
 
     repetitions: int | None = None
     is_tiny: bool = False
 
     def of(self, full: Value, *, tiny: Value) -> Value:
-        """``full``, or ``tiny`` where the figures mean nothing."""
+        """``tiny`` for a tiny run, else ``full``."""
         return tiny if self.is_tiny else full
 
-    def repeated(self, times: int) -> int:
-        """How often to repeat what a benchmark would repeat this many times."""
-        return self.of(times, tiny=1) if self.repetitions is None else self.repetitions
+    def num_repetitions(self, default: int) -> int:
+        """The number of repetitions of a benchmark that has ``default`` of its own."""
+        return self.of(default, tiny=1) if self.repetitions is None else self.repetitions
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Figure:
     """One line of the table.
 
     Args:
-        what: is measured, over what.
+        what: the quantity.
         values: one for each repetition.
         unit: of the values; empty for ratios.
         at_most: the target, if it is an upper bound.
@@ -56,12 +56,12 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """Of the values."""
+        """Median of the values."""
         return median(self.values)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The lower and the upper one."""
+        """Lower and upper quartile of the values."""
         if len(self.values) == 1:
             return self.values[0], self.values[0]
         lower, _, upper = quantiles(self.values, n=4, method="inclusive")
@@ -69,34 +69,35 @@ class Figure:
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the median is within the target; None where there is none."""
+        """Whether the median meets the target; None without a target."""
         if self.at_most is not None:
             return self.median <= self.at_most
         return None if self.at_least is None else self.median >= self.at_least
 
 
-def alternated(*things: Timed, repetitions: int) -> list[list[float]]:
-    """The seconds of each thing at every repetition, the things done in turn; before that once each, not counted.
+def time_alternately(*tasks: Timed, repetitions: int) -> list[list[float]]:
+    """Seconds of each task at each repetition.
 
-    Every other repetition goes through them backwards, so that none always comes after the same one.
+    The tasks run in turn, in reverse order at every other repetition, so that none always follows the same one. Before
+    that each runs once without being counted.
     """
-    for thing in things:
-        thing()
-    seconds: list[list[float]] = [[] for _ in things]
+    for task in tasks:
+        task()
+    seconds: list[list[float]] = [[] for _ in tasks]
     for repetition in range(repetitions):
-        places = range(len(things))
-        for place in reversed(places) if repetition % 2 else places:
-            seconds[place].append(things[place]())
+        order = range(len(tasks))
+        for i in reversed(order) if repetition % 2 else order:
+            seconds[i].append(tasks[i]())
     return seconds
 
 
 def ratios(seconds: Sequence[float], baseline: Sequence[float]) -> list[float]:
-    """``seconds`` over ``baseline``, repetition by repetition."""
-    return [one / other for one, other in zip(seconds, baseline, strict=True)]
+    """``seconds / baseline``, repetition by repetition."""
+    return [numerator / denominator for numerator, denominator in zip(seconds, baseline, strict=True)]
 
 
 def timed(function: Callable[[], object], *, num_parts: int = 1) -> Timed:
-    """``function``, by the seconds of one of the equal parts that it is made of."""
+    """A task that calls ``function`` and returns the seconds of one of its ``num_parts`` equal parts."""
 
     def seconds() -> float:
         started = time.perf_counter()
@@ -107,7 +108,7 @@ def timed(function: Callable[[], object], *, num_parts: int = 1) -> Timed:
 
 
 def duration(seconds: Sequence[float]) -> str:
-    """The median in words: ``0.62 ms``, ``1.8 s``."""
+    """The median with a unit, such as ``0.62 ms`` or ``1.8 s``."""
     value = median(seconds)
     for unit, scale in (("s", 1.0), ("ms", 1e3)):
         if value * scale >= 1:

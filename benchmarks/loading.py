@@ -1,4 +1,4 @@
-"""Loading and augmenting whole batches of images in memory, over single items in two worker processes."""
+"""Load and augment whole batches of images in memory, compared with single items in two worker processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.harness import Effort, Figure, alternated, ratios, timed
+from benchmarks.harness import Effort, Figure, ratios, time_alternately, timed
 from benchmarks.synthetic import NUM_CANDIDATES, NUM_CLASSES
 from reducr.data import ExampleDataset, ExampleLoader
 from reducr.data.core.transforms import Augment
@@ -19,7 +19,7 @@ NUM_WORKERS = 2
 
 
 class SingleImages(Dataset[tuple[int, Tensor, Tensor]]):
-    """Images one by one, each cropped and mirrored at random when it is read."""
+    """Images that are randomly cropped and mirrored one by one when they are read."""
 
     def __init__(self, images: Tensor, target: Tensor) -> None:
         self.images = images
@@ -36,7 +36,7 @@ class SingleImages(Dataset[tuple[int, Tensor, Tensor]]):
 
 
 def loading(effort: Effort) -> Iterator[Figure]:
-    """Points a second, both with a random crop of padding 4 and a random mirror image; workers are warm."""
+    """Examples per second with a random crop (padding 4) and a random flip; the workers are warm."""
     num_examples = effort.of(64, tiny=1) * NUM_CANDIDATES
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (num_examples, 3, 32, 32), dtype=torch.uint8, generator=generator)
@@ -55,7 +55,7 @@ def loading(effort: Effort) -> Iterator[Figure]:
         generator=generator,
     )
 
-    def batches_of_points() -> None:
+    def whole_batches() -> None:
         for batch in resident:
             augment(batch.input)
 
@@ -63,13 +63,13 @@ def loading(effort: Effort) -> Iterator[Figure]:
         for _ in single:
             pass
 
-    single_seconds, resident_seconds = alternated(
-        timed(single_items), timed(batches_of_points), repetitions=effort.repeated(5)
+    single_seconds, resident_seconds = time_alternately(
+        timed(single_items), timed(whole_batches), repetitions=effort.num_repetitions(5)
     )
-    points_per_second = num_examples / sorted(single_seconds)[len(single_seconds) // 2]
+    examples_per_second = num_examples / sorted(single_seconds)[len(single_seconds) // 2]
     yield Figure(
-        "points a second, `ExampleLoader` with `Augment` on whole batches",
+        "examples per second, `ExampleLoader` with `Augment` on whole batches",
         ratios(single_seconds, resident_seconds),
         at_least=5.0,
-        over=f"single items in a `DataLoader` with {NUM_WORKERS} workers, {points_per_second:,.0f} points/s",
+        over=f"single items in a `DataLoader` with {NUM_WORKERS} workers, {examples_per_second:,.0f} examples/s",
     )

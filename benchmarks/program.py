@@ -1,4 +1,4 @@
-"""The parts of the training program, as `reducr train` puts them together, on made points."""
+"""The parts of the training program, assembled as by `reducr train`, on synthetic data."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from reducr.pipeline.setup import Method, SeedData, build, methods_of
 MODEL_NAMES = {"mlp": "mlp", "cnn": "small_cnn"}
 
 
-class MadePoints(DataModule):
+class SyntheticData(DataModule):
     """Random inputs and targets.
 
     Args:
-        shape: of an input.
-        num_examples: in all parts together.
+        shape: shape of one input.
+        num_examples: total over all parts.
         options: see ``DataModule``.
     """
 
@@ -40,7 +40,7 @@ class MadePoints(DataModule):
         self.num_examples = num_examples
 
     def read(self) -> RawData:
-        """All points."""
+        """Random inputs, and targets in turn."""
         generator = torch.Generator().manual_seed(0)
         target: Tensor = torch.arange(self.num_examples) % NUM_CLASSES
         return RawData(
@@ -52,13 +52,13 @@ class MadePoints(DataModule):
 
 @dataclass(frozen=True)
 class Program:
-    """A configuration with its data, and a folder for what trainings leave.
+    """A configuration with its data and an output folder.
 
     Args:
         config: the whole configuration.
-        data: of its seed.
-        folder: is removed afterwards.
-        display: of the progress, drawn as on a terminal, but seen by nobody.
+        data: the data of its seed.
+        folder: temporary output folder.
+        display: progress display, drawn as on a terminal but not shown.
     """
 
     config: DictConfig
@@ -68,23 +68,23 @@ class Program:
 
     @property
     def method(self) -> Method:
-        """The one that is trained."""
+        """The method to train."""
         return methods_of(self.config)[0]
 
     def stage(self, name: str, *, config: DictConfig | None = None) -> IrreducibleStage:
-        """A new irreducible stage in a folder of its own."""
+        """A new irreducible stage in the folder ``name``."""
         return IrreducibleStage(config or self.config, self.data, self.folder / name, self.display)
 
 
-def configured(model: str, *options: str, num_train: int, num_holdout: int) -> DictConfig:
-    """The configuration of ``reducr train experiment=fashion_mnist`` for a model of ``made``, on made points."""
+def composed(model: str, *options: str, num_train: int, num_holdout: int) -> DictConfig:
+    """The configuration of ``reducr train experiment=fashion_mnist``, for a model and data of ``synthetic``."""
     with hydra.initialize_config_module("reducr.configs", version_base="1.3"):
         return hydra.compose(
             "main",
             [
                 "experiment=fashion_mnist",
                 "datamodule=digits",
-                "datamodule._target_=benchmarks.program.MadePoints",
+                "datamodule._target_=benchmarks.program.SyntheticData",
                 f"+datamodule.shape={list(INPUT_SHAPES[model])}",
                 f"+datamodule.num_examples={num_train + num_holdout + 10 * NUM_CLASSES}",
                 f"datamodule.holdout_size={num_holdout}",
@@ -100,8 +100,8 @@ def configured(model: str, *options: str, num_train: int, num_holdout: int) -> D
 
 
 @contextmanager
-def program(config: DictConfig) -> Iterator[Program]:
-    """Its data, a temporary folder and a display."""
+def opened(config: DictConfig) -> Iterator[Program]:
+    """The program of ``config`` with its data, a temporary folder and a display."""
     data = SeedData.of(build(config.datamodule), config.seed)
     console = Console(file=io.StringIO(), force_terminal=True)
     with TemporaryDirectory() as folder, RunDisplay(1, console=console) as display:

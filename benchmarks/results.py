@@ -1,4 +1,4 @@
-"""``results.json`` and the table that is made of it."""
+"""Read and write ``results.json``, and render its table."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from reducr._internal.files import write_text_atomically
 
 FORMAT = 1
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- made by `make bench` -->", "<!-- end of what `make bench` makes -->"
+BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 _PACKAGES = ("torch", "numpy", "lightning", "reducr")
 
 
 def environment() -> dict[str, Any]:
-    """What figures depend on beside the code that is measured: commit, machine and versions."""
+    """What the figures depend on: commit, machine and versions."""
     return {
         "commit": _commit(),
         "machine": {
@@ -37,10 +37,10 @@ def environment() -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """All results so far, by the name of the benchmark.
+    """All results so far, by benchmark; empty if the file does not exist.
 
     Raises:
-        ValueError: if they are of another version of this programme.
+        ValueError: if another version of this program wrote the file.
     """
     if not path.is_file():
         return {}
@@ -52,48 +52,48 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, benchmarks: Mapping[str, Any], *, order: Iterable[str]) -> None:
-    """Write all results, whole or not at all, in this order; those of benchmarks that no longer exist are dropped."""
+    """Write all results atomically in this order; results of benchmarks that no longer exist are dropped."""
     ordered = {name: benchmarks[name] for name in order if name in benchmarks}
     write_text_atomically(path, json.dumps({"format": FORMAT, "benchmarks": ordered}, indent=1) + "\n")
 
 
-def entry(figures: Iterable[Figure], made_in: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of one benchmark."""
-    return {**made_in, "figures": [_figure(figure) for figure in figures]}
+def entry(figures: Iterable[Figure], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON entry of one benchmark, measured in this ``environment``."""
+    return {**environment, "figures": [_figure(figure) for figure in figures]}
 
 
 def table(benchmarks: Mapping[str, Any]) -> str:
-    """All figures in Markdown, and what they were measured on."""
+    """All figures as a Markdown table, and the machines they were measured on."""
     lines = ["| what | target | median | quartiles | over | met |", "| --- | ---: | ---: | ---: | --- | --- |"]
     lines += [_line(figure) for result in benchmarks.values() for figure in result["figures"]]
-    places: dict[str, list[str]] = {}
+    names_by_environment: dict[str, list[str]] = {}
     for name, result in benchmarks.items():
-        places.setdefault(_place(result), []).append(name)
-    lines += ["", *(f"{place}: {', '.join(names)}." for place, names in places.items())]
+        names_by_environment.setdefault(_environment_text(result), []).append(name)
+    lines += ["", *(f"{text}: {', '.join(names)}." for text, names in names_by_environment.items())]
     return "\n".join(lines)
 
 
 def put_table(document: Path, benchmarks: Mapping[str, Any]) -> None:
-    """Put the table between its two marks in a document; raises as ``put_between``."""
+    """Put the table between its two marks in a document; raises like ``put_between``."""
     put_between(document, table(benchmarks), begin=BEGIN, end=END)
 
 
 def put_between(document: Path, text: str, *, begin: str, end: str) -> None:
-    """Put ``text`` between two marks in a document, in the place of what is there.
+    """Replace the text between two marks in a document.
 
     Raises:
-        ValueError: if the marks are not there, each once.
+        ValueError: if the document does not contain each mark exactly once.
     """
     whole = document.read_text(encoding="utf-8")
     if whole.count(begin) != 1 or whole.count(end) != 1:
-        raise ValueError(f"{document} must have the lines {begin} and {end}, each once, for the table between them.")
+        raise ValueError(f"{document} must contain {begin} and {end} exactly once each; the table goes between them.")
     before, rest = whole.split(begin)
     after = rest.split(end)[1]
     write_text_atomically(document, f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
-    kept = {
+    entries = {
         "what": figure.what,
         "unit": figure.unit,
         "over": figure.over,
@@ -104,7 +104,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
         "quartiles": [_rounded(value) for value in figure.quartiles],
         "values": [_rounded(value) for value in figure.values],
     }
-    return {name: value for name, value in kept.items() if value not in ("", None)}
+    return {name: value for name, value in entries.items() if value not in ("", None)}
 
 
 def _rounded(value: float) -> float:
@@ -119,8 +119,8 @@ def _line(figure: Mapping[str, Any]) -> str:
     cells = [
         figure["what"],
         "".join(bounds),
-        f"{_shown(figure['median'])}{unit}",
-        f"{_shown(lower)} to {_shown(upper)}",
+        f"{_number(figure['median'])}{unit}",
+        f"{_number(lower)} to {_number(upper)}",
         figure.get("over", ""),
         met,
     ]
@@ -130,12 +130,12 @@ def _line(figure: Mapping[str, Any]) -> str:
 _SIGNS = {"at_most": "≤", "at_least": "≥"}
 
 
-def _shown(value: float) -> str:
-    """Three digits behind the point for what is near 1, as many digits as say something for all else."""
+def _number(value: float) -> str:
+    """Three decimals near 1, else three significant digits."""
     return f"{value:.3f}" if 0.1 <= abs(value) < 10 else f"{value:.3g}"
 
 
-def _place(result: Mapping[str, Any]) -> str:
+def _environment_text(result: Mapping[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     names = ", ".join(f"{name} {number}" for name, number in versions.items())
     return (
@@ -145,7 +145,7 @@ def _place(result: Mapping[str, Any]) -> str:
 
 
 def _commit() -> str:
-    """The commit at hand, ``+`` behind it if the code has been changed since; ``unknown`` outside a repository."""
+    """The current commit, with ``+`` if the code has uncommitted changes; ``unknown`` outside a repository."""
     try:
         commit = _git("rev-parse", "--short=10", "HEAD")
         return commit + "+" * bool(_git("status", "--porcelain", "--", "src", "benchmarks/*.py"))

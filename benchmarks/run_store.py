@@ -1,10 +1,10 @@
-"""Runs of a long benchmark, kept in a file after each, so that it goes on where it was stopped."""
+"""Store the runs of a long benchmark after each, so that an interrupted one continues where it stopped."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ Key = tuple[Any, ...]
 
 @dataclass
 class RunStore:
-    """The runs in a JSON file, one to a line.
+    """The runs in a JSON file, one per line.
 
     Args:
-        path: of the file.
-        key: the entries of a run that tell it from others, in the order of the file.
-        conditions: what all runs have in common.
+        path: the file.
+        key: entries that identify a run; the file is sorted by them.
+        conditions: what all runs have in common, including machine and versions.
         runs: by the values of their key.
-        commit: that makes further ones.
+        commit: the commit that makes further runs.
     """
 
     path: Path
@@ -38,63 +38,72 @@ class RunStore:
 
     @classmethod
     def read(cls, path: Path, key: tuple[str, ...]) -> RunStore:
-        """Those of a file."""
+        """Read the file."""
         content = json.loads(path.read_text(encoding="utf-8"))
         return cls(path, key, content["conditions"], {tuple(run[name] for name in key): run for run in content["runs"]})
 
     @classmethod
     def with_more(cls, path: Path, key: tuple[str, ...], conditions: Mapping[str, Any]) -> RunStore:
-        """Those of a file if it is there, and more to come, on one thread and in the memory of a training command.
+        """Open the file to add runs, or start a new one.
+
+        Also sets torch to one thread and keeps freed memory, as the training commands do.
 
         Raises:
-            ValueError: if the runs that are there are of other conditions, machine and versions among them.
+            ValueError: if the runs in the file were made under other conditions, such as another machine or version.
         """
         torch.set_num_threads(1)
         keep_freed_memory()
-        made_in = results.environment()
-        commit = made_in.pop("commit")
-        new = cls(path, key, {**conditions, **made_in}, commit=commit)
+        environment = results.environment()
+        commit = environment.pop("commit")
+        new = cls(path, key, {**conditions, **environment}, commit=commit)
         if path.is_file():
             earlier = cls.read(path, key)
             if earlier.conditions != new.conditions:
                 names = (name for name in new.conditions if earlier.conditions.get(name) != new.conditions[name])
                 raise ValueError(
-                    f"the runs in {path} differ in {', '.join(names)} from those to be made: give another --out, or "
-                    "remove it"
+                    f"The runs in {path} were made with another {', '.join(names)}. Set `--out` to another file, or "
+                    "remove this one."
                 )
             new.runs = earlier.runs
         return new
 
     def add(self, run: Mapping[str, Any]) -> None:
-        """Keep a run, with the commit that it was made by, and write the file, whole or not at all."""
+        """Add a run with the current commit, and write the file atomically."""
         self.runs[tuple(run[name] for name in self.key)] = {**run, "commit": self.commit}
         lines = ",\n".join(f"  {json.dumps(self.runs[key])}" for key in sorted(self.runs))
         text = f'{{"conditions": {json.dumps(self.conditions)},\n "runs": [\n{lines}\n]}}\n'
         write_text_atomically(self.path, text)
 
 
-def parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """The arguments, with those that every such benchmark has."""
+def parse_arguments(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Add the options that every long benchmark has, and parse the arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data-dir", type=Path, help="default: nothing is run")
-    parser.add_argument("--options", nargs="+", default=[], help="of `reducr run`, such as num_steps=500")
-    parser.add_argument("--tiny", action="store_true", help="a moment of each run, to see that it works")
-    parser.add_argument("--again", action="store_true", help="run what is there already, too")
-    parser.add_argument("--out", type=Path, help="JSON; default: the file of the documentation")
+    parser.add_argument("--data-dir", type=Path, help="folder of the data; without it, nothing is run")
+    parser.add_argument(
+        "--options", nargs="+", default=[], help="further options of `reducr run`, such as num_steps=500"
+    )
+    parser.add_argument("--tiny", action="store_true", help="make each run very short, to check that it works")
+    parser.add_argument("--again", action="store_true", help="repeat runs that are stored already")
+    parser.add_argument("--out", type=Path, help="JSON file; default: the one behind the documentation")
     return parser.parse_args(arguments)
 
 
-def run_where_asked(
+def reducr_options(options: argparse.Namespace, tiny: Sequence[str]) -> list[str]:
+    """The options of `reducr run` that the user set, after those of a ``tiny`` run if it is one."""
+    return [*(tiny if options.tiny else ()), *options.options]
+
+
+def run_if_requested(
     parser: argparse.ArgumentParser,
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     out: Path,
     run_missing: Callable[[argparse.Namespace, Path], None],
 ) -> None:
-    """Run what is asked for and not in ``out``; end with a message where nothing is, and nothing is asked for."""
-    if given.data_dir is not None:
+    """Call ``run_missing`` if ``--data-dir`` is set; exit with a message if there are no runs to show either."""
+    if options.data_dir is not None:
         try:
-            run_missing(given, out)
+            run_missing(options, out)
         except ValueError as error:
             parser.error(str(error))
     elif not out.is_file():
-        parser.error(f"there are no runs in {out}: give --data-dir, the folder of the data")
+        parser.error(f"There are no runs in {out}. Set --data-dir to the folder of the data to make them.")

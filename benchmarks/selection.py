@@ -1,4 +1,4 @@
-"""Choosing alone: many candidates of many groups at once, and how its time grows."""
+"""Selection without a model: many candidates of many groups, and how its time grows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import reducr
-from benchmarks.harness import Effort, Figure, Timed, alternated, duration, ratios, timed
+from benchmarks.harness import Effort, Figure, Timed, duration, ratios, time_alternately, timed
 from benchmarks.synthetic import FRACTION
 from reducr.batch import Batch
 from reducr.irreducible import AdjustedGroupLoss, AdjustedIrreducibleLoss, IrreducibleTable, TableLogits
@@ -22,8 +22,8 @@ from reducr.scoring.scorer import pick
 NUM_CANDIDATES, NUM_GROUPS = 65_536, 1_000
 
 
-class Choice:
-    """``select`` and ``update`` of REDUCR, with adjusted losses from logits in memory.
+class SelectionTask:
+    """``select`` and ``update`` of REDUCR, with irreducible losses in closed form from logits in memory.
 
     Args:
         num_candidates: B.
@@ -39,7 +39,7 @@ class Choice:
         self.selector.set_group_holdout_loss(torch.ones(num_groups))
 
     def __call__(self) -> None:
-        """Choose a tenth."""
+        """Select a tenth of the candidates and update the weights."""
         losses = AdjustedGroupLoss(self.logits, self.targets)
         candidates = reducr.Candidates(model_loss=self.model_loss, group_irreducible_loss=losses)
         selection = self.selector.select(candidates, num_selected=max(1, int(FRACTION * len(self.targets))))
@@ -47,20 +47,22 @@ class Choice:
 
 
 def settle_allocator() -> None:
-    """Free 16 MB at once, as every training does with the activations of its first step.
+    """Free 16 MB at once, as every training does after its first step.
 
-    Until then glibc hands each freed megabyte back to the system and asks for it again, which doubles the time.
+    Until then glibc returns each freed megabyte to the system and requests it again, which doubles the time.
     """
     torch.zeros(4_000_000)
 
 
 def choosing(effort: Effort) -> Iterator[Figure]:
-    """Seconds and memory of one choice."""
+    """Seconds and memory of one selection."""
     settle_allocator()
     sizes = effort.of((NUM_CANDIDATES, NUM_GROUPS), tiny=(64, 10))
-    choice = Choice(*sizes)
-    baseline, seconds = alternated(
-        timed(lambda: torch.log_softmax(choice.logits, dim=1)), timed(choice), repetitions=effort.repeated(15)
+    task = SelectionTask(*sizes)
+    baseline, seconds = time_alternately(
+        timed(lambda: torch.log_softmax(task.logits, dim=1)),
+        timed(task),
+        repetitions=effort.num_repetitions(15),
     )
     what = f"`select` and `update`, B = {NUM_CANDIDATES:,}, G = {NUM_GROUPS:,}"
     yield Figure(what, seconds, unit="s", at_most=0.5)
@@ -68,7 +70,7 @@ def choosing(effort: Effort) -> Iterator[Figure]:
     command = [sys.executable, "-m", "benchmarks.selection", *map(str, sizes)]
     peaks = [
         subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        for _ in range(effort.repeated(3))
+        for _ in range(effort.num_repetitions(3))
     ]
     if all(peaks):
         megabytes = [float(peak) for peak in peaks]
@@ -76,7 +78,7 @@ def choosing(effort: Effort) -> Iterator[Figure]:
 
 
 def growth(effort: Effort) -> Iterator[Figure]:
-    """Exponents of the time of all of a step that is not the model's, against one size after another."""
+    """Exponents with which the time of a step, without the model, grows in B, G and N."""
     settle_allocator()
     sizes = effort.of([2**power for power in range(10, 17, 2)], tiny=[16, 32])
     yield _exponent("B", sizes, [_Step(size, 10, 2 * size) for size in sizes], effort, at_most=1.05)
@@ -87,7 +89,7 @@ def growth(effort: Effort) -> Iterator[Figure]:
 
 
 class _Step:
-    """Look-up in a table of logits, ``select`` and ``update``, for a model that costs nothing."""
+    """Look-up in a table of logits, ``select`` and ``update``, with a model that costs nothing."""
 
     def __init__(self, num_candidates: int, num_groups: int, num_examples: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -115,11 +117,13 @@ class _Step:
 
 
 def _exponent(name: str, sizes: Sequence[int], steps: Sequence[Timed], effort: Effort, *, at_most: float) -> Figure:
-    """The slope of log seconds over log size, least squares, at every repetition."""
-    seconds = alternated(*steps, repetitions=effort.repeated(15))
-    slopes = [float(np.polyfit(np.log(sizes), np.log(one), deg=1)[0]) for one in zip(*seconds, strict=True)]
+    """Least-squares slope of log seconds over log size, at each repetition."""
+    seconds = time_alternately(*steps, repetitions=effort.num_repetitions(15))
+    slopes = [
+        float(np.polyfit(np.log(sizes), np.log(repetition), deg=1)[0]) for repetition in zip(*seconds, strict=True)
+    ]
     return Figure(
-        f"exponent of a step's time but the model's in {name}, {sizes[0]:,} to {sizes[-1]:,}",
+        f"exponent in {name} of a step's time without the model, {sizes[0]:,} to {sizes[-1]:,}",
         slopes,
         at_most=at_most,
         over=f"{duration(seconds[0])} to {duration(seconds[-1])}",
@@ -127,20 +131,20 @@ def _exponent(name: str, sizes: Sequence[int], steps: Sequence[Timed], effort: E
 
 
 def _peak_megabytes(num_candidates: int, num_groups: int) -> float | None:
-    """Peak resident memory of a choice less what there was before it; None where the system does not say."""
+    """Peak resident memory of a selection beyond its inputs; None on systems without /proc."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
     settle_allocator()
-    Choice(16, num_groups)()  # makes what is made once
-    choice = Choice(num_candidates, num_groups)
+    SelectionTask(16, num_groups)()  # allocates what is allocated once
+    task = SelectionTask(num_candidates, num_groups)
 
     def peak() -> float:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        return int(found[1]) * 1024 / 1e6 if found else 0.0
+        match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        return int(match[1]) * 1024 / 1e6 if match else 0.0
 
-    before = peak()  # the inputs, which were made in place
-    choice()
+    before = peak()  # includes the inputs
+    task()
     return peak() - before
 
 

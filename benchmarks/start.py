@@ -1,4 +1,4 @@
-"""``import reducr`` over ``import torch``, each in processes of their own."""
+"""Time of ``import reducr`` over ``import torch``, in new processes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from benchmarks.harness import Effort, Figure, Timed, alternated, duration, ratios
+from benchmarks.harness import Effort, Figure, Timed, duration, ratios, time_alternately
 
 
 def start(effort: Effort) -> Iterator[Figure]:
-    """Seconds of the import statement, the interpreter running."""
-    baseline, seconds = alternated(_importing("torch"), _importing("reducr"), repetitions=effort.repeated(11))
+    """Seconds of the import statement, without the start of the interpreter."""
+    baseline, seconds = time_alternately(
+        _importing("torch"), _importing("reducr"), repetitions=effort.num_repetitions(11)
+    )
     yield Figure(
         "`import reducr`", ratios(seconds, baseline), at_most=1.15, over=f"`import torch`, {duration(baseline)}"
     )

@@ -1,8 +1,7 @@
-"""A step of selection and training over its floor: in the plain loop, and through ``SelectiveLoader``.
+"""A step of selection and training over its floor, in the plain loop and through ``SelectiveLoader``.
 
-All train one model in turn with SGD, the optimiser that hides least, and the MLP also with AdamW, that of the published
-experiments. The holdout loss is there before the first step
-and is not refreshed in between.
+All models train with SGD, the cheapest optimiser, and the MLP also with AdamW, the optimiser of the published
+experiments. The holdout loss is set before the first step and not refreshed.
 """
 
 from __future__ import annotations
@@ -17,42 +16,40 @@ import torch.nn.functional as F
 from torch.optim import Optimizer
 
 import reducr
-from benchmarks.harness import Effort, Figure, alternated, duration, ratios, timed
+from benchmarks.harness import Effort, Figure, duration, ratios, time_alternately, timed
 from benchmarks.synthetic import (
     FRACTION,
     NUM_CLASSES,
     TITLES,
     floor_step,
-    made_batches,
-    made_irreducible,
-    made_model,
+    synthetic_batches,
+    synthetic_irreducible,
+    synthetic_model,
 )
 from reducr.training.loop import train
 
 TARGETS = {"mlp": 1.30, "cnn": 1.05, "resnet18": 1.02}
-STEPS = {"mlp": 100, "cnn": 12, "resnet18": 1}
-"""Of one repetition."""
-OPTIMIZERS = {
+STEPS = {"mlp": 100, "cnn": 12, "resnet18": 1}  # per repetition
+OPTIMIZERS = {  # by their suffix to the row's title
     "mlp": {"": partial(torch.optim.SGD, lr=0.01), ", AdamW": torch.optim.AdamW},
     "cnn": {"": partial(torch.optim.SGD, lr=0.01)},
     "resnet18": {"": partial(torch.optim.SGD, lr=0.01)},
 }
-"""By what they are called in the table."""
 REPETITIONS = {"mlp": 40, "cnn": 40, "resnet18": 6}
 
 
 def steps(name: str, effort: Effort) -> Iterator[Figure]:
-    """Plain loop and ``SelectiveLoader`` over the floor, with each of the optimisers."""
+    """Plain loop and ``SelectiveLoader`` over the floor, with each optimiser."""
     for title, make_optimizer in OPTIMIZERS[name].items():
         yield from _steps(name, effort, f"{TITLES[name]}{title}", make_optimizer)
 
 
 def _steps(name: str, effort: Effort, title: str, make_optimizer: Callable[[Any], Optimizer]) -> Iterator[Figure]:
     num_steps = effort.of(STEPS[name], tiny=1)
-    model = made_model(name, is_tiny=effort.is_tiny)
+    model = synthetic_model(name, is_tiny=effort.is_tiny)
     optimizer = make_optimizer(model.parameters())
-    batches = made_batches(name, num_steps)
-    irreducible = made_irreducible(batches)
+    batches = synthetic_batches(name, num_steps)
+    irreducible = synthetic_irreducible(batches)
     selector = reducr.make_selector("reducr", num_groups=NUM_CLASSES, step_size=1e-4)
 
     def loop() -> float:
@@ -64,7 +61,7 @@ def _steps(name: str, effort: Effort, title: str, make_optimizer: Callable[[Any]
             irreducible,
             optimizer,
             holdout=batches[:1],
-            num_steps=num_steps + 1,  # the first begins the clock
+            num_steps=num_steps + 1,  # the first one starts the clock
             fraction=FRACTION,
             refresh_steps=num_steps + 2,
             on_step=lambda *_: ends.append(time.perf_counter()),
@@ -81,13 +78,13 @@ def _steps(name: str, effort: Effort, title: str, make_optimizer: Callable[[Any]
             loss.backward()
             optimizer.step()
 
-    baseline, *measured = alternated(
+    baseline, *loop_seconds = time_alternately(
         floor_step(model, optimizer, batches),
         loop,
         timed(selective_loader, num_parts=num_steps),
-        repetitions=effort.repeated(REPETITIONS[name]),
+        repetitions=effort.num_repetitions(REPETITIONS[name]),
     )
-    for what, seconds in zip(("plain loop", "`SelectiveLoader`"), measured, strict=True):
+    for what, seconds in zip(("plain loop", "`SelectiveLoader`"), loop_seconds, strict=True):
         yield Figure(
             f"step of the {what}, {title}",
             ratios(seconds, baseline),

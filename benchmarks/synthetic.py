@@ -1,4 +1,4 @@
-"""Models of three sizes, and made points for them: only the time they take matters, so they are random."""
+"""Models of three sizes, and random examples for them; only the time they take matters."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ INPUT_SHAPES = {"mlp": (64,), "cnn": (3, 32, 32), "resnet18": (3, 32, 32)}
 TITLES = {"mlp": "MLP 64-256-256-10", "cnn": "three-layer CNN, 3x32x32", "resnet18": "ResNet-18, 3x32x32"}
 
 
-def made_model(name: str, *, is_tiny: bool = False) -> nn.Module:
-    """``mlp``, ``cnn`` or ``resnet18``, in train mode; the last may be a tiny one."""
+def synthetic_model(name: str, *, is_tiny: bool = False) -> nn.Module:
+    """The model ``mlp``, ``cnn`` or ``resnet18``, in train mode; ``is_tiny`` makes a narrow ResNet."""
     torch.random.manual_seed(0)
     if name == "mlp":
         return MLP(num_features=64, num_classes=NUM_CLASSES)
@@ -32,8 +32,8 @@ def made_model(name: str, *, is_tiny: bool = False) -> nn.Module:
     return resnet18(NUM_CLASSES, width=2 if is_tiny else 64)
 
 
-def made_batches(model: str, num_batches: int) -> list[Batch]:
-    """Batches of candidates for a model, in memory; point i of all of them has index i."""
+def synthetic_batches(model: str, num_batches: int) -> list[Batch]:
+    """Batches of candidates for a model, in memory; indices count through all batches."""
     generator = torch.Generator().manual_seed(0)
     batches = []
     for index in torch.arange(num_batches * NUM_CANDIDATES).split(NUM_CANDIDATES):
@@ -43,15 +43,15 @@ def made_batches(model: str, num_batches: int) -> list[Batch]:
     return batches
 
 
-def made_irreducible(batches: Sequence[Batch]) -> TableLoss:
-    """Losses in closed form from a table of logits, computed once for all points as the training program does."""
+def synthetic_irreducible(batches: Sequence[Batch]) -> TableLoss:
+    """Losses in closed form from a table of logits, computed once for all examples as the training program does."""
     targets = torch.cat([batch.target for batch in batches])
     logits = np.random.default_rng(0).standard_normal((len(targets), NUM_CLASSES), dtype=np.float32)
     return AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(logits, kind="logits"))).tabulate(targets)
 
 
 def floor_step(model: nn.Module, optimizer: Optimizer, batches: Sequence[Batch]) -> Timed:
-    """What a step cannot do without: a forward pass of the candidates, and training on as many as are selected."""
+    """The floor of a step: a forward pass of the candidates, and a training step on as many as are selected."""
 
     def steps() -> None:
         for batch in batches:

@@ -1,4 +1,4 @@
-"""For training until seconds are spent: a clock, and what a method trains on, of the training program's own parts."""
+"""Train for a given number of seconds: a stopwatch, and the batches that a method trains on."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from reducr.training.auxiliary import ExtraBatches
 
 
 class Stopwatch:
-    """Seconds since it was made, without those while it was stopped.
+    """Seconds since its creation, except while it was stopped.
 
     Args:
-        clock: ``time.perf_counter`` for those of the wall, or ``time.process_time`` for those of a processor that this
-            process has taken: on one thread what a core of its own would have taken, whatever runs beside it.
+        clock: ``time.perf_counter`` for wall-clock seconds, or ``time.process_time`` for processor seconds of this
+            process. With one thread, the latter do not depend on what else runs on the machine.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -37,47 +37,47 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Seconds so far."""
         return self._clock() - self._started
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """What is done inside takes no time."""
+        """Do not count the time inside the block."""
         started = self._clock()
         yield
         self._started += self._clock() - started
 
 
 @dataclass
-class Candidates:
-    """What a method trains on.
+class TrainingBatches:
+    """The batches that a method trains on.
 
     Args:
-        batches: of an epoch.
-        others: points that join those of every batch.
+        batches: the batches of one epoch.
+        extra: examples that are appended to every batch; None for none.
     """
 
     batches: Iterable[Batch]
-    others: ExtraBatches | None = None
+    extra: ExtraBatches | None = None
 
     def example_weights(self) -> Tensor | None:
-        """Of the points of the last batch; None for 1."""
+        """Loss weights of the examples in the last batch; None for 1."""
         return self.batches.example_weights if isinstance(self.batches, reducr.SelectiveLoader) else None
 
 
-def shuffled(data: SeedData, train_on: str, batch_size: int) -> ExampleLoader:
-    """Batches of the points of a part, or of as many as there are."""
-    points = data.training_examples(train_on)
+def shuffled_loader(data: SeedData, train_on: str, batch_size: int) -> ExampleLoader:
+    """Shuffled batches of a part, smaller than ``batch_size`` only if the part is."""
+    examples = data.training_examples(train_on)
     order = stream_seed(data.seed, "order")
-    return ExampleLoader(points, batch_size=min(batch_size, len(points)), shuffle=True, drop_last=True, seed=order)
+    return ExampleLoader(examples, batch_size=min(batch_size, len(examples)), shuffle=True, drop_last=True, seed=order)
 
 
-def candidates_of(config: DictConfig, method: Method, data: SeedData, model: nn.Module) -> Candidates:
-    """What ``model`` is trained on by a method; its irreducible losses, if it needs them, are made first.
+def training_batches(config: DictConfig, method: Method, data: SeedData, model: nn.Module) -> TrainingBatches:
+    """The batches that a method trains ``model`` on; makes its irreducible losses first, if it needs them.
 
-    With a warm start the model gets the parameters of the irreducible model.
+    With a warm start, ``model`` gets the parameters of the reference model (the paper's irreducible model).
     """
-    loader = shuffled(data, method.train_on, config.num_candidates)
+    loader = shuffled_loader(data, method.train_on, config.num_candidates)
     selector = method.make_selector(data.splits.train.num_groups)
     with tempfile.TemporaryDirectory() as folder, RunDisplay(1, console=Console(quiet=True)) as display:
         stage = IrreducibleStage(config, data, Path(folder), display)
@@ -102,8 +102,8 @@ def candidates_of(config: DictConfig, method: Method, data: SeedData, model: nn.
         seed=stream_seed(data.seed, "selection"),
         **options,
     )
-    others = None
+    extra = None
     if num_drawn:
-        drawn = stream_seed(data.seed, "holdout")
-        others = ExtraBatches(ExampleLoader(holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=drawn))
-    return Candidates(selected, others)
+        seed = stream_seed(data.seed, "holdout")
+        extra = ExtraBatches(ExampleLoader(holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=seed))
+    return TrainingBatches(selected, extra)

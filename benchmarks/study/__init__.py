@@ -1,1 +1,1 @@
-"""The study of docs/results.md: methods at equal seconds, each tuned with the same effort."""
+"""The study in docs/results.md: methods at equal seconds, all tuned with the same effort."""

@@ -1,4 +1,4 @@
-"""The runs of a table: which there are to be, and where they are kept."""
+"""The rows of a table, and processes that make their runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ KEY = ("method", "options", "seed")
 
 
 class Row(NamedTuple):
-    """What is trained.
+    """A row of a table.
 
     Args:
-        label: of a line of the table.
+        label: its first cell.
         method: a key of the ``methods`` configuration.
-        options: of `reducr run`, beside those of the setting.
-        in_parts: train on every point, in steps as small as those of the methods that select, and score nothing.
-        block: of the table, whose first row the others of the block are compared with.
+        options: options of `reducr run`, beside those of the table.
+        in_parts: whether to train on every example without scoring, in steps as small as those of selection methods.
+        block: block of the table; the first row of a block is compared with the others.
     """
 
     label: str
@@ -36,16 +36,16 @@ class Row(NamedTuple):
     block: str = ""
 
     def with_options(self, *options: str) -> Row:
-        """The same with more options."""
+        """The same row with more options."""
         return self._replace(options=(*self.options, *options))
 
     def key(self, seed: int) -> tuple[str, str, int]:
-        """Of its run with ``seed``."""
+        """The key of its run with ``seed``."""
         return f"{self.method}{' in parts' * self.in_parts}", " ".join(self.options), seed
 
 
 class Job(NamedTuple):
-    """A run to make."""
+    """A run to be made."""
 
     experiment: str
     options: tuple[str, ...]
@@ -54,10 +54,10 @@ class Job(NamedTuple):
     seconds: float
 
 
-def made(jobs: Sequence[Job], *, num_processes: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Make runs, so many at a time, each on one thread; in the order in which they are finished."""
+def run_jobs(jobs: Sequence[Job], *, num_processes: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Make runs in ``num_processes`` processes of one thread each; yields them as they finish."""
     with multiprocessing.get_context("spawn").Pool(num_processes, initializer=_prepare) as pool:
-        yield from pool.imap_unordered(_made, jobs)
+        yield from pool.imap_unordered(_run, jobs)
 
 
 def _prepare() -> None:
@@ -65,16 +65,16 @@ def _prepare() -> None:
     keep_freed_memory()
 
 
-def _made(job: Job) -> tuple[Job, dict[str, Any]]:
-    config = composed(job)
-    of_data = tuple(one for one in (*job.options, *job.row.options) if one.startswith("datamodule."))
-    data = _data(job.experiment, of_data, job.seed)
+def _run(job: Job) -> tuple[Job, dict[str, Any]]:
+    config = composed_config(job)
+    data_options = tuple(o for o in (*job.options, *job.row.options) if o.startswith("datamodule."))
+    data = _data(job.experiment, data_options, job.seed)
     outcome = train(config, data, seconds=job.seconds, in_parts=job.row.in_parts)
     method, options, seed = job.row.key(job.seed)
     return job, {"method": method, "options": options, "seed": seed, **outcome}
 
 
-def composed(job: Job) -> DictConfig:
+def composed_config(job: Job) -> DictConfig:
     """The configuration of a run."""
     return _composed(job.experiment, (*job.options, *job.row.options, f"compare=[{job.row.method}]"))
 
@@ -86,5 +86,5 @@ def _composed(experiment: str, options: Iterable[str]) -> DictConfig:
 
 @cache
 def _data(experiment: str, options: tuple[str, ...], seed: int) -> SeedData:
-    """The data of a seed, read once for all runs of a process that have the same."""
+    """The data of a seed, shared by the runs of a process."""
     return SeedData.of(build(_composed(experiment, options).datamodule), seed)

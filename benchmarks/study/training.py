@@ -1,4 +1,4 @@
-"""Training by any method until its seconds are spent."""
+"""Train with any method for a given number of seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from benchmarks.timed import Candidates, Stopwatch, candidates_of, shuffled
+from benchmarks.timed import Stopwatch, TrainingBatches, shuffled_loader, training_batches
 from reducr._internal.run_folder import CHECKPOINT_RULES
 from reducr.data import ExampleDataset, ExampleLoader
 from reducr.metrics import worst
@@ -23,28 +23,28 @@ from reducr.training.auxiliary import selected_loss
 
 _NUM_CHECKPOINTS = 12
 _TEST_BATCH_SIZE = 1000
-_MOST_HOLDOUT_POINTS = 5000
+_MAX_HOLDOUT_EXAMPLES = 5000
 HALVES = ("tuning", "report")
 
 
 def train(config: DictConfig, data: SeedData, *, seconds: float, in_parts: bool) -> dict[str, Any]:
     """Train by the one method that ``config`` compares until ``seconds`` are spent, and test its checkpoints.
 
-    The clock begins when the data is in memory, so the irreducible stage is on it, and stands while the model is
-    evaluated for the choice of a checkpoint: the holdout losses that a rule needs are on it. The learning rate falls
-    from the optimiser's to zero as half a cosine of the seconds. Everything is on one thread.
+    The clock starts when the data is in memory, so it counts the irreducible stage. It counts holdout losses that the
+    method needs, but stops while the model is evaluated to choose a checkpoint. The learning rate decays to zero as
+    half a cosine of the seconds. Everything runs on one thread.
 
     Args:
-        config: of an experiment.
-        data: of the seed.
-        seconds: of one core.
-        in_parts: train on every point, in steps as small as those of the methods that select, and score nothing.
+        config: the configuration of an experiment.
+        data: the data of the seed.
+        seconds: seconds of one core.
+        in_parts: whether to train on every example without scoring, in steps as small as those of selection methods.
 
     Returns:
-        ``steps``; ``irreducible_seconds``, all before the first step; ``corrupted``, the share among the points of the
-        batches, without holdout points drawn beside them, null where not known; and for each half of the test part and
-        each checkpoint rule ``HALF/RULE/worst`` and ``HALF/RULE/mean`` accuracy. Points at even places are the half for
-        tuning, the others that for the report.
+        ``steps``; ``irreducible_seconds``, all seconds before the first step; ``corrupted``, the share of corrupted
+        examples in the batches (without extra holdout examples), None if unknown; and for each half of the test part
+        and each checkpoint rule the accuracies ``HALF/RULE/worst`` and ``HALF/RULE/mean``. Examples at even positions
+        are the half for tuning, the others the half for the report.
 
     Raises:
         ValueError: if the seconds are spent before the first step.
@@ -56,72 +56,92 @@ def train(config: DictConfig, data: SeedData, *, seconds: float, in_parts: bool)
         model = data.make_model(config.model, num_outputs=data.splits.test.num_classes, seed=seed)
         if in_parts:
             size = num_selected_of(config.fraction, config.num_candidates)
-            candidates = Candidates(shuffled(data, method.train_on, size))
+            training = TrainingBatches(shuffled_loader(data, method.train_on, size))
         else:
-            candidates = candidates_of(config, method, data, model)
-        before_training = clock.seconds
+            training = training_batches(config, method, data, model)
+        irreducible_seconds = clock.seconds
         optimizer = make_optimizer(config.optimizer)(model.parameters())
-        rates = [group["lr"] for group in optimizer.param_groups]
         checkpoints = _Checkpoints(model, data)
-        counts = torch.zeros(2, dtype=torch.int64)
         is_corrupted = data.training_examples(method.train_on).is_corrupted
-        due = steps = 0
-        batches = itertools.chain.from_iterable(itertools.repeat(candidates.batches))
-        while (spent := clock.seconds) < seconds:
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * (1 + math.cos(math.pi * spent / seconds)) / 2
-            batch = next(batches)
-            trained_on = batch if candidates.others is None else candidates.others.append_to(batch)
-            optimizer.zero_grad()
-            selected_loss(model, trained_on, candidates.example_weights()).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            steps += 1
-            with clock.stopped():
-                if is_corrupted is not None:
-                    counts += torch.tensor([int(is_corrupted[batch.index].sum()), len(batch.index)])  # type: ignore[arg-type, index]
-                if clock.seconds * _NUM_CHECKPOINTS >= (due + 1) * seconds:
-                    due = int(clock.seconds * _NUM_CHECKPOINTS / seconds)
-                    checkpoints.keep()
-        if not steps:
-            raise ValueError(f"{method.name}: the irreducible stage alone takes longer than {seconds} s: give it more.")
+        num_steps, corrupted = _train_for(
+            seconds, clock, model, optimizer, training, is_corrupted=is_corrupted, checkpoints=checkpoints
+        )
+        if not num_steps:
+            raise ValueError(
+                f"{method.name}: the irreducible stage alone takes longer than {seconds} s. Give the runs more seconds."
+            )
         return {
-            "steps": steps,
-            "irreducible_seconds": round(before_training, 2),
-            "corrupted": None if is_corrupted is None else round(float(counts[0] / counts[1]), 4),
-            **checkpoints.tested(),
+            "steps": num_steps,
+            "irreducible_seconds": round(irreducible_seconds, 2),
+            "corrupted": corrupted,
+            **checkpoints.test(),
         }
 
 
+def _train_for(
+    seconds: float,
+    clock: Stopwatch,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    training: TrainingBatches,
+    *,
+    is_corrupted: Tensor | None,
+    checkpoints: _Checkpoints,
+) -> tuple[int, float | None]:
+    """Train until the clock is at ``seconds``; the number of steps, and the share of corrupted examples if known."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    counts = torch.zeros(2, dtype=torch.int64)  # corrupted, all
+    num_steps = num_checkpoints = 0
+    batches = itertools.chain.from_iterable(itertools.repeat(training.batches))
+    while (spent := clock.seconds) < seconds:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 + math.cos(math.pi * spent / seconds)) / 2
+        batch = next(batches)
+        extended = batch if training.extra is None else training.extra.append_to(batch)
+        optimizer.zero_grad()
+        selected_loss(model, extended, training.example_weights()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        num_steps += 1
+        with clock.stopped():
+            if is_corrupted is not None:
+                counts += torch.tensor([int(is_corrupted[batch.index].sum()), len(batch.index)])  # type: ignore[arg-type, index]
+            if clock.seconds * _NUM_CHECKPOINTS >= (num_checkpoints + 1) * seconds:
+                num_checkpoints = int(clock.seconds * _NUM_CHECKPOINTS / seconds)
+                checkpoints.keep()
+    is_known = is_corrupted is not None and num_steps > 0
+    return num_steps, round(float(counts[0] / counts[1]), 4) if is_known else None
+
+
 class _Checkpoints:
-    """The state of a model that each checkpoint rule chooses."""
+    """The states of a model that the checkpoint rules choose."""
 
     def __init__(self, model: nn.Module, data: SeedData) -> None:
         self.model = model
         self.data = data
-        self._holdout = data.splits.holdout.take(torch.arange(min(_MOST_HOLDOUT_POINTS, len(data.splits.holdout))))
+        self._holdout = data.splits.holdout.take(torch.arange(min(_MAX_HOLDOUT_EXAMPLES, len(data.splits.holdout))))
         self._best: dict[str, float] = {}
         self._states: dict[str, dict[str, Tensor]] = {}
 
     def keep(self) -> None:
-        """Evaluate the holdout part, or 5,000 of it, and keep the state for each rule that chooses it."""
-        class_accuracy, mean = _accuracies(self._predicted(self._holdout), self._holdout)
+        """Evaluate on up to 5,000 holdout examples, and keep the state for each rule that prefers it."""
+        worst_class, mean = _accuracies(self._predictions(self._holdout), self._holdout)
         state = copy.deepcopy(self.model.state_dict())
-        scores = {"last": math.inf, "best_worst_group": class_accuracy, "best_mean": mean}
+        scores = {"last": math.inf, "best_worst_group": worst_class, "best_mean": mean}
         for rule in CHECKPOINT_RULES:
             if scores[rule] >= self._best.get(rule, 0.0):
                 self._best[rule] = scores[rule]
                 self._states[rule] = state
 
-    def tested(self) -> dict[str, float]:
+    def test(self) -> dict[str, float]:
         """Worst-class and mean accuracy of each half of the test part and each rule."""
         self.keep()
         test = self.data.splits.test
         outcome, predictions = {}, {}
         for rule in CHECKPOINT_RULES:
             state = self._states[rule]
-            if id(state) not in predictions:  # rules that chose the same
+            if id(state) not in predictions:  # rules may choose the same state
                 self.model.load_state_dict(state)
-                predictions[id(state)] = self._predicted(test)
+                predictions[id(state)] = self._predictions(test)
             prediction = predictions[id(state)]
             for first, half in enumerate(HALVES):
                 index = torch.arange(first, len(test), 2)
@@ -129,14 +149,16 @@ class _Checkpoints:
                 outcome |= {f"{half}/{rule}/worst": round(worst_class, 4), f"{half}/{rule}/mean": round(mean, 4)}
         return outcome
 
-    def _predicted(self, points: ExampleDataset) -> Tensor:
-        batches = ExampleLoader(points, batch_size=_TEST_BATCH_SIZE)
-        return evaluate(self.model, batches, num_classes=points.num_classes, num_groups=points.num_groups)["prediction"]
+    def _predictions(self, examples: ExampleDataset) -> Tensor:
+        batches = ExampleLoader(examples, batch_size=_TEST_BATCH_SIZE)
+        return evaluate(self.model, batches, num_classes=examples.num_classes, num_groups=examples.num_groups)[
+            "prediction"
+        ]
 
 
-def _accuracies(prediction: Tensor, points: ExampleDataset) -> tuple[float, float]:
+def _accuracies(prediction: Tensor, examples: ExampleDataset) -> tuple[float, float]:
     """Worst-class and mean accuracy."""
-    is_correct = (prediction == points.target).double()
-    counts = torch.bincount(points.target, minlength=points.num_classes)
-    by_class = torch.bincount(points.target, weights=is_correct, minlength=points.num_classes) / counts
+    is_correct = (prediction == examples.target).double()
+    counts = torch.bincount(examples.target, minlength=examples.num_classes)
+    by_class = torch.bincount(examples.target, weights=is_correct, minlength=examples.num_classes) / counts
     return worst(by_class), float(is_correct.mean())

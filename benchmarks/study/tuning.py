@@ -1,4 +1,4 @@
-"""Which trial of a method is reported."""
+"""Choose the trial of a method that is reported."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from benchmarks.study.tables import Contender
 TUNING_SEED = 100
 
 
-def chosen(contender: Contender, runs: Mapping[Key, dict[str, Any]]) -> Row | None:
-    """The row of the best trial; None where one has not been run."""
+def tuned_row(contender: Contender, runs: Mapping[Key, dict[str, Any]]) -> Row | None:
+    """The row of the best trial; None if a trial is missing."""
     trials = [contender.row.with_options(*options) for options in contender.trials]
     if len(trials) == 1:
         return trials[0]

@@ -1,4 +1,4 @@
-"""Every benchmark runs at a tiny size, and says what it claims to; the documented table is that of the results."""
+"""Every benchmark runs at a tiny size and reports what it claims to; the documented table matches the results."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmarks import results
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.harness import Figure, alternated, duration, ratios
+from benchmarks.harness import Figure, duration, ratios, time_alternately
 
 import forked
 import local_data
@@ -58,7 +58,7 @@ def test_stream(tmp_path):
     assert row["growth_megabytes"] <= 50
     assert row["worst_class_accuracy"] == rows[0]["worst_class_accuracy"] > 0
     assert re.findall(r"^\| ([\d,]+) \| \d+\.\d \| \d+\.\d \|$", text, flags=re.MULTILINE) == ["2,000", "20,000"]
-    assert f"\n{row['growth_megabytes']} MB more after the first 2,000 points" in text
+    assert f"\n{row['growth_megabytes']} MB more after the first 2,000 examples" in text
     assert "2000 of 20000 candidates selected (0.100) in 20 batches and 20 steps" in text
 
 
@@ -143,7 +143,7 @@ def test_documented_table_is_that_of_the_results(tmp_path):
 def test_table(tmp_path):
     figures = [
         Figure("step of a loop", [1.3, 1.1, 1.2, 1.25], at_most=1.2, over="floor, 2 ms"),
-        Figure("points a second", [7.0], at_least=5.0),
+        Figure("examples per second", [7.0], at_least=5.0),
         Figure("memory", [12.34, 12.36], unit="MB"),
     ]
     made_in = {
@@ -160,25 +160,25 @@ def test_table(tmp_path):
         "| what | target | median | quartiles | over | met |",
         "| --- | ---: | ---: | ---: | --- | --- |",
         "| step of a loop | ≤ 1.2 | 1.225 | 1.175 to 1.262 | floor, 2 ms | **no** |",
-        "| points a second | ≥ 5 | 7.000 | 7.000 to 7.000 |  | yes |",
+        "| examples per second | ≥ 5 | 7.000 | 7.000 to 7.000 |  | yes |",
         "| memory |  | 12.3 MB | 12.3 to 12.4 |  |  |",
         "",
         "a processor, 2 cores, 1 threads, 3.9 GiB; python 3.11.2, torch 2.6.0; commit 0123456789: a, b.",
     ]
-    with pytest.raises(ValueError, match=r"document.md must have the lines .* each once, for the table between them"):
+    with pytest.raises(ValueError, match=r"document.md must contain .* exactly once each; the table goes between them"):
         results.put_between(document, "text", begin="<!-- none -->", end=results.END)
     path.write_text(json.dumps({"format": 0}))
     with pytest.raises(ValueError, match=r"results.json has format 0; this version reads format 1\. Remove it\."):
         results.read(path)
 
 
-def test_things_are_done_in_turn():
+def test_tasks_are_timed_alternately():
     calls = []
 
     def thing(name, seconds):
         return lambda: calls.append(name) or seconds
 
-    first, second = alternated(thing("a", 2.0), thing("b", 3.0), repetitions=3)
+    first, second = time_alternately(thing("a", 2.0), thing("b", 3.0), repetitions=3)
     assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
     assert ratios(second, first) == [1.5, 1.5, 1.5]
 
@@ -194,7 +194,7 @@ def test_duration(seconds, words):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["steps_mlp", "step_cnn"], "no benchmark step_cnn; there are steps_mlp, steps_cnn,"),
+        (["steps_mlp", "step_cnn"], "there is no benchmark step_cnn; choose from steps_mlp, steps_cnn,"),
         (["--repetitions", "0"], "--repetitions must be at least 1; got 0"),
     ],
 )

@@ -68,4 +68,4 @@ def test_tiny_comparison(tmp_path, benchmark, capsys):
     assert rows_of(again) == [header, *rows]
     with pytest.raises(SystemExit):
         benchmark.main([*map(str, options), "num_candidates=50"])
-    assert "differ in options from those to be made" in capsys.readouterr().err
+    assert "were made with another options." in capsys.readouterr().err

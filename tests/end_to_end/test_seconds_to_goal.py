@@ -73,14 +73,14 @@ def test_tiny_comparison(tmp_path, run, capsys):
 
     with pytest.raises(SystemExit, match="2"):
         run(*options, "--seconds", 0.3)
-    assert "differ in budget_seconds from those to be made: give another --out" in capsys.readouterr().err
+    assert "were made with another budget_seconds. Set `--out` to another file" in capsys.readouterr().err
     assert json.loads(out.read_text()) == content
 
 
 def test_nothing_to_draw(tmp_path, run, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("--out", tmp_path / "runs.json")
-    assert "give --data-dir, the folder of the data" in capsys.readouterr().err
+    assert "Set --data-dir to the folder of the data" in capsys.readouterr().err
 
 
 def test_arithmetic(tmp_path, run):
@@ -98,7 +98,10 @@ def test_arithmetic(tmp_path, run):
     text = run("--out", out)
     assert "| REDUCR | 0.600 ± 0.283 | 10.0 | 0.600 ± 0.283 | 0.500 ± 0.000 | 0.500 ± 0.000 | – |" in text
     assert "| uniform | 0.300 ± 0.141 | 10.0 | 0.300 ± 0.141 | 0.500 ± 0.000 | 0.500 ± 0.000 | 5.0 s |" in text
-    assert "Goal: 0.300, the best worst class of uniform. REDUCR reaches it after 5.0 s, 0.50 of the budget." in text
+    assert (
+        "Goal: 0.300, the best worst-class accuracy of uniform. REDUCR reaches it after 5.0 s, 0.50 of the budget."
+        in text
+    )
 
 
 def test_document_says_what_the_runs_say(tmp_path, run):

@@ -57,24 +57,29 @@ def test_tiny_table(tmp_path, run, capsys):
 
     with pytest.raises(SystemExit, match="2"):
         run(*options, "--seconds", 0.4)
-    assert "differ in seconds from those to be made: give another --out" in capsys.readouterr().err
+    assert "were made with another seconds. Set `--out` to another file" in capsys.readouterr().err
 
 
 @pytest.mark.long
 def test_a_budget_that_the_irreducible_stage_uses_up_is_an_error(study, tmp_path):
     runs = importlib.import_module("benchmarks.study.runs")
     job = runs.Job("digits", (), runs.Row("REDUCR", "reducr"), 0, 0.01)
-    with pytest.raises(ValueError, match=r"reducr: the irreducible stage alone takes longer than 0.01 s: give it more"):
-        list(runs.made([job], num_processes=1))
+    with pytest.raises(
+        ValueError, match=r"reducr: the irreducible stage alone takes longer than 0.01 s. Give the runs more"
+    ):
+        list(runs.run_jobs([job], num_processes=1))
 
 
 def test_unknown_names_and_numbers(run, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("digit")
-    assert "there is no table 'digit'; there are digits, fashion_mnist" in capsys.readouterr().err
+    assert "there is no table 'digit'; choose from digits, fashion_mnist" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         run("digits", "--rows", "class balanced")
-    assert "table 'digits' has no row 'class balanced'; it has 'REDUCR, priority sampling', " in capsys.readouterr().err
+    assert (
+        "table 'digits' has no row 'class balanced'; choose from 'REDUCR, priority sampling', "
+        in capsys.readouterr().err
+    )
     with pytest.raises(SystemExit, match="2"):
         run("digits", "--num-seeds", "-1")
     assert "--seconds, --num-seeds and --jobs must be above 0" in capsys.readouterr().err
@@ -85,7 +90,7 @@ def test_without_a_table_those_that_have_been_run_are_shown(run, tmp_path, capsy
     assert run("--out", tmp_path).count("**") == 2
     with pytest.raises(SystemExit, match="2"):
         run("ablations", "--out", tmp_path)
-    assert "give --data-dir, the folder of the data" in capsys.readouterr().err
+    assert "Set --data-dir to the folder of the data" in capsys.readouterr().err
 
 
 @pytest.mark.long
@@ -99,7 +104,7 @@ def test_every_row_of_every_table_composes(study):
         assert len({(one.row.label, one.row.block) for one in table.contenders}) == len(table.contenders)
         rows_of_digits = name in ("fashion_mnist", "cifar10n_worse", "tweeteval_emoji", "cifar10_clean")
         for row in [one.row.with_options(*one.trials[-1]) for one in table.contenders][rows_of_digits * 14 :]:
-            config = runs.composed(runs.Job(table.experiment, table.options, row, 0, 1.0))
+            config = runs.composed_config(runs.Job(table.experiment, table.options, row, 0, 1.0))
             (method,) = setup.methods_of(config)
             assert method.name == row.method
             assert sum(method.num_examples(config.fraction, config.num_candidates)) >= 10
@@ -133,14 +138,14 @@ def test_arithmetic(study, tmp_path):
     runs += [made_run(other, seed, worst=worst, mean=0.75) for seed, worst in enumerate((0.4, 0.58))]
     path = tmp_path / "runs.json"
     path.write_text(json.dumps({"conditions": {"seconds": 4.0, "machine": {"processor": "a core"}}, "runs": runs}))
-    lines = study.report_of(table, study.RunStore.read(path, study.KEY)).splitlines()
+    lines = study.markdown_report(table, study.RunStore.read(path, study.KEY)).splitlines()
     assert lines[0] == "**A table**, 4 s of one core (a core), 2 seeds"
     assert "| REDUCR | 0.600 ± 0.141 | – | 0.800 ± 0.000 | – | 100 | 0.250 |" in lines
     # differences 0.10 and 0.12: 0.11 ± 12.706 * 0.01414 / sqrt(2)
     assert (
         "| second | 0.490 ± 0.127 | +0.110 [-0.017, +0.237] | 0.750 ± 0.000 | +0.050 [+0.050, +0.050] | 100 | 0.250 |"
     ) in lines
-    assert "Less second, the best of the others in the worst class:" in lines
+    assert "Differences to second, the best other method in the worst class:" in lines
     assert "- REDUCR: worst class +0.110 [-0.017, +0.237], mean +0.050 [+0.050, +0.050]" in lines
     assert "| REDUCR | 0.600 ± 0.141 | 0.800 ± 0.000 | 0.600 ± 0.141 | 0.800 ± 0.000 | `lr=3` |" in lines
 
