@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from reducr._internal.moved import current_path
 from reducr._internal.run_folder import ResultRow, has_results, is_locked, read_results
 from reducr.reports.metrics_log import Floats, MetricsLog
 
@@ -27,6 +28,7 @@ _IGNORED_OPTIONS = (
     "name",
     "irreducible.dir",
     "gradient_weighted_class",
+    "callbacks",  # no callback; runs of earlier versions have no such option
 )
 _IGNORED_PREFIXES = ("model_io.", "logger.", "hydra.", "record.")
 
@@ -190,7 +192,7 @@ class Run:
     def settings(self) -> dict[str, str]:
         """Options that affect results, by dotted name, except methods and seeds."""
         return {
-            name: value
+            name: current_path(value) if name.endswith("_target_") else value
             for name, value in _dotted(self.config)
             if name not in _IGNORED_OPTIONS and not name.startswith(_IGNORED_PREFIXES) and not name.endswith("_dir")
         }
