@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import difflib
 import os
 import re
@@ -95,6 +96,7 @@ def _hydra_command(command: str, rest: Sequence[str]) -> None:
     import hydra
     from hydra.errors import HydraException
 
+    import reducr.configs  # noqa: F401  (registers the configurations without a YAML file)
     from reducr import pipeline
     from reducr._internal.memory import keep_freed_memory
 
@@ -122,8 +124,20 @@ def _hydra_command(command: str, rest: Sequence[str]) -> None:
     try:
         hydra.main(version_base="1.3", config_path="configs", config_name="main")(task)()
     except HydraException as error:
-        sys.stderr.write(f"reducr: {error}\n{_advice(error)}")
+        sys.stderr.write(f"reducr: {_option_fault(error) or error}\n{_advice(error)}")
         sys.exit(2)
+
+
+def _option_fault(error: HydraException) -> ValueError | None:
+    """An unknown option in a YAML file, or a value of the wrong type; None for any other error."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from reducr.pipeline.config import option_error
+
+    cause = error.__cause__ or error.__context__
+    fault = option_error(cause) if isinstance(cause, OmegaConfBaseException) else None
+    file = re.match(r"In '([^']+)'", str(error))
+    return fault if fault is None or file is None else ValueError(f"In {file[1]}: {fault}")
 
 
 def _advice(error: HydraException) -> str:
@@ -295,8 +309,10 @@ def _stopping_cleanly(work: Callable[[], None]) -> None:
 
 
 def _experiments() -> list[str]:
-    folder = Path(__file__).parent / "configs" / "experiment"
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    folder = Path(__file__).parent / "configs"
+    with (folder / "published" / "experiments.csv").open(newline="", encoding="utf-8") as table:
+        published = [row["experiment"] for row in csv.DictReader(table)]
+    return sorted([*published, *(path.stem for path in (folder / "experiment").glob("*.yaml"))])
 
 
 if __name__ == "__main__":

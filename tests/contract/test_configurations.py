@@ -1,24 +1,33 @@
 """Every YAML is one choice that composes, and every method and experiment runs for a few steps."""
 
+import contextlib
+import copy
 import csv
+import functools
+import json
 import re
 import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 import local_data
 import reducr
+from reducr import cli, pipeline
 from reducr._internal.run_folder import read_results
-from reducr.pipeline import run_experiment, run_irreducible
+from reducr.pipeline import register, run_experiment, run_irreducible
 from reducr.pipeline.setup import METHOD_ALIASES, methods_of
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "src" / "reducr" / "configs"
-EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+with (CONFIGS / "published" / "experiments.csv").open(newline="") as table:
+    PUBLISHED = [row["experiment"] for row in csv.DictReader(table)]
+EXPERIMENTS = sorted([*PUBLISHED, *(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))])
 # Experiments of one data set and kind of reference differ in their rule alone, and every rule is run on digits below:
 # the default lane trains one of each, and composes the others.
 SAME_DATA_AND_REFERENCE = re.compile("_(uniform|train_loss|payoff|weighted|irred|irred_weights|irred_weighted)(_|$)")
@@ -26,7 +35,7 @@ IRREDUCIBLE_STAGES_ALONE = ["cifar10_resnet18_irred", "cifar10_resnet18_irred_we
 ONLY_COMPOSED = [
     name for name in EXPERIMENTS if SAME_DATA_AND_REFERENCE.search(name) and name not in IRREDUCIBLE_STAGES_ALONE
 ]
-METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+METHODS = sorted([*reducr.SELECTORS, *(path.stem for path in (CONFIGS / "method").glob("*.yaml"))])
 QUICK = [
     "num_steps=4",
     "seeds=[0]",
@@ -109,16 +118,14 @@ def local_options(tmp_path_factory):
 
 
 def test_every_selector_is_a_method_of_its_own_name():
-    assert set(reducr.SELECTORS) <= set(METHODS)
     config = composed()
-    assert set(config.methods) == set(METHODS)
+    assert list(config.methods) == [*reducr.SELECTORS, "irreducible_model", "uniform_with_holdout"]
     for name in reducr.SELECTORS:
         assert config.methods[name].selector == name
     assert set(METHOD_ALIASES.values()) <= set(METHODS)
 
 
-def test_every_yaml_option_of_a_selector_is_its_default():
-    """What a method's YAML shows is what the library does without it."""
+def test_every_option_that_a_method_shows_is_its_selectors_default():
     config = composed("~experiment")
     for name in reducr.SELECTORS:
         options = OmegaConf.to_container(config.methods[name].options)
@@ -139,11 +146,107 @@ def test_every_yaml_option_of_a_selector_is_its_default():
         assert plain.weighting.payoff_decay == shown.weighting.payoff_decay
 
 
+class Margin(reducr.Selector):
+    """A selector of another package."""
+
+    name = "margin"
+    needs = frozenset({"logits"})
+
+    def __init__(self, *, num_groups, width, power=2.0, dtype=torch.float64, sampler=None, **sampler_options):
+        super().__init__(num_groups=num_groups, sampler=sampler, **sampler_options)
+
+    def score(self, candidates, *, generator):
+        return candidates.logits[:, 0]
+
+
+def test_a_selector_of_another_package_is_a_method_without_a_yaml(monkeypatch):
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
+    monkeypatch.setattr(register, "SELECTORS", dict(reducr.SELECTORS) | {"margin": Margin})
+    register.register()
+    config = composed("methods.margin.options.power=3")
+    # what has no default, or one that a YAML file cannot hold, is given with a plus
+    assert config.methods.margin == {
+        "selector": "margin",
+        "train_on": "train",
+        "options": {"sampler": "top_k", "power": 3},
+    }
+    assert list(config.methods)[-3:] == ["margin", "irreducible_model", "uniform_with_holdout"]
+
+
+def test_a_selector_that_cannot_be_imported_hinders_no_other_method(monkeypatch):
+    class Broken(dict):
+        def __getitem__(self, name):
+            if name == "margin":
+                raise ValueError("cannot be imported")
+            return super().__getitem__(name)
+
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
+    monkeypatch.setattr(register, "SELECTORS", Broken(reducr.SELECTORS, margin=None))
+    register.register()
+    assert composed().methods.margin.options == {}
+
+
+PUBLISHED_BEFORE = json.loads((Path(__file__).parent / "published_experiments.json").read_text())
+
+
+@functools.cache
+def default_with(*choices):
+    return OmegaConf.to_container(composed("~experiment", *choices), resolve=True)
+
+
+def flat(node, prefix=""):
+    if not (isinstance(node, dict) and node):
+        return {prefix: node}
+    return {name: value for key in node for name, value in flat(node[key], f"{prefix}.{key}".lstrip(".")).items()}
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED_BEFORE)
+def test_a_published_experiment_is_what_it_was_as_a_yaml_file(experiment):
+    """``published_experiments.json`` was written when each experiment was a file of its own."""
+    before = PUBLISHED_BEFORE[experiment]
+    config = composed(f"experiment={experiment}")
+    default = default_with(*before["choices"])
+    assert flat(OmegaConf.to_container(config, resolve=True)) == flat(default) | before["options"]
+    assert list(config) == list(default)
+
+
+def test_the_table_of_published_experiments_names_each_once():
+    assert sorted(PUBLISHED) == sorted(PUBLISHED_BEFORE)
+
+
+def test_published_experiments_serve_sweeps_and_a_users_own_files(tmp_path, capfd, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - qqp_robust\nname: mine\nnum_steps: 7\n"
+    )
+    monkeypatch.setattr("sys.argv", ["reducr"])
+    monkeypatch.chdir(tmp_path)
+    cli.main(["run", "--config-dir", str(tmp_path), "--cfg", "job", "experiment=mine"])
+    config = OmegaConf.create(capfd.readouterr().out)
+    assert (config.name, config.num_steps, config.selection_method) == ("mine", 7, "reducr")
+    assert (config.irreducible.kind, config.optimizer.weight_decay) == ("trained", 0.01)
+    runs = []
+    monkeypatch.setattr(pipeline, "run_experiment", lambda config: runs.append(config.name))
+    cli.main(["run", "--config-dir", str(tmp_path), "--multirun", "experiment=mine,mnli_robust_mh,digits"])
+    assert runs == ["mine", "mnli_robust_mh", "digits"]
+
+
+def test_help_and_errors_list_the_published_experiments(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["reducr"])
+    for arguments in (["--help"], ["run", "--help"], ["run", "experiment=nothing"]):
+        with contextlib.suppress(SystemExit):
+            cli.main(arguments)
+        streams = capsys.readouterr()
+        assert set(re.findall(r"\w+", streams.out + streams.err)) >= set(EXPERIMENTS), arguments
+
+
 def stage_of(experiment):
     return "irreducible" if "_irred" in experiment else "run"
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", sorted(set(EXPERIMENTS) - set(PUBLISHED)))
 def test_every_experiment_starts_with_its_command(experiment):
     lines = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
@@ -224,8 +327,8 @@ def test_every_method_runs(tmp_path):
         ["irreducible=ensemble", "irreducible.lookup=live", "irreducible.checkpoint_rule=lowest_loss"],
         ["irreducible=multi_headed"],
         ["irreducible=multi_headed", "irreducible.lookup=live"],
-        ["irreducible.trained_on=twins"],
-        ["irreducible.trained_on=twins", "irreducible=ensemble", "irreducible.lookup=live"],
+        ["irreducible.trained_on=cross_fit"],
+        ["irreducible.trained_on=cross_fit", "irreducible=ensemble", "irreducible.lookup=live"],
         ["irreducible.lookup=live", "irreducible.update_rate=0.01"],
         ["irreducible=ensemble", "irreducible.lookup=live", "irreducible.update_rate=0.01"],
         ["irreducible=trained", "irreducible.lookup=live", "irreducible.update_rate=0.01"],
@@ -251,8 +354,8 @@ def test_every_choice_runs(choice, tmp_path):
 CHOICES = {
     "ensemble": (["irreducible=ensemble"], "table_all"),
     "multi_headed": (["irreducible=multi_headed", "irreducible.lookup=live", "irreducible.update_rate=0.01"], None),
-    "twins": (["irreducible=adjusted", "irreducible.trained_on=twins", "irreducible.lookup=live"], None),
-    "twins in a table": (["irreducible=multi_headed", "irreducible.trained_on=twins"], "table_all"),
+    "cross_fit": (["irreducible=adjusted", "irreducible.trained_on=cross_fit", "irreducible.lookup=live"], None),
+    "cross_fit in a table": (["irreducible=multi_headed", "irreducible.trained_on=cross_fit"], "table_all"),
     "proxy": (["irreducible=adjusted", "model@proxy.model={model}", "{small}"], "table_plain"),
     "bald": (["selection_method=bald", "model.dropout=0.2"], None),
 }
@@ -305,6 +408,40 @@ def test_a_fixed_weight_of_zero_skips_that_classs_model(tmp_path):
     )
     stage = run_experiment(config) / "seed_0" / "irreducible"
     assert sorted(path.name for path in stage.iterdir() if path.is_dir()) == ["class_1", "class_9", "table_class_1_9"]
+
+
+EARLY = "{_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:holdout/mean_accuracy,mode:max,min_delta:2}"
+
+
+def test_a_callback_of_lightning_takes_part_in_the_training_of_the_target_model(tmp_path):
+    """No accuracy rises by 2, so early stopping ends each method at the validation after its patience."""
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "patient.yaml").write_text(
+        "early:\n  _target_: lightning.pytorch.callbacks.EarlyStopping\n  monitor: holdout/mean_accuracy\n"
+        "  mode: max\n  min_delta: 2\n  patience: 2\n"
+    )
+    steps = {}
+    for patience, choice in {1: [f"+callbacks.early={EARLY[:-1]},patience:1}}"], 2: ["callbacks=patient"]}.items():
+        with initialize_config_module("reducr.configs", version_base="1.3"):
+            config = compose(
+                "main",
+                [*QUICK, "num_steps=20", "compare=[uniform,reducr]", f"model_io.home_dir={tmp_path}", *choice,
+                 f"hydra.searchpath=[file://{tmp_path}]"],
+            )  # fmt: skip
+        folder = run_experiment(config)
+        steps[patience] = {row.method: row.steps for row in read_results(folder)}
+        assert OmegaConf.load(folder / "config.yaml").callbacks.early.patience == patience
+    # the first validation sets the best value, at step 2
+    assert steps == {1: {"uniform": 4, "reducr": 4}, 2: {"uniform": 6, "reducr": 6}}
+
+
+def test_a_callback_that_changes_nothing_leaves_the_results_as_they_are(tmp_path):
+    timer = "+callbacks.timer={_target_:lightning.pytorch.callbacks.Timer}"
+    results = []
+    for choice in ([], [timer]):
+        config = composed(*QUICK, "compare=[reducr]", f"model_io.home_dir={tmp_path}", *choice)
+        results.append([row.worst_class_accuracy for row in read_results(run_experiment(config))])
+    assert results[0] == results[1]
 
 
 @pytest.mark.long

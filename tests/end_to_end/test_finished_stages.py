@@ -90,7 +90,7 @@ def test_a_table_serves_another_target_model(stages, tmp_path):
 
 
 def test_twins_belong_to_any_holdout_part(tmp_path):
-    twins = ["irreducible.trained_on=twins"]
+    twins = ["irreducible.trained_on=cross_fit"]
     stage = run_irreducible(composed(*twins, f"model_io.run_dir={tmp_path / 'twins'}"))
     rows = read_results(train(tmp_path / "run", stage, *twins, "datamodule.label_noise.holdout=0.1"))
     assert {row.steps for row in rows} == {2}

@@ -1,1 +1,5 @@
-"""The YAML files of the training program."""
+"""Configurations of the training program. Hydra imports this package, which registers those without a YAML file."""
+
+from reducr.pipeline.register import register
+
+register()

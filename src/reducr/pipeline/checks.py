@@ -5,36 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from reducr._internal.checks import check_gradient_weight
 from reducr._internal.distributed import check_mode, num_ranks
-from reducr._internal.names import unknown_name
 from reducr.batch import Batch
 from reducr.data import DataModule
-from reducr.irreducible import WEIGHT_NORMALISATIONS
-from reducr.pipeline.setup import Method, SeedData, make_scoring_budget, scoped_seed, scoring_options
+from reducr.pipeline.setup import Method, SeedData, make_callbacks, make_scoring_budget, scoped_seed, scoring_options
 from reducr.scoring.budget import ScoringForward, check_budget, check_compiled
 from reducr.scoring.scorer import (
-    SCORING_MODES,
     check_model_output,
     dropout_samples,
-    num_selected_of,
     score_candidates,
     scoring_pass,
 )
-
-_OWN_TRAINER_OPTIONS = {
-    "max_steps": "use num_steps",
-    "max_epochs": "use num_steps, or irreducible.num_epochs",
-    "val_check_interval": "use holdout.refresh_steps",
-    "check_val_every_n_epoch": "use holdout.refresh_steps",
-    "limit_val_batches": "every pass over the holdout set is a whole one",
-    "accumulate_grad_batches": "one large batch is one gradient step in this version",
-    "logger": "use logger=csv, tensorboard, wandb, mlflow or many",
-    "callbacks": "this version takes none from a configuration",
-    "default_root_dir": "use model_io.home_dir or model_io.run_dir",
-}
 
 _PART_NAMES = {
     "train": "training part",
@@ -56,7 +39,8 @@ def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData, *
         ValueError: for options out of range, too few points for one large batch, or a model that does not fit the
             data; says what was expected, what came and what to do.
     """
-    _check_options(config)
+    _check_together(config)
+    make_callbacks(config)
     train = data.splits.train
     _check_num_candidates(config, methods, {name: len(part) for name, part in data.splits.by_name().items()})
     _check_augment(data)
@@ -125,10 +109,10 @@ def _check_irreducible_model(config: DictConfig, method: Method, *, trains_irred
             f"{method.name!r} has no target training: give irreducible.dir=RUN of `reducr irreducible` to test its "
             "model, leave it out of compare, or name one method with selection_method."
         )
-    if config.irreducible.trained_on == "twins":
+    if config.irreducible.trained_on == "cross_fit":
         raise ValueError(
-            f"{method.name!r} tests the one model trained on the holdout part; with irreducible.trained_on=twins there "
-            "is none. Leave it out of compare."
+            f"{method.name!r} tests the reference model trained on the holdout part, but "
+            "irreducible.trained_on=cross_fit trains none there. Leave it out of `compare`."
         )
 
 
@@ -137,8 +121,10 @@ def _check_warm_start(config: DictConfig, method: Method, data: SeedData, *, tra
     given = f"warm_start of {method.name!r} begins with the parameters of the irreducible model, but"
     if not trains_irreducible and config.irreducible.dir is None:
         raise ValueError(f"{given} `reducr train` trains none: give irreducible.dir=RUN, or use `reducr run`.")
-    if config.irreducible.trained_on == "twins":
-        raise ValueError(f"{given} twins are two: set irreducible.trained_on=holdout, or warm_start=false.")
+    if config.irreducible.trained_on == "cross_fit":
+        raise ValueError(
+            f"{given} cross-fitting trains two. Set `irreducible.trained_on=holdout`, or `warm_start=false`."
+        )
     node = config.model if config.irreducible.model is None else config.irreducible.model
     target = data.make_model(config.model, num_outputs=data.splits.train.num_classes, seed=0)
     irreducible = data.make_model(node, num_outputs=data.joint_labels.num_labels, seed=0)
@@ -179,10 +165,10 @@ def _check_method(config: DictConfig, method: Method, data: SeedData, *, trains_
         )
     if needs_irreducible and method.train_on != "train":
         given = f"methods.{method.name}.train_on={method.train_on} with a rule that needs irreducible losses"
-        if config.irreducible.trained_on == "twins":
+        if config.irreducible.trained_on == "cross_fit":
             raise ValueError(
-                f"{given}: twins share out the training part only, so neither may be asked about a holdout point. Set "
-                "irreducible.trained_on=holdout and irreducible.lookup=live, or train_on=train."
+                f"{given}: cross-fitted models give losses for the training part only. Set "
+                "`irreducible.trained_on=holdout` and `irreducible.lookup=live`, or `train_on=train`."
             )
         if config.irreducible.lookup == "table":
             raise ValueError(
@@ -198,81 +184,20 @@ def _check_method(config: DictConfig, method: Method, data: SeedData, *, trains_
         dropout_samples(model, _probe(data).input, num_samples=1)
 
 
-def _check_options(config: DictConfig) -> None:
-    """Options that can be judged without the data."""
-    num_selected_of(config.fraction, config.num_candidates)
+def _check_together(config: DictConfig) -> None:
+    """Check options that depend on each other or on the processes, but not on the data."""
     check_mode(config.distributed)
     if config.distributed is not None and config.num_candidates < num_ranks():
         raise ValueError(
-            f"num_candidates={config.num_candidates} are of all {num_ranks()} ranks together; give at least one each."
+            f"num_candidates={config.num_candidates} is the number of all {num_ranks()} ranks together. Give at least "
+            "one per rank."
         )
-    for name in (
-        "num_candidates",
-        "num_steps",
-        "holdout.batch_size",
-        "irreducible.num_epochs",
-        "irreducible.batch_size",
-    ):
-        value = OmegaConf.select(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
-    if config.holdout.refresh_steps is not None and config.holdout.refresh_steps < 1:
-        raise ValueError(f"holdout.refresh_steps must be at least 1, or null; got {config.holdout.refresh_steps}.")
-    check_gradient_weight(config.irreducible.gradient_weight)
-    if config.holdout.decay is not None and not 0 < config.holdout.decay < 1:
+    is_several = config.proxy.model is not None or config.irreducible.update_rate is not None
+    if is_several and config.trainer.get("gradient_clip_val") is not None:
         raise ValueError(
-            f"holdout.decay must be in (0, 1), or null to refresh the whole holdout loss; got {config.holdout.decay}."
+            "trainer.gradient_clip_val would clip the gradients of the target model together with those of the models "
+            "trained beside it. Leave it out, or proxy.model and irreducible.update_rate."
         )
-    _check_trainer(config.trainer)
-    if config.scoring_mode not in SCORING_MODES:
-        raise unknown_name("scoring_mode", config.scoring_mode, SCORING_MODES)
-    _check_irreducible_options(config.irreducible)
-    learns_along = config.proxy.model is not None or config.irreducible.update_rate is not None
-    if learns_along and config.trainer.get("gradient_clip_val") is not None:
-        raise ValueError(
-            "trainer.gradient_clip_val would clip the gradients of the model and of those that learn along with it "
-            "together: leave it out, or proxy.model and irreducible.update_rate."
-        )
-
-
-def _check_irreducible_options(options: DictConfig) -> None:
-    for option, known in (
-        ("kind", ("adjusted", "trained", "ensemble", "multi_headed")),
-        ("trained_on", ("holdout", "twins")),
-        ("lookup", ("table", "live")),
-        ("checkpoint_rule", ("lowest_loss", "last")),
-        ("weight_normalisation", WEIGHT_NORMALISATIONS),
-    ):
-        if options[option] not in known:
-            raise unknown_name(f"irreducible.{option}", options[option], known)
-    rate = options.update_rate
-    if rate is None:
-        return
-    if not 0 < rate <= 1:
-        raise ValueError(
-            f"irreducible.update_rate must be in (0, 1], a multiple of the learning rate (published: 0.01), or null "
-            f"for models that stay as they are; got {rate}."
-        )
-    if options.lookup == "table" or options.trained_on == "twins":
-        raise ValueError(
-            "irreducible.update_rate lets irreducible models go on learning from the selected points, so their losses "
-            "cannot be in a table, nor be those of twins, which must not see each other's half: set "
-            f"irreducible.lookup=live and irreducible.trained_on=holdout; got {options.lookup} and "
-            f"{options.trained_on}."
-        )
-
-
-def _check_trainer(trainer: DictConfig) -> None:
-    """Options of the Trainer that this program cannot leave to the user."""
-    if trainer.get("devices", 1) not in (1, "1") or trainer.get("num_nodes", 1) != 1:
-        raise ValueError(
-            "trainer.devices and trainer.num_nodes are set by this program. For several processes start it by "
-            "torchrun --nproc-per-node=2 -m reducr.cli run distributed=global ...; got devices="
-            f"{trainer.get('devices')}, num_nodes={trainer.get('num_nodes', 1)}."
-        )
-    taken = sorted(_OWN_TRAINER_OPTIONS.keys() & trainer.keys())
-    if taken:
-        raise ValueError(f"trainer.{taken[0]} is set by this program: {_OWN_TRAINER_OPTIONS[taken[0]]}.")
 
 
 def _probe(data: SeedData) -> Batch:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from reducr._internal.files import write_text_atomically
+from reducr._internal.moved import with_current_targets
 from reducr.irreducible import DataFingerprint, IrreducibleTable, load_table
 
 _RECORD = "stage.json"
@@ -180,8 +181,11 @@ def _read_record(stage: Path, fingerprints: Mapping[str, DataFingerprint]) -> di
             f"{path} has format {record.get('format')!r}; this version reads format {_FORMAT}. Make the stage again "
             "with `reducr irreducible`."
         )
-    # twins are trained on the training part alone
-    parts = ("train",) if record["settings"]["trained_on"] == "twins" else ("train", "irreducible")
+    settings = record["settings"] = with_current_targets(record["settings"])
+    if settings["trained_on"] == "twins":  # the old name
+        settings["trained_on"] = "cross_fit"
+    # Cross-fitted models are trained on the training part alone.
+    parts = ("train",) if settings["trained_on"] == "cross_fit" else ("train", "irreducible")
     for part in parts:
         made_for = DataFingerprint.from_dict(record["data_fingerprints"][part])
         differences = made_for.differences(fingerprints[part])

@@ -29,6 +29,7 @@ from reducr._internal.run_folder import (
 )
 from reducr.data import DataModule, RawData, Splits
 from reducr.pipeline.checks import check_seeds, check_setup
+from reducr.pipeline.config import checked_config, load_config
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import Method, SeedData, build, methods_of, seeds_of
@@ -47,7 +48,7 @@ def run_experiment(config: DictConfig) -> Path:
         FileExistsError: if the run folder exists.
         KeyboardInterrupt: passed on after everything that there is has been written.
     """
-    return _run(config, trains_irreducible=True)
+    return _run(checked_config(config), trains_irreducible=True)
 
 
 def run_train(config: DictConfig) -> Path:
@@ -56,7 +57,7 @@ def run_train(config: DictConfig) -> Path:
     Raises:
         ValueError: as ``run_experiment``; and if a method needs irreducible losses without ``irreducible.dir``.
     """
-    return _run(config, trains_irreducible=False)
+    return _run(checked_config(config), trains_irreducible=False)
 
 
 def run_irreducible(config: DictConfig) -> Path:
@@ -65,7 +66,7 @@ def run_irreducible(config: DictConfig) -> Path:
     Raises:
         ValueError: as ``run_experiment``; and if ``gradient_weighted_class`` is not null, ``all`` or a group.
     """
-    return _run_irreducible(config)
+    return _run_irreducible(checked_config(config))
 
 
 def open_data(folder: Path) -> RawData:
@@ -76,9 +77,9 @@ def open_data(folder: Path) -> RawData:
         ValueError: if the data or the configuration is not what it should be.
     """
     _, started_in = read_start(folder)
-    config = OmegaConf.load((folder / "config.yaml").resolve())
+    config = load_config(folder)
     with contextlib.chdir(started_in):
-        return make_datamodule(config).raw  # type: ignore[arg-type]
+        return make_datamodule(config).raw
 
 
 def resume_run(folder: Path) -> Path:
@@ -93,9 +94,7 @@ def resume_run(folder: Path) -> Path:
         ValueError: if another process is at work in it, or the data is no longer that of the run.
     """
     command, started_in = read_start(folder)
-    config = OmegaConf.load(folder / "config.yaml")
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{folder / 'config.yaml'} is not the configuration of a run.")  # noqa: TRY004
+    config = load_config(folder)
     folder = folder.resolve()
     # the names of files in the configuration begin where the run was started
     with contextlib.chdir(started_in):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from reducr._internal.checks import is_finite_number
+from reducr._internal.moved import with_current_targets
 from reducr._internal.names import check_options, unknown_name
 from reducr._internal.seeds import mixed_seed
 from reducr.data import DataModule, ExampleDataset, Splits
@@ -238,6 +240,8 @@ def build(node: DictConfig, **options: Any) -> Any:
 
     Hydra wraps the errors of what it makes, which hides the message that is meant for the user.
     """
+    if OmegaConf.is_config(node):
+        node = OmegaConf.create(with_current_targets(OmegaConf.to_container(node, resolve=True)))
     try:
         return instantiate(node, **options)
     except InstantiationException as error:
@@ -257,6 +261,26 @@ def make_model(node: DictConfig, *, num_outputs: int, seed: int, facts: Mapping[
     if not isinstance(model, nn.Module):
         raise TypeError(f"model._target_ must make a torch.nn.Module; {node._target_} made {type(model).__name__}.")
     return model
+
+
+def make_callbacks(config: DictConfig) -> list[pl.Callback]:
+    """New Lightning callbacks of the ``callbacks`` section.
+
+    Raises:
+        TypeError: if a node makes anything else.
+    """
+    callbacks = []
+    for name, node in config.callbacks.items():
+        if "_target_" not in (node if isinstance(node, DictConfig) else ()):
+            raise TypeError(f"callbacks.{name} must have a _target_, the class of a Lightning callback; got {node!r}.")
+        callback = build(node)
+        if not isinstance(callback, pl.Callback):
+            raise TypeError(
+                f"callbacks.{name}._target_ must be a Lightning callback; {node._target_} made a "
+                f"{type(callback).__name__}."
+            )
+        callbacks.append(callback)
+    return callbacks
 
 
 def make_optimizer(node: DictConfig) -> partial[torch.optim.Optimizer]:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from reducr._internal.run_folder import read_start
 from reducr.data import DataModule, ExampleLoader
 from reducr.functional import per_example_cross_entropy
 from reducr.lightning import model_state
+from reducr.pipeline.config import load_config
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.run import check_same_data, make_datamodule, recorded_arrays
@@ -45,9 +46,7 @@ class StoredRun:
             ValueError: if another version wrote it.
         """
         _, started_in = read_start(folder)
-        config = OmegaConf.load(folder / "config.yaml")
-        assert isinstance(config, DictConfig)
-        return cls(folder, started_in, config)
+        return cls(folder, started_in, load_config(folder))
 
     def method_name(self, name: str) -> str:
         """The method's name in this run, for a current name or one of the original repository."""
