@@ -325,7 +325,7 @@ def test_logging_test_accuracy_changes_nothing_but_seconds(run, tmp_path):
     write_report([folder], out=tmp_path / "out", console=Console(quiet=True), with_page=False)
     text = (tmp_path / "out" / "results.md").read_text()
     assert "Holdout accuracy at equal steps, when the first method ends" in text
-    assert "Test accuracy was not logged during training. Set record.test_accuracy=true to log it." in text
+    assert "Test accuracy was not logged during training. Set `record.test_accuracy=true` to log it." in text
 
 
 # ---- in a browser

@@ -78,8 +78,8 @@ def checkpoint_table(rows: Sequence[ResultRow]) -> Table:
 def accuracy_tables(comparison: Comparison) -> list[Table]:
     """Accuracies with paired differences: one table per checkpoint rule, then tables at equal steps and seconds.
 
-    The budget of the latter is what the first method to end took. A further table uses the seconds that REDUCR took.
-    Budgets are set seed by seed, and the irreducible stage is charged in full.
+    The budget is the step or second at which the first method ends; a further table uses the second at which REDUCR
+    ends. Each seed has its own budget, and the irreducible stage is charged in full.
     """
     tables = [
         _accuracy_table(
@@ -117,7 +117,7 @@ def _equal_budget_tables(comparison: Comparison) -> Iterator[Table]:
 def _source_note(comparison: Comparison, source: str) -> str:
     if source == "test":
         return ""
-    note = "Test accuracy was not logged during training. Set record.test_accuracy=true to log it. "
+    note = "Test accuracy was not logged during training. Set `record.test_accuracy=true` to log it. "
     biased = [series.label for series in comparison.series if series.is_trained_on_holdout]
     return f"{note}These methods train on the holdout set as well: {', '.join(biased)}. " if biased else note
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -82,7 +83,7 @@ def _status(run: Run, written_at: str) -> str:
 
 def _section(section: Section, anchor: str) -> Iterator[str]:
     if section.note:
-        yield f"<p>{escape(section.note)}</p>"
+        yield f"<p>{_note(section.note)}</p>"
     for table in section.tables:
         yield table_html(table)
     if section.plots:
@@ -90,7 +91,7 @@ def _section(section: Section, anchor: str) -> Iterator[str]:
         yield from (_figure(plot, anchor) for plot in section.plots)
         yield "</div>"
     for gallery in section.galleries:
-        yield f'<h3>{escape(gallery.title)}</h3>\n<p class="note">{escape(gallery.note)}</p>'
+        yield f'<h3>{escape(gallery.title)}</h3>\n<p class="note">{_note(gallery.note)}</p>'
         kind = " texts" if any(example.text is not None for example in gallery.examples) else ""
         yield f'<ul class="examples{kind}">'
         yield from map(_exhibit, gallery.examples)
@@ -123,12 +124,17 @@ def table_html(table: Table) -> str:
         )
         kind = ' class="reducr"' if first == "reducr" else ""
         lines.append(f'<tr{kind}><th scope="row">{escape(str(first))}</th>{cells}</tr>')
-    note = f'\n<p class="note">{escape(table.note)}</p>' if table.note else ""
+    note = f'\n<p class="note">{_note(table.note)}</p>' if table.note else ""
     return (
         f"<h3>{escape(table.title)}</h3>{note}\n"
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div>"
     )
+
+
+def _note(text: str) -> str:
+    """``text`` in HTML, with words between backquotes as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _cell(cell: Cell, *, has_sign: bool, has_bar: bool, has_words: bool) -> str:
