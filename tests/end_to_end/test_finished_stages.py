@@ -1,6 +1,7 @@
 """A finished irreducible stage is used for what it was made for, and nothing else."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -39,6 +40,20 @@ def test_single_models_serve_as_trained_however_they_were_asked_for(stages, tmp_
     row, *_ = read_results(train(tmp_path / "run", stages["adjusted"], "irreducible=trained"))
     record = json.loads((stages["adjusted"] / "seed_0" / "irreducible" / "stage.json").read_text())
     assert row.irreducible_seconds == pytest.approx(record["seconds"]["all"], rel=1e-4)
+
+
+def test_the_seconds_of_the_stage_are_part_of_the_total(stages, tmp_path):
+    folder = tmp_path / "stage"
+    shutil.copytree(stages["plain"], folder)
+    path = folder / "seed_0" / "irreducible" / "stage.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"seconds": record["seconds"] | {"plain": 1000.0}}))
+    options = ["compare=[reducr,irreducible_model]"]
+    row, *_, alone = read_results(train(tmp_path / "run", folder, *options, method="null"))
+    assert 1000 <= row.irreducible_seconds < 1010
+    parts = row.irreducible_seconds + row.selection_seconds + row.training_seconds
+    assert parts <= row.total_seconds < 1000 + 120
+    assert alone.total_seconds == alone.irreducible_seconds > 0
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,11 @@ def drawn_table(counts, size, **options):
         ([[0, 10], [10, 0]], 4, [[0, 2], [2, 0]]),
         # a class of one example is drawn, and with it the last example of its group
         ([[1, 0], [0, 20]], 3, [[1, 0], [0, 2]]),
+        # rounding up leaves the last example of a group where another group can give one
+        ([[1, 6], [1, 6]], 10, [[1, 4], [0, 5]]),
+        ([[2, 6, 0], [0, 6, 1]], 13, [[1, 6, 0], [0, 5, 1]]),
+        # a group that got an example counts as drawn when the next empty one asks for an exchange
+        ([[3, 1, 4], [0, 1, 6]], 2, [[1, 0, 0], [0, 0, 1]]),
     ],
 )
 def test_classes_are_drawn_in_proportion_and_groups_within_them(counts, size, expected):
