@@ -64,11 +64,11 @@ def assert_same_run(one, other):
 
 PHASES = {
     "irreducible models": "irreducible/ensemble_all/resume/step_*.ckpt",
-    "tables": "irreducible/table_plain/values.npy",
+    "tables": "irreducible/table_all/values.npy",
     "selection": "reducr/checkpoints/resume/step_*.ckpt",
     "tests": "reducr/checkpoints/last.ckpt",
 }
-SHORT = ["seeds=[0]", "num_steps=60", "irreducible.num_epochs=8"]
+SHORT = ["compare=[reducr,irreducible_model]", "num_steps=36", "irreducible.num_epochs=5"]
 
 
 def test_a_run_killed_in_each_of_its_phases_ends_like_one_that_was_not(tmp_path):

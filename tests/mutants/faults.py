@@ -32,6 +32,14 @@ PARTS = "tests/end_to_end/test_parts_of_the_data.py"
 STAGES = "tests/end_to_end/test_finished_stages.py"
 QUOTAS = "tests/unit/test_quotas.py"
 STRATIFIED = "tests/unit/test_stratified.py"
+SELECTORS = "tests/contract/test_selectors.py tests/unit/test_selectors.py tests/unit/test_select_distributed.py"
+RULES = (
+    "tests/unit/test_group_weights.py tests/equivalence/test_reference.py tests/equivalence/test_baselines.py "
+    "tests/equivalence/test_golden.py"
+)
+SCORES = "tests/unit/test_scores.py tests/unit/test_losses.py tests/properties/test_laws.py"
+IRREDUCIBLE = "tests/unit/test_irreducible_objective.py tests/unit/test_cross_fit.py tests/unit/test_ensemble.py"
+DATA = "tests/unit/test_module.py tests/unit/test_noise.py tests/unit/test_imbalance.py tests/unit/test_overlap.py"
 
 # Six faults that no test noticed once.
 MUTANTS = [
@@ -83,5 +91,231 @@ MUTANTS = [
         "        gaps[available - totals <= 1] -= counts.sum()",
         "        pass",
         STRATIFIED,
+    ),
+    # Faults of the core, one for each thing that it must do.
+    Mutant(
+        "payoff_summed_in_float32",
+        "functional/scores.py",
+        "excess.sum(dim=0, dtype=torch.float64)",
+        "excess.sum(dim=0).double()",
+        f"{SCORES} {RULES} {SELECTORS}",
+    ),
+    Mutant(
+        "score_summed_in_any_order",
+        "functional/scores.py",
+        "    return _ordered_sum(excess * group_weights.to(excess.dtype), dim=1)",
+        "    return (excess * group_weights.to(excess.dtype)).sum(dim=1)",
+        f"{SCORES} {RULES} {SELECTORS}",
+    ),
+    Mutant(
+        "zero_one_loss_of_nan",
+        "functional/losses.py",
+        "    return is_wrong.masked_fill_(~logits.isfinite().all(dim=1), torch.nan)",
+        "    return is_wrong",
+        SCORES,
+    ),
+    Mutant(
+        "negative_holdout_error",
+        "functional/quotas.py",
+        "-torch.expm1(-holdout_loss.clamp(min=0))",
+        "-torch.expm1(-holdout_loss)",
+        f"{QUOTAS} {RULES} {SCORES}",
+    ),
+    Mutant(
+        "last_resort_above_small_powers",
+        "functional/samplers.py",
+        "2 * logarithms.masked_fill(~positive, 0).amin() - _LAST_RESORT",
+        "-_LAST_RESORT * torch.ones_like(logarithms[0])",
+        f"tests/unit/test_samplers.py {SCORES} {SELECTORS}",
+    ),
+    Mutant(
+        "ties_go_to_the_last_position",
+        "functional/samplers.py",
+        "    return torch.sort(scores, descending=True, stable=True).indices[:num_selected]",
+        "    return len(scores) - 1 - torch.sort(scores.flip(0), descending=True, stable=True).indices[:num_selected]",
+        f"tests/unit/test_samplers.py {SCORES} {SELECTORS}",
+    ),
+    Mutant(
+        "own_group_bonus_at_the_target",
+        "functional/losses.py",
+        "    return loss.scatter_add_(1, own_group.unsqueeze(1)",
+        "    return loss.scatter_add_(1, targets.unsqueeze(1)",
+        SCORES,
+    ),
+    Mutant(
+        "payoff_decays_after_it_is_added",
+        "selectors/group_weights.py",
+        "            self.cumulative_payoff.mul_(self.payoff_decay)\n        self.cumulative_payoff.add_(payoff)",
+        "            payoff = payoff * self.payoff_decay\n            self.cumulative_payoff.mul_(self.payoff_decay)\n"
+        "        self.cumulative_payoff.add_(payoff)",
+        f"{SELECTORS} {RULES}",
+    ),
+    Mutant(
+        "holdout_loss_once_too_often_in_merged_payoffs",
+        "selectors/reducr.py",
+        "payoff += (len(payoffs) - 1) * self.group_holdout_loss",
+        "payoff += len(payoffs) * self.group_holdout_loss",
+        SELECTORS,
+    ),
+    Mutant(
+        "merged_positions_count_the_selected",
+        "selectors/base.py",
+        "starts.append(starts[-1] + len(selection.scores))",
+        "starts.append(starts[-1] + len(selection.positions))",
+        SELECTORS,
+    ),
+    Mutant(
+        "merged_loss_weight_is_a_sum",
+        "selectors/base.py",
+        "sum(part.loss_weight for part in selections) / len(selections)",
+        "sum(part.loss_weight for part in selections)",
+        f"{SELECTORS} tests/unit/test_downsampler.py",
+    ),
+    Mutant(
+        "finite_if_any_group_loss_is",
+        "selectors/base.py",
+        "has_finite_loss if loss.ndim == 1 else has_finite_loss.all(dim=1)",
+        "has_finite_loss if loss.ndim == 1 else has_finite_loss.any(dim=1)",
+        SELECTORS,
+    ),
+    Mutant(
+        "group_dro_weights_lag_one_step",
+        "selectors/weighted.py",
+        "q = group_weights(self.cumulative_payoff + payoff, step",
+        "q = group_weights(self.cumulative_payoff, step",
+        f"{RULES} {SELECTORS}",
+    ),
+    Mutant(
+        "infobatch_keeps_its_weight_when_filled_up",
+        "selectors/weighted.py",
+        "        weight = torch.where(has_pruned, is_low.sum() / is_selected_low.sum(), weight)\n",
+        "",
+        f"{RULES} {SELECTORS}",
+    ),
+    Mutant(
+        "rs2_counts_of_the_last_known_index",
+        "selectors/rs2.py",
+        "torch.where(index < size, num_times, 0)",
+        "torch.where(index <= size, num_times, 0)",
+        f"{RULES} {SELECTORS}",
+    ),
+    Mutant(
+        "uniform_phase_ends_one_epoch_late",
+        "selectors/samplers.py",
+        "epoch < self.uniform_until or epoch >= self.uniform_from",
+        "epoch < self.uniform_until or epoch > self.uniform_from",
+        f"tests/unit/test_samplers.py {SELECTORS}",
+    ),
+    Mutant(
+        "temperature_reaches_its_end_one_epoch_late",
+        "selectors/samplers.py",
+        "min(epoch / (self.num_epochs - 1), 1.0)",
+        "min(epoch / self.num_epochs, 1.0)",
+        f"tests/unit/test_samplers.py {SELECTORS}",
+    ),
+    Mutant(
+        "cross_fit_reads_the_model_that_has_seen_the_example",
+        "irreducible/cross_fit.py",
+        "zip((self.second, self.first), positions_by_half",
+        "zip((self.first, self.second), positions_by_half",
+        IRREDUCIBLE,
+    ),
+    Mutant(
+        "points_normalisation_by_weights",
+        "irreducible/objective.py",
+        'normaliser = weights.sum(dim=0) if self.weight_normalisation == "weights" else len(loss)',
+        "normaliser = weights.sum(dim=0)",
+        IRREDUCIBLE,
+    ),
+    Mutant(
+        "member_shares_memory_with_the_ensemble",
+        "irreducible/ensemble.py",
+        "tensor.detach()[c].clone()",
+        "tensor.detach()[c]",
+        IRREDUCIBLE,
+    ),
+    Mutant(
+        "fingerprint_without_the_last_inputs",
+        "irreducible/fingerprint.py",
+        "torch.linspace(0, len(data) - 1, num_sampled",
+        "torch.linspace(0, len(data) // 2, num_sampled",
+        "tests/unit/test_irreducible_fingerprint.py tests/unit/test_irreducible_store.py",
+    ),
+    Mutant(
+        "table_keeps_rows_that_came_twice",
+        "irreducible/build.py",
+        "torch.nonzero(times_seen != 1)",
+        "torch.nonzero(times_seen < 1)",
+        "tests/unit/test_irreducible_build.py",
+    ),
+    Mutant(
+        "published_label_noise_in_the_holdout_part",
+        "data/core/parts.py",
+        "raw.noisy_target[source] if is_train and raw.noisy_target",
+        "raw.noisy_target[source] if raw.noisy_target",
+        DATA,
+    ),
+    Mutant(
+        "published_corruption_forgotten_under_more_noise",
+        "data/core/parts.py",
+        "        is_corrupted = target != clean if raw.has_clean_targets else is_changed",
+        "        is_corrupted = is_changed",
+        DATA,
+    ),
+    Mutant(
+        "parts_share_a_stream_of_noise",
+        "data/core/parts.py",
+        'mixed_seed(seed, number) for number, part in enumerate(PARTS)} | {"train": seed}',
+        'mixed_seed(seed, 0) for number, part in enumerate(PARTS)} | {"train": seed}',
+        DATA,
+    ),
+    Mutant(
+        "probability_over_empty_classes",
+        "data/core/imbalance.py",
+        "strict=True) if count), default=0.0)",
+        "strict=True)), default=0.0)",
+        DATA,
+    ),
+    Mutant(
+        "duplicates_stay_in_both_parts",
+        "data/core/overlap.py",
+        "    is_drawn[: len(drawn)] = ~is_shared",
+        "    is_drawn[: len(drawn)] = True",
+        DATA,
+    ),
+    Mutant(
+        "finished_methods_of_other_seeds_are_skipped",
+        "pipeline/run.py",
+        "{row.method for row in rows if row.seed == seed}",
+        "{row.method for row in rows}",
+        "tests/end_to_end/test_resume.py -k phases",
+    ),
+    Mutant(
+        "warm_start_costs_nothing",
+        "pipeline/target_stage.py",
+        "            irreducible_seconds += trained.seconds",
+        "            pass",
+        "tests/end_to_end/test_beside_selection.py",
+    ),
+    Mutant(
+        "seconds_of_a_column_alone",
+        "pipeline/finished_stages.py",
+        "sum(seconds for _, seconds in loaded.values())",
+        "max(seconds for _, seconds in loaded.values())",
+        "tests/end_to_end/test_sweep.py tests/end_to_end/test_command_line.py tests/end_to_end/test_finished_stages.py",
+    ),
+    Mutant(
+        "stage_of_other_settings_is_used",
+        "pipeline/finished_stages.py",
+        "if made_with[option] != value), None)",
+        "if made_with[option] != value and False), None)",
+        STAGES,
+    ),
+    Mutant(
+        "two_processes_in_one_run_folder",
+        "_internal/run_folder.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "tests/unit/test_run_folder.py tests/end_to_end/test_resume.py",
     ),
 ]

@@ -119,6 +119,11 @@ def test_the_published_imbalance_of_cifar_10(probability, count):
     assert count / sum(counts) == pytest.approx(probability, abs=0.5 / sum(counts))
 
 
+def test_a_class_without_examples_does_not_limit_the_others():
+    targets = torch.repeat_interleave(torch.tensor([0, 2]), 100)
+    assert counts_kept(ClassProbability([0], 0.2), targets) == [50, 0, 100]
+
+
 def test_probabilities_hold_for_classes_of_different_sizes():
     targets = torch.repeat_interleave(torch.arange(4), torch.tensor([1000, 300, 5000, 80]))
     counts = counts_kept(ClassProbability([2], 0.7), targets, num_classes=4)

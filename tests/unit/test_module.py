@@ -195,6 +195,15 @@ def test_only_the_training_part_has_noisy_targets_and_they_are_marked():
     assert splits.irreducible is splits.holdout
 
 
+def test_holdout_and_test_examples_keep_their_clean_targets():
+    """Also those with another target in the noisy labels, which the training part alone shows."""
+    splits = Published(parts={"train": list(range(4, 12)), "holdout": [0, 1], "test": [2, 3]}).splits(seed=0)
+    assert splits.holdout.target.tolist() == splits.test.target.tolist() == [0, 1]
+    drawn = Published(parts={"test": [0, 1]}, holdout_size=5).splits(seed=0)
+    assert set(drawn.holdout.source.tolist()) & {2, 3}
+    assert torch.equal(drawn.holdout.target, drawn.holdout.source % 2)
+
+
 def test_noise_on_noisy_targets_is_compared_with_the_clean_ones():
     splits = Published(parts=PARTS, label_noise={"train": 1.0}).splits(seed=0)
     assert splits.train.is_corrupted.tolist() == [False] * 4 + [True] * 2
@@ -363,6 +372,15 @@ def test_sizes_match_the_parts_and_need_no_encoding():
     assert module.sizes(seed=0) == {"train": 102, "holdout": 24, "test": 60}
     with pytest.raises(AssertionError):
         module.splits(seed=0)
+
+
+def test_each_part_draws_its_noise_independently():
+    """Parts of one size do not have their noise at the same places."""
+    options = {"holdout_size": 90, "test_size": 90, "label_noise": {"holdout": 0.3, "test": 0.3}}
+    splits = Tiny(**options).splits(seed=1)
+    assert int(splits.holdout.is_corrupted.sum()) == int(splits.test.is_corrupted.sum()) == 27
+    assert not torch.equal(splits.holdout.is_corrupted, splits.test.is_corrupted)
+    assert int((splits.holdout.is_corrupted & splits.test.is_corrupted).sum()) < 20
 
 
 def test_each_part_has_its_own_changes():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import reducr
-from reducr.functional.quotas import SMALLEST_QUOTA, positive_quotas
+from reducr.functional.quotas import SMALLEST_QUOTA, holdout_error, positive_quotas
 
 ZERO_QUOTA = {
     "priority_sampling": {"uniform_share": 0.0, "step_size": 1e6},
@@ -57,3 +57,8 @@ def test_the_uniform_share_is_that_of_all_groups_also_of_absent_ones(num_selecte
 
 def test_quotas_of_zero_are_raised_in_proportion_to_the_largest():
     assert positive_quotas(torch.tensor([0.0, 200.0, 50.0])).tolist() == pytest.approx([200 * SMALLEST_QUOTA, 200, 50])
+
+
+def test_a_negative_holdout_loss_is_no_error():
+    """A loss with a margin, or rounding, can be below zero."""
+    assert holdout_error(torch.tensor([-0.5, 0.0, 1e-7])).tolist() == pytest.approx([0.0, 0.0, 1e-7], abs=1e-12)
