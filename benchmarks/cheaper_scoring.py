@@ -35,17 +35,16 @@ from torch import Tensor, nn
 from benchmarks import results
 from benchmarks.cifar_sheets import data_dir_for
 from benchmarks.run_store import RunStore, parse_arguments, reducr_options, run_if_requested
+from reducr.auxiliary import Auxiliary, AuxiliaryModel, selected_loss
 from reducr.batch import Batch
 from reducr.data import ExampleLoader
+from reducr.downsampler import Downsampler
 from reducr.metrics import summary
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import SeedData, build, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
-from reducr.scoring.budget import ScoringBudget, ScoringForward
-from reducr.scoring.holdout import GroupHoldoutLoss
-from reducr.scoring.scorer import IrreducibleLookup, num_selected_of, pick, update_holdout_loss
-from reducr.training.auxiliary import AuxiliaryModel, joint_optimizer, selected_loss, total_loss
+from reducr.scoring import Holdout, IrreducibleLookup, Scoring, ScoringBudget
 
 SETTINGS = {
     "fashion_mnist": "Fashion-MNIST, 30 % wrong labels, imbalance 10:1",
@@ -137,25 +136,35 @@ class Training:
     """Train a model step by step, and record the time of each step."""
 
     def __init__(
-        self, variant: Variant, config: DictConfig, data: SeedData, irreducible: IrreducibleLookup | None
+        self,
+        variant: Variant,
+        config: DictConfig,
+        data: SeedData,
+        irreducible: IrreducibleLookup | None,
+        holdout: Sequence[Batch],
     ) -> None:
         num_classes = data.splits.train.num_classes
         make = partial(data.make_model, num_outputs=num_classes, seed=stream_seed(data.seed, "target"))
         self.model = make(model_node(config, variant))
-        self.auxiliary_models = [AuxiliaryModel(make(half_width(config.model)))] if variant.has_proxy else []
-        self.scorer = self.auxiliary_models[0].model if variant.has_proxy else self.model
-        self.forward = ScoringForward(
-            self.scorer, autocast=variant.autocast, is_compiled=variant.is_compiled, resolution=variant.resolution
+        make_own = make_optimizer(config.optimizer)
+        self.optimizer = make_own(self.model.parameters())
+        proxies = [make(half_width(config.model))] if variant.has_proxy else []
+        models = [AuxiliaryModel(proxy, make_own(proxy.parameters()), is_proxy=True) for proxy in proxies]
+        budget = None if variant.budget is None else ScoringBudget(variant.budget, num_examples=len(data.splits.train))
+        self.downsampler = Downsampler(
+            methods_of(config)[0].make_selector(num_classes),
+            irreducible,
+            fraction=config.fraction,
+            holdout=Holdout(holdout, refresh_steps=config.num_steps + 1),  # ``refresh`` is called instead
+            scoring=Scoring(
+                autocast=variant.autocast,
+                compile=variant.is_compiled,
+                resolution=variant.resolution,
+                budget=budget,
+            ),
+            auxiliary=Auxiliary(models),
+            seed=stream_seed(data.seed, "selection"),
         )
-        self.budget = (
-            None if variant.budget is None else ScoringBudget(variant.budget, num_examples=len(data.splits.train))
-        )
-        self.optimizer = joint_optimizer(make_optimizer(config.optimizer), self.model, self.auxiliary_models)
-        self.selector = methods_of(config)[0].make_selector(num_classes)
-        self.irreducible = irreducible
-        self.fraction: float = config.fraction
-        self.holdout_loss = GroupHoldoutLoss(num_classes)
-        self.generator = torch.Generator().manual_seed(stream_seed(data.seed, "selection"))
         self.scoring_seconds: list[float] = []
         self.step_seconds: list[float] = []
         self.tests: list[dict[str, float]] = []
@@ -163,26 +172,17 @@ class Training:
     def step_on(self, batch: Batch) -> None:
         """Score and select from the candidates, and take a gradient step."""
         started = time.process_time()
-        selected, selection = pick(
-            self.scorer,
-            batch,
-            self.selector,
-            self.irreducible,
-            num_selected=num_selected_of(self.fraction, len(batch.target)),
-            forward=self.forward,
-            budget=self.budget,
-            generator=self.generator,
-        )
+        selected = self.downsampler.select(batch, self.model)
         self.scoring_seconds.append(time.process_time() - started)
         self.optimizer.zero_grad()
-        total_loss(selected_loss(self.model, selected), self.auxiliary_models, selected).backward()
+        selected_loss(self.model, selected).backward()
         self.optimizer.step()
-        self.selector.update(selection)
+        self.downsampler.step(self.model)
         self.step_seconds.append(time.process_time() - started)
 
-    def refresh(self, holdout: Sequence[Batch]) -> None:
+    def refresh(self) -> None:
         """Evaluate the holdout set and set the group losses."""
-        update_holdout_loss(self.model, holdout, self.selector, self.holdout_loss)
+        self.downsampler.refresh(self.model)
 
     def test(self, tests: Iterable[Batch], num_classes: int) -> None:
         """Record accuracies on the test set."""
@@ -209,7 +209,6 @@ def run(config: DictConfig, data: SeedData) -> dict[str, dict[str, float]]:
     selector = methods_of(config)[0].make_selector(data.splits.train.num_groups)
     with tempfile.TemporaryDirectory() as folder, RunDisplay(1, console=Console(quiet=True)) as display:
         irreducible = IrreducibleStage(config, data, Path(folder), display).losses_for(selector).lookup
-    trainings = {name: Training(variant, config, data, irreducible) for name, variant in VARIANTS.items()}
     candidates = ExampleLoader(
         data.splits.train,
         batch_size=config.num_candidates,
@@ -218,6 +217,7 @@ def run(config: DictConfig, data: SeedData) -> dict[str, dict[str, float]]:
         seed=stream_seed(data.seed, "order"),
     )
     holdout = list(ExampleLoader(data.splits.holdout, batch_size=config.holdout.batch_size))
+    trainings = {name: Training(variant, config, data, irreducible, holdout) for name, variant in VARIANTS.items()}
     tests = ExampleLoader(data.splits.test, batch_size=1000)
     batches = itertools.chain.from_iterable(itertools.repeat(candidates))
     for step, batch in enumerate(itertools.islice(batches, config.num_steps)):
@@ -225,7 +225,7 @@ def run(config: DictConfig, data: SeedData) -> dict[str, dict[str, float]]:
         is_tested = steps_left % max(1, config.num_steps // 100) == 0 and steps_left < config.num_steps // 10 + 1
         for training in trainings.values():
             if step % config.holdout.refresh_steps == 0:
-                training.refresh(holdout)
+                training.refresh()
             training.step_on(batch)
             if is_tested:
                 training.test(tests, data.splits.test.num_classes)

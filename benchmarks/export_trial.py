@@ -39,7 +39,7 @@ from reducr.pipeline import run_experiment
 from reducr.pipeline.setup import SeedData, build, make_optimizer, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
 from reducr.reports.statistics import estimate
-from reducr.scoring.scorer import num_selected_of
+from reducr.scoring import num_selected_of
 
 BEGIN, END = "<!-- begin: benchmarks.export_trial -->", "<!-- end: benchmarks.export_trial -->"
 TINY = ["num_candidates=40", "num_steps=4", "holdout.refresh_steps=2", "irreducible.num_epochs=1"]

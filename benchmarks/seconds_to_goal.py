@@ -41,7 +41,7 @@ from reducr.data import ExampleLoader
 from reducr.metrics import summary
 from reducr.pipeline.setup import SeedData, build, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
-from reducr.scoring.scorer import num_selected_of
+from reducr.scoring import num_selected_of
 
 SETTINGS = {
     "fashion_mnist": "Fashion-MNIST, 30 % wrong labels, imbalance 10:1",

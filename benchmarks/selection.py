@@ -16,8 +16,8 @@ import reducr
 from benchmarks.harness import Effort, Figure, Timed, duration, ratios, time_alternately, timed
 from benchmarks.synthetic import FRACTION
 from reducr.batch import Batch
+from reducr.downsampler import Downsampler
 from reducr.irreducible import AdjustedGroupLoss, AdjustedIrreducibleLoss, IrreducibleTable, TableLogits
-from reducr.scoring.scorer import pick
 
 NUM_CANDIDATES, NUM_GROUPS = 65_536, 1_000
 
@@ -101,10 +101,11 @@ class _Step:
             Batch(torch.randint(num_examples, (num_candidates,), generator=generator), logits, target, target)
             for _ in range(min(100, max(1, 2_000_000 // (num_candidates * num_groups))))
         ]
-        self.irreducible = AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(values, kind="logits")))
-        self.selector = reducr.make_selector("reducr", num_groups=num_groups, step_size=1e-4)
-        self.selector.set_group_holdout_loss(torch.ones(num_groups))
-        self.num_selected = max(1, int(FRACTION * num_candidates))
+        selector = reducr.make_selector("reducr", num_groups=num_groups, step_size=1e-4)
+        selector.set_group_holdout_loss(torch.ones(num_groups))
+        irreducible = AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(values, kind="logits")))
+        self.downsampler = Downsampler(selector, irreducible, fraction=FRACTION)
+        self.model = nn.Identity()
 
     def __call__(self) -> float:
         """Seconds of a step."""
@@ -112,8 +113,8 @@ class _Step:
 
     def _steps(self) -> None:
         for batch in self.batches:
-            _, selection = pick(nn.Identity(), batch, self.selector, self.irreducible, num_selected=self.num_selected)
-            self.selector.update(selection)
+            self.downsampler.select(batch, self.model)
+            self.downsampler.step(self.model)
 
 
 def _exponent(name: str, sizes: Sequence[int], steps: Sequence[Timed], effort: Effort, *, at_most: float) -> Figure:

@@ -26,6 +26,7 @@ from benchmarks.synthetic import (
     synthetic_irreducible,
     synthetic_model,
 )
+from reducr.downsampler import Downsampler
 from reducr.training.loop import train
 
 TARGETS = {"mlp": 1.30, "cnn": 1.05, "resnet18": 1.02}
@@ -57,13 +58,9 @@ def _steps(name: str, effort: Effort, title: str, make_optimizer: Callable[[Any]
         train(
             model,
             batches,
-            selector,
-            irreducible,
+            Downsampler(selector, irreducible, fraction=FRACTION),
             optimizer,
-            holdout=batches[:1],
             num_steps=num_steps + 1,  # the first one starts the clock
-            fraction=FRACTION,
-            refresh_steps=num_steps + 2,
             on_step=lambda *_: ends.append(time.perf_counter()),
         )
         return (ends[-1] - ends[0]) / num_steps

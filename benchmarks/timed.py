@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
 import reducr
+from reducr.auxiliary import ExtraBatches
 from reducr.batch import Batch
 from reducr.data import ExampleLoader
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
-from reducr.pipeline.setup import Method, SeedData, make_scoring_budget, stream_seed
-from reducr.training.auxiliary import ExtraBatches
+from reducr.pipeline.setup import Method, SeedData, make_scoring, stream_seed
 
 
 class Stopwatch:
@@ -60,9 +61,16 @@ class TrainingBatches:
     batches: Iterable[Batch]
     extra: ExtraBatches | None = None
 
-    def example_weights(self) -> Tensor | None:
-        """Loss weights of the examples in the last batch; None for 1."""
-        return self.batches.example_weights if isinstance(self.batches, reducr.SelectiveLoader) else None
+    def extended(self, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """A batch followed by the next extra examples, and the loss weights of all of them; None for 1."""
+        num_examples = len(batch.target)
+        extended: Batch = batch
+        if self.extra is not None:
+            extended = self.extra.append_to(batch, num_examples=num_examples, device=batch.target.device)
+        if not isinstance(self.batches, reducr.SelectiveLoader):
+            return extended, None
+        weights = self.batches.example_weights
+        return extended, torch.cat([weights, weights.new_ones(len(extended.target) - num_examples)])
 
 
 def shuffled_loader(data: SeedData, train_on: str, batch_size: int) -> ExampleLoader:
@@ -96,8 +104,7 @@ def training_batches(config: DictConfig, method: Method, data: SeedData, model: 
         selector,
         irreducible,
         fraction=num_selected / config.num_candidates,
-        scoring_mode=config.scoring_mode,
-        scoring_budget=make_scoring_budget(config, selector, num_examples=len(data.training_examples(method.train_on))),
+        scoring=make_scoring(config, selector, num_examples=len(data.training_examples(method.train_on))),
         weights_examples=True,
         seed=stream_seed(data.seed, "selection"),
         **options,

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 import reducr
 from reducr.hugging_face import SelectiveTrainer
 from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, PlainIrreducibleLoss, TableLogits
-from reducr.scoring.budget import ScoringBudget
+from reducr.scoring import Scoring
 
 NUM_POINTS, NUM_CLASSES, NUM_WORDS, LENGTH = 330, 4, 50, 8
 NUM_CANDIDATES, FRACTION, SEED, REFRESH_STEPS = 40, 0.2, 3, 4
@@ -101,7 +101,7 @@ def make_trainer(folder, *, name="reducr", data=None, trainer=Recording, budget=
         "fraction": FRACTION,
         "refresh_steps": REFRESH_STEPS,
         "holdout_dataset": Texts(60, seed=2, columns=()),
-        "scoring_budget": None if budget is None else ScoringBudget(budget),
+        "scoring": Scoring(budget=budget),
     }
     of_arguments = TrainingArguments.__dataclass_fields__.keys()
     chosen = {key: value for key, value in options.items() if key not in of_arguments}
@@ -117,7 +117,7 @@ def train_until_killed(folder):
     try:
         trainer.train(resume_from_checkpoint=True)
     except ValueError as error:
-        if "there is no whole checkpoint" not in str(error):
+        if "There is no complete checkpoint" not in str(error):
             raise
         trainer.train()
 

@@ -26,7 +26,7 @@ from reducr.batch import Batch, Candidates
 from reducr.functional import per_example_cross_entropy
 from reducr.irreducible import IrreducibleTable, build_table
 from reducr.irreducible.build import merge_columns
-from reducr.scoring.holdout import GroupHoldoutLoss
+from reducr.scoring import GroupHoldoutLoss
 from reducr.selectors import SAMPLERS
 from reducr.selectors.distributed import select_distributed
 
@@ -249,11 +249,11 @@ def holdout(num_shards):
     missing.update(loss[:1], torch.tensor([0]))
     broken.update(torch.tensor([1.0, torch.nan if rank() else 1.0]), torch.tensor([0, 1]))
     return {
-        "shards": shards.mean(sync=True),
-        "whole": whole.mean(sync=True),
-        "moving": moving.mean(sync=True),
-        "missing": error_of(missing.mean, sync=True),
-        "broken": error_of(broken.mean, sync=True),
+        "shards": shards.compute(sync=True),
+        "whole": whole.compute(sync=True),
+        "moving": moving.compute(sync=True),
+        "missing": error_of(missing.compute, sync=True),
+        "broken": error_of(broken.compute, sync=True),
     }
 
 
@@ -345,7 +345,7 @@ def training():
                 holdout_loss.update(
                     per_example_cross_entropy(model(holdout_points[mine]), holdout_targets[mine]), holdout_targets[mine]
                 )
-            selector.set_group_holdout_loss(holdout_loss.mean(sync=True))
+            selector.set_group_holdout_loss(holdout_loss.compute(sync=True))
         with torch.no_grad():
             model_loss = per_example_cross_entropy(model(points[step, own]), targets[step, own])
         candidates = Candidates(model_loss=model_loss, group_irreducible_loss=tables[step, own])

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from benchmarks.timed import Stopwatch, TrainingBatches, shuffled_loader, training_batches
 from reducr._internal.run_folder import CHECKPOINT_RULES
+from reducr.auxiliary import selected_loss
 from reducr.data import ExampleDataset, ExampleLoader
 from reducr.metrics import worst
 from reducr.pipeline.setup import SeedData, make_optimizer, methods_of, scoped_seed, stream_seed
 from reducr.pipeline.target_stage import evaluate
-from reducr.scoring.scorer import num_selected_of
-from reducr.training.auxiliary import selected_loss
+from reducr.scoring import num_selected_of
 
 _NUM_CHECKPOINTS = 12
 _TEST_BATCH_SIZE = 1000
@@ -97,9 +97,9 @@ def _train_for(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 + math.cos(math.pi * spent / seconds)) / 2
         batch = next(batches)
-        extended = batch if training.extra is None else training.extra.append_to(batch)
+        extended, weights = training.extended(batch)
         optimizer.zero_grad()
-        selected_loss(model, extended, training.example_weights()).backward()  # type: ignore[no-untyped-call]
+        selected_loss(model, extended, weights).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         num_steps += 1
         with clock.stopped():

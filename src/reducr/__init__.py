@@ -1,8 +1,38 @@
 """Robust data downsampling: choose the best part of every large batch so that the worst class does well."""
 
-from reducr.batch import Candidates, Selection
+from reducr.auxiliary import Auxiliary, AuxiliaryModel, ExtraBatches
+from reducr.batch import Batch, BatchSpec, Candidates, Selection, SelectionReport
+from reducr.downsampler import Downsampler
+from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits, PlainIrreducibleLoss, TableLogits, build_logit_table
+from reducr.scoring import Holdout, Scoring, ScoringBudget
 from reducr.selectors import SELECTORS, Selector, make_selector
+from reducr.training.checkpoints import Checkpoints
 from reducr.training.loader import SelectiveLoader
+from reducr.training.loop import train
 
 __version__ = "0.1.0"
-__all__ = ["SELECTORS", "Candidates", "Selection", "SelectiveLoader", "Selector", "make_selector"]
+__all__ = [
+    "SELECTORS",
+    "AdjustedIrreducibleLoss",
+    "Auxiliary",
+    "AuxiliaryModel",
+    "Batch",
+    "BatchSpec",
+    "Candidates",
+    "Checkpoints",
+    "Downsampler",
+    "ExtraBatches",
+    "Holdout",
+    "LiveLogits",
+    "PlainIrreducibleLoss",
+    "Scoring",
+    "ScoringBudget",
+    "Selection",
+    "SelectionReport",
+    "SelectiveLoader",
+    "Selector",
+    "TableLogits",
+    "build_logit_table",
+    "make_selector",
+    "train",
+]

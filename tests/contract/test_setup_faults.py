@@ -21,8 +21,8 @@ def composed(*overrides):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fraction=0"], "fraction must be in (0, 1]"),
-        (["fraction=10"], "For 10 percent give 0.1"),
+        (["fraction=0"], "`fraction` must be in (0, 1]"),
+        (["fraction=10"], "For 10 percent, pass 0.1"),
         (["num_candidates=5000"], "the training part has"),
         (
             ["methods.uniform.train_on=holdout", "num_candidates=120"],
@@ -30,12 +30,15 @@ def composed(*overrides):
         ),
         (["compare=[reducr,rho_los]"], "unknown method 'rho_los'. Did you mean 'rho_loss'"),
         (["scoring_mode=evaluate"], "unknown scoring_mode 'evaluate'"),
-        (["scoring.budget=0.05"], "a scoring budget of 0.05 of the candidates cannot select 0.1 of them"),
-        (["scoring.budget=40"], "the fraction of a scoring budget must be in (0, 1]"),
-        (["scoring.oldest_fraction=0.2"], "scoring.oldest_fraction=0.2 is a share of scoring.budget: give that too."),
-        (["compare=[uniform,entropy]", "scoring.budget=0.4"], "serves rules that score each point by its model loss"),
+        (["scoring.budget=0.05"], "A scoring budget of 0.05 of the candidates cannot select 0.1 of them"),
+        (["scoring.budget=40"], "The fraction of a scoring budget must be in (0, 1]"),
+        (
+            ["scoring.oldest_fraction=0.2"],
+            "scoring.oldest_fraction=0.2 is a fraction of `scoring.budget`, which is null. Set both.",
+        ),
+        (["compare=[uniform,entropy]", "scoring.budget=0.4"], "serves rules that score each example by its model loss"),
         (["scoring.autocast=bf16"], "unknown scoring.autocast 'bf16'. Did you mean 'bfloat16' or 'float16'?"),
-        (["scoring.resolution=0.5"], "a scoring resolution of 0.5 needs images (B, K, H, W) as inputs; got (4, 64)."),
+        (["scoring.resolution=0.5"], "A scoring resolution of 0.5 needs images (B, K, H, W) as inputs; got (4, 64)."),
         (["methods.reducr.options.holdout_weighting=per_points"], "Did you mean 'per_point'"),
         (["+methods.reducr.options.step_sizes=1"], "Did you mean 'step_size'"),
         (["methods.reducr.options.step_size=-1"], "step_size must be a finite number of at least 0; got -1"),
@@ -43,7 +46,7 @@ def composed(*overrides):
         (["datamodule.holdout_size=5"], "at least one example of each of the 10 classes"),
         (["model=small_cnn"], "cannot be run on inputs of shape (4, 64)"),
         (["compare=[bald]"], "MC-dropout needs a model with dropout"),
-        (["compare=[divbs]", "scoring.compile=true"], "which a compiled model does not show: leave scoring as it is"),
+        (["compare=[divbs]", "scoring.compile=true"], "which a compiled model hides. Use `compile=False`"),
         (
             ["compare=[infobatch]", "methods.infobatch.options.prune_probability=1"],
             "prune_probability must be in [0, 1)",

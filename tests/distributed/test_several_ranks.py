@@ -205,7 +205,7 @@ def test_the_holdout_loss_of_shares_is_that_of_the_whole(of_ranks):
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-14)
             assert same_bits(found[name], of_ranks[0]["holdout"][name])
     assert "group 1 of 2 has none" in everyone_said(of_ranks, "holdout", "missing")
-    assert "the holdout loss of group 1 is not finite" in everyone_said(of_ranks, "holdout", "broken")
+    assert "The holdout loss of group 1 is not finite" in everyone_said(of_ranks, "holdout", "broken")
 
 
 def test_tables_of_shared_rows_are_those_of_one_process(of_ranks):

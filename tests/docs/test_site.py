@@ -70,8 +70,8 @@ def test_every_page_is_in_the_navigation(site):
 
 def test_the_reference_shows_arguments_errors_and_examples(site):
     text = re.sub(r"<[^>]+>", "", (site / "reference/reducr.html").read_text())
-    assert "share of every batch to yield, in (0, 1]" in text
-    assert "for a loader or selector that is none, or an irreducible without lookup." in text
+    assert "fraction of every batch to yield, in (0, 1]" in text
+    assert "for a model, loader, selector or irreducible of another kind." in text
     assert "[(2, 4), (2, 4)]" in text
 
 

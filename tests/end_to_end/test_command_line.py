@@ -152,7 +152,7 @@ def test_stages_one_by_one_with_the_original_entry_points(tmp_path):
     other_seed = reducr("train", *quick, "seed=1", f"irreducible.dir={stage}", cwd=tmp_path)
     assert other_seed.returncode == 2
     assert f"irreducible.dir={stage} does not belong to this data" in other_seed.stderr
-    assert "targets, or their order" in other_seed.stderr
+    assert "the targets or their order differ" in other_seed.stderr
 
 
 def test_one_class_and_all_classes_of_the_irreducible_stage(tmp_path):
@@ -175,7 +175,8 @@ def test_a_users_fault_ends_in_its_message(tmp_path):
     done = reducr("run", *QUICK, "fraction=10", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "reducr: fraction must be in (0, 1], the share of the candidates to keep; got 10. For 10 percent give 0.1.\n"
+        "reducr: `fraction` must be in (0, 1], the fraction of the candidates to keep; got 10. For 10 percent, pass "
+        "0.1.\n"
     )
     assert not (tmp_path / "runs").exists()
 

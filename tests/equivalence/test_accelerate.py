@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 
 import reducr
 from hugging_face import FRACTION, NUM_CANDIDATES, REFRESH_STEPS, SEED, Texts, make_model, make_parts
+from selecting import under_autocast
 
 NUM_EPOCHS = 2
 
@@ -26,7 +27,7 @@ class Noisy(Texts):
         return point | {"input_ids": (point["input_ids"] + int(10 * draws)) % 50}
 
 
-def make(data, *, accelerator=None, accumulate_steps=1, autocast=None):
+def make(data, *, accelerator=None, accumulate_steps=1):
     """Model, loader, optimiser and schedule, prepared if there is an accelerator."""
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(SEED)
@@ -45,7 +46,6 @@ def make(data, *, accelerator=None, accumulate_steps=1, autocast=None):
         holdout=list(DataLoader(Texts(60, seed=2, columns=()), batch_size=20)),
         refresh_steps=REFRESH_STEPS,
         accumulate_steps=accumulate_steps,
-        autocast=autocast,
         seed=SEED,
     )
     return model, loader, optimizer, schedule
@@ -53,10 +53,10 @@ def make(data, *, accelerator=None, accumulate_steps=1, autocast=None):
 
 def plain_training(*, accumulate_steps, autocast):
     """A user's own loop without accelerate."""
-    model, loader, optimizer, schedule = make(Texts(), accumulate_steps=accumulate_steps, autocast=autocast)
+    model, loader, optimizer, schedule = make(Texts(), accumulate_steps=accumulate_steps)
     picked = []
     for _ in range(NUM_EPOCHS):
-        for place, batch in enumerate(loader, start=1):
+        for place, batch in enumerate(under_autocast(loader, autocast), start=1):
             picked.append(batch["idx"])
             with torch.autocast("cpu", dtype=autocast) if autocast else nullcontext():
                 logits = model(batch["input_ids"]).logits.float()

@@ -8,8 +8,8 @@ from torch import nn
 
 import reducr
 from reducr import functional
+from reducr.auxiliary import selected_loss
 from reducr.batch import Candidates
-from reducr.training.auxiliary import selected_loss
 from reference import baselines as slow
 from reference.reducr_step import weights_of
 

@@ -10,7 +10,6 @@ from hydra import compose, initialize_config_module
 from torch import nn
 
 import reducr
-from reducr.batch import Batch
 from reducr.data import ExampleLoader
 from reducr.data.published.digits import Digits
 from reducr.downsampler import Downsampler
@@ -19,9 +18,9 @@ from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, PlainI
 from reducr.lightning import RunProgress, SelectionRecorder, TargetModule, fit_target
 from reducr.models import MLP, resnet18
 from reducr.pipeline import run_experiment
-from reducr.scoring.budget import ScoringBudget
-from reducr.scoring.scorer import pick
+from reducr.scoring import Holdout, Scoring, ScoringBudget
 from reducr.training import loop
+from selecting import pick
 
 NUM_STEPS, SEED = 25, 3
 RULES = {
@@ -98,14 +97,13 @@ def assert_equal_states(one, other):
 def test_a_budget_of_all_selects_as_without_one(digits, name, sampler):
     plain, within = model_of(), model_of()
     loader = loader_of(digits, plain, name, sampler=sampler)
-    budget = ScoringBudget(1.0)
-    other = loader_of(digits, within, name, sampler=sampler, scoring_budget=budget)
+    other = loader_of(digits, within, name, sampler=sampler, scoring=Scoring(budget=1))
     assert torch.equal(trained(loader, plain), trained(other, within))
     assert_equal_states(plain.state_dict(), within.state_dict())
     assert_equal_states(loader.downsampler.selector.state_dict(), other.downsampler.selector.state_dict())
     assert torch.equal(loader.downsampler.generator.get_state(), other.downsampler.generator.get_state())
     assert torch.equal(loader.downsampler.selection.scores, other.downsampler.selection.scores)
-    assert int(budget.step) == NUM_STEPS
+    assert int(other.downsampler.budget.step) == NUM_STEPS
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -186,18 +184,22 @@ def test_broken_points_within_a_budget_are_counted_and_not_selected(digits):
 def test_points_without_an_index_are_refused_before_anything_is_scored(digits):
     selector = reducr.make_selector("train_loss", num_groups=10)
     batch = next(iter(candidates_of(digits)))
-    with pytest.raises(ValueError, match="a scoring budget remembers the loss of every point by its index, and these"):
+    with pytest.raises(
+        ValueError, match="A scoring budget remembers the loss of every example by its index, and these"
+    ):
         pick(nn.Identity(), batch._replace(index=None), selector, None, num_selected=5, budget=ScoringBudget(0.5))
-    downsampler = Downsampler(model_of(), selector, scoring_budget=ScoringBudget(0.5))
-    with pytest.raises(ValueError, match="a scoring budget remembers the loss of every point by its index, and these"):
-        downsampler.select((batch.input, batch.target))
+    downsampler = Downsampler(selector, scoring=Scoring(budget=0.5))
+    with pytest.raises(
+        ValueError, match="A scoring budget remembers the loss of every example by its index, and these"
+    ):
+        downsampler.select((batch.input, batch.target), model_of())
 
 
 @pytest.mark.parametrize(("accumulate_steps", "save_after"), [(1, 4), (1, 19), (3, 13)])
 def test_a_resumed_loop_goes_on_bit_for_bit(digits, accumulate_steps, save_after):
     model = model_of(dropout=0.3)
     options = {"accumulate_steps": accumulate_steps, "sampler": "softmax"}
-    loader = loader_of(digits, model, scoring_budget=ScoringBudget(0.4), **options)
+    loader = loader_of(digits, model, scoring=Scoring(budget=ScoringBudget(0.4)), **options)
     kept = {}
 
     def keep(step, optimizer):
@@ -212,7 +214,7 @@ def test_a_resumed_loop_goes_on_bit_for_bit(digits, accumulate_steps, save_after
     picked = trained(loader, model, on_step=keep)
 
     again = model_of(dropout=0.3)
-    resumed = loader_of(digits, again, scoring_budget=ScoringBudget(0.4), **options)
+    resumed = loader_of(digits, again, scoring=Scoring(budget=ScoringBudget(0.4)), **options)
     optimizer = torch.optim.AdamW(again.parameters(), lr=1e-2)
     again.load_state_dict(kept["model"])
     optimizer.load_state_dict(kept["optimizer"])
@@ -220,14 +222,14 @@ def test_a_resumed_loop_goes_on_bit_for_bit(digits, accumulate_steps, save_after
     torch.set_rng_state(kept["random"])
     assert torch.equal(trained(resumed, again, step=save_after, optimizer=optimizer), picked[save_after:])
     assert_equal_states(again.state_dict(), model.state_dict())
-    budgets = [one.downsampler.scoring_budget.state_dict() for one in (resumed, loader)]
+    budgets = [one.downsampler.budget.state_dict() for one in (resumed, loader)]
     assert_equal_states(*budgets)
 
 
 def test_the_state_of_a_run_without_a_budget_is_refused_by_one_with(digits):
     state = loader_of(digits, model_of()).state_dict()
     with pytest.raises(ValueError, match=r"a Downsampler must hold counts, .*, scoring_budget, .*; got counts"):
-        loader_of(digits, model_of(), scoring_budget=ScoringBudget(0.4)).load_state_dict(state)
+        loader_of(digits, model_of(), scoring=Scoring(budget=ScoringBudget(0.4))).load_state_dict(state)
 
 
 # the same in the plain loop and in the program's module
@@ -235,17 +237,10 @@ def test_the_state_of_a_run_without_a_budget_is_refused_by_one_with(digits):
 
 def module_of(digits, model, **options):
     selector = reducr.make_selector("reducr", num_groups=10, step_size=0.05)
-    return TargetModule(
-        model,
-        selector,
-        irreducible_of(digits),
-        optimizer=partial(torch.optim.AdamW, lr=1e-2),
-        holdout=holdout_of(digits),
-        num_classes=10,
-        fraction=0.2,
-        seed=SEED,
-        **options,
+    downsampler = Downsampler(
+        selector, irreducible_of(digits), fraction=0.2, holdout=holdout_of(digits), seed=SEED, **options
     )
+    return TargetModule(model, downsampler, optimizer=partial(torch.optim.AdamW, lr=1e-2), num_classes=10)
 
 
 def fitted(digits, module, folder, *, advance=lambda step, worst: None):
@@ -265,36 +260,34 @@ def fitted(digits, module, folder, *, advance=lambda step, worst: None):
 
 @pytest.mark.parametrize(
     "options",
-    [{"scoring_budget": 0.4}, {"autocast": torch.bfloat16}, {"scoring_budget": 0.3, "autocast": torch.bfloat16}],
+    [{"budget": 0.4}, {"autocast": torch.bfloat16}, {"budget": 0.3, "autocast": torch.bfloat16}, {"batch_size": 7}],
 )
 def test_the_plain_loop_the_loader_and_the_module_agree(digits, tmp_path, options):
-    def made():
-        budget = options.get("scoring_budget")
-        return options | ({} if budget is None else {"scoring_budget": ScoringBudget(budget)})
-
+    scoring = Scoring(**options)
     plain = model_of()
     optimizer, picked = torch.optim.AdamW(plain.parameters(), lr=1e-2), []
     selector = reducr.make_selector("reducr", num_groups=10, step_size=0.05)
     loop.train(
         plain,
         candidates_of(digits),
-        selector,
-        irreducible_of(digits),
+        Downsampler(
+            selector,
+            irreducible_of(digits),
+            fraction=0.2,
+            holdout=Holdout(holdout_of(digits), 7),
+            scoring=scoring,
+            seed=SEED,
+        ),
         optimizer,
-        holdout=holdout_of(digits),
         num_steps=NUM_STEPS,
-        fraction=0.2,
-        refresh_steps=7,
-        generator=torch.Generator().manual_seed(SEED),
         on_step=lambda step, selected, selection, loss: picked.append(selected.index),
-        **made(),
     )
     model = model_of()
-    assert torch.equal(fitted(digits, module_of(digits, model, **made()), tmp_path), torch.stack(picked))
+    assert torch.equal(fitted(digits, module_of(digits, model, scoring=scoring), tmp_path), torch.stack(picked))
     assert_equal_states(model.state_dict(), plain.state_dict())
-    if "autocast" not in options:  # that of the loader is in force for the holdout loss, too
-        model = model_of()
-        assert torch.equal(trained(loader_of(digits, model, **made()), model), torch.stack(picked))
+    model = model_of()
+    assert torch.equal(trained(loader_of(digits, model, scoring=scoring), model), torch.stack(picked))
+    assert_equal_states(model.state_dict(), plain.state_dict())
 
 
 class BrokenOffError(Exception):
@@ -306,12 +299,12 @@ def test_a_module_that_is_broken_off_goes_on_bit_for_bit(digits, tmp_path):
         if step == 16:
             raise BrokenOffError
 
-    whole = module_of(digits, model_of(), scoring_budget=ScoringBudget(0.4))
+    whole = module_of(digits, model_of(), scoring=Scoring(budget=ScoringBudget(0.4)))
     picked = fitted(digits, whole, tmp_path / "whole")
     parts = tmp_path / "parts"
     with pytest.raises(BrokenOffError):
-        fitted(digits, module_of(digits, model_of(), scoring_budget=ScoringBudget(0.4)), parts, advance=stop)
-    resumed = module_of(digits, model_of(), scoring_budget=ScoringBudget(0.4))
+        fitted(digits, module_of(digits, model_of(), scoring=Scoring(budget=ScoringBudget(0.4))), parts, advance=stop)
+    resumed = module_of(digits, model_of(), scoring=Scoring(budget=ScoringBudget(0.4)))
     assert torch.equal(fitted(digits, resumed, parts), picked)
     assert_equal_states(resumed.state_dict(), whole.state_dict())
     assert int(resumed.scoring_budget.step) == NUM_STEPS
@@ -320,19 +313,12 @@ def test_a_module_that_is_broken_off_goes_on_bit_for_bit(digits, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"scoring_budget": 0.4}, TypeError, "scoring_budget must be a reducr.scoring.budget.ScoringBudget; got float"),
         (
-            {"scoring_budget": ScoringBudget(0.1)},
+            {"scoring": Scoring(budget=0.1)},
             ValueError,
-            "a scoring budget of 0.1 of the candidates cannot select 0.2",
+            "A scoring budget of 0.1 of the candidates cannot select 0.2",
         ),
-        ({"scoring_resolution": 2}, ValueError, "a scoring resolution must be in"),
-        ({"scoring_compile": 1}, ValueError, "scoring_compile must be True or False; got 1"),
-        (
-            {"autocast": torch.int8},
-            ValueError,
-            "autocast must be torch.bfloat16, torch.float16 or None; got torch.int8",
-        ),
+        ({"scoring": Scoring(budget=0.3), "distributed": "global"}, ValueError, "A scoring budget does not work with"),
     ],
 )
 def test_faults_are_found_at_construction(digits, options, error, message):
@@ -353,8 +339,8 @@ def test_small_images_are_scored_and_whole_ones_trained_on(scoring_mode):
     target = torch.arange(40) % 10
     buffers = copy.deepcopy(dict(model.named_buffers()))
     selector = reducr.make_selector("train_loss", num_groups=10, sampler="top_k")
-    downsampler = Downsampler(model, selector, scoring_resolution=0.5, scoring_mode=scoring_mode)
-    index, selected, _ = downsampler.select((torch.arange(40), images, target))
+    downsampler = Downsampler(selector, scoring=Scoring(resolution=0.5, mode=scoring_mode))
+    index, selected, _ = downsampler.select((torch.arange(40), images, target), model)
     assert torch.equal(selected, images[index])
     assert_equal_states(dict(model.named_buffers()), buffers)
     small = nn.functional.avg_pool2d(images, 2)
@@ -369,9 +355,9 @@ def test_a_compiled_scoring_pass_scores_the_model_that_is_trained(digits):
     """With the parameters of every step, in the mode that was asked for, and the mode left as found."""
     model = model_of(dropout=0.5)
     selector = reducr.make_selector("train_loss", num_groups=10, sampler="top_k")
-    downsampler = Downsampler(model, selector, scoring_compile=True, scoring_mode="eval")
+    downsampler = Downsampler(selector, scoring=Scoring(compile=True, mode="eval"))
     for batch in list(candidates_of(digits))[:3]:
-        selected = Batch(*downsampler.select(batch))
+        selected = downsampler.select(batch, model)
         with torch.no_grad():
             losses = per_example_cross_entropy(model.eval()(batch.input), batch.target)
         model.train()
@@ -380,7 +366,7 @@ def test_a_compiled_scoring_pass_scores_the_model_that_is_trained(digits):
         nn.functional.cross_entropy(model(selected.input), selected.target).backward()
         optimizer.step()
         optimizer.zero_grad()
-        downsampler.step()
+        downsampler.step(model)
 
 
 # from the command line

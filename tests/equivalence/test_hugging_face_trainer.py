@@ -45,6 +45,8 @@ from hugging_face import (
 )
 from reducr.batch import BatchSpec
 from reducr.hugging_face import SelectiveTrainer, SelectiveTrainerMixin
+from reducr.scoring import Scoring
+from selecting import under_autocast
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +93,7 @@ class InOrder(BatchSampler):
         ("reducr", {}),
         ("reducr", {"gradient_accumulation_steps": 2}),
         ("reducr", {"bf16": True}),
-        ("reducr", {"scoring_mode": "eval", "refresh_steps": None}),
+        ("reducr", {"scoring": Scoring(mode="eval"), "refresh_steps": None}),
         ("rho_loss", {"gradient_accumulation_steps": 4}),
         ("train_loss", {}),
         ("uniform", {}),
@@ -123,8 +125,7 @@ def test_the_same_points_and_parameters_as_the_plain_loop(tmp_path, name, option
         FRACTION,
         holdout=holdout,
         refresh_steps=options.get("refresh_steps", REFRESH_STEPS),
-        scoring_mode=options.get("scoring_mode", "train"),
-        autocast=torch.bfloat16 if "bf16" in options else None,
+        scoring=options.get("scoring"),
         accumulate_steps=accumulate_steps,
         weights_examples=selector.weights_examples,
         seed=SEED,
@@ -136,7 +137,7 @@ def test_the_same_points_and_parameters_as_the_plain_loop(tmp_path, name, option
     model.train()
     picked = []
     for _ in range(3):
-        for number, batch in enumerate(loader):
+        for number, batch in enumerate(under_autocast(loader, torch.bfloat16 if "bf16" in options else None)):
             of = min(accumulate_steps, num_batches - number // accumulate_steps * accumulate_steps)
             with torch.autocast("cpu", dtype=torch.bfloat16) if "bf16" in options else nullcontext():
                 logits = model(batch["input_ids"]).logits
@@ -209,7 +210,7 @@ def state_in(checkpoint):
         "model": load_file(checkpoint / "model.safetensors"),
         "selection": selection,
         "optimizer": optimizer,
-        "logs": [{key: value for key, value in log.items() if "_per_second" not in key} for log in logs],
+        "logs": [{key: value for key, value in log.items() if "_second" not in key} for log in logs],
     }
 
 
@@ -249,20 +250,22 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
     with pytest.warns(RuntimeWarning) as caught:
         again.train(resume_from_checkpoint=True)
     texts = [str(warning.message) for warning in caught]
-    assert "checkpoint-27 is not whole (" in texts[0]
+    assert "checkpoint-27 is incomplete (" in texts[0]
     assert "is damaged (truncated or altered)" in texts[1]
-    assert re.search("checkpoint-24 is not whole .* The one before it is used, if there is one", texts[2])
+    assert re.search("checkpoint-24 is incomplete .* The one before it is used, if there is one", texts[2])
     assert len(again.picked) == 27 - 20
     assert_same(again, whole)
 
 
 def test_faults_of_checkpoints(tmp_path):
     trainer = make_trainer(tmp_path)
-    with pytest.raises(ValueError, match=r"there is no whole checkpoint in .*: train without resume_from_checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"There is no complete checkpoint in .*\. Train without resume_from_checkpoint"
+    ):
         trainer.train(resume_from_checkpoint=True)
     others = Trainer(make_model(), make_arguments(tmp_path, max_steps=1, save_strategy="steps"), train_dataset=Texts())
     others.train()
-    with pytest.raises(ValueError, match=r"checkpoint-1 has no state of a selection .*was written by another Trainer"):
+    with pytest.raises(ValueError, match=r"checkpoint-1 has no selection state .*another Trainer wrote it"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     trainer = make_trainer(tmp_path, max_steps=2, save_strategy="steps")
     trainer.train()
@@ -304,9 +307,11 @@ def test_streams(tmp_path):
     assert len(again.picked) == 8
     assert_same(again, whole)
     again = make_trainer(tmp_path / "again", **options)
-    with pytest.raises(ValueError, match=r"is of pass 1 .* over a stream without a length, and the Trainer can go on"):
+    with pytest.raises(
+        ValueError, match=r"was saved in pass 1 .* over a data set without a length, and the Trainer can resume"
+    ):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
-    with pytest.raises(ValueError, match="a stream without a length may have no end of an epoch"):
+    with pytest.raises(ValueError, match="so its epoch may have no end to refresh"):
         make_trainer(tmp_path, refresh_steps=None, **options)
 
 
@@ -374,7 +379,7 @@ def test_an_image_classifier(tmp_path, scoring_mode, passes):
         make_arguments(tmp_path, num_train_epochs=2),
         train_dataset=data,
         selector=reducr.make_selector("train_loss", num_groups=10),
-        scoring_mode=scoring_mode,
+        scoring=Scoring(mode=scoring_mode),
     )
     trainer.train()
     tracked = {int(value) for name, value in trainer.model.named_buffers() if name.endswith("num_batches_tracked")}
@@ -430,7 +435,7 @@ def test_another_training_begins_anew(tmp_path):
 
 
 def test_logs(tmp_path):
-    """What was selected so far, beside the loss; callbacks find the selector updated."""
+    """The metrics of the last step, beside the loss; callbacks find the selector updated."""
     seen = []
 
     class Watching(TrainerCallback):
@@ -442,7 +447,7 @@ def test_logs(tmp_path):
     logs = trainer.state.log_history[0]
     weights = trainer.downsampler.selector.group_weights.tolist()
     assert [logs[f"group_weight/{group}"] for group in range(4)] == weights
-    assert (logs["select/fraction"], logs["select/num_non_finite"]) == (66 / 330, 0)
+    assert (logs["select/fraction"], logs["select/num_non_finite"]) == (8 / 40, 0)
     assert seen == [True] * 9
 
 
@@ -457,14 +462,14 @@ class OnlyLoss(nn.Module):
 
 
 FAULTS = {
-    "a name": ({"selector": "reducr"}, TypeError, r"selector must be what reducr.make_selector makes; got str\. Use"),
-    "percent": ({"fraction": 10}, ValueError, r"fraction must be in \(0, 1\].*For 10 percent give 0.1"),
-    "no irreducible": ({"irreducible": None}, ValueError, "selector 'reducr' needs irreducible losses"),
+    "a name": ({"selector": "reducr"}, TypeError, r"`selector` must come from reducr.make_selector; got str\. Use"),
+    "percent": ({"fraction": 10}, ValueError, r"`fraction` must be in \(0, 1\].*For 10 percent, pass 0.1"),
+    "no irreducible": ({"irreducible": None}, ValueError, "'reducr' needs irreducible losses"),
     "mode": ({"distributed": "globl"}, ValueError, "unknown distributed mode 'globl'"),
     "no holdout": ({"holdout_dataset": None, "refresh_steps": None}, ValueError, "needs the holdout loss before its"),
-    "refresh": ({"holdout_dataset": None}, ValueError, "refresh_steps=4 changes nothing without holdout"),
-    "no logits": ({"model": OnlyLoss()}, ValueError, "must return a tensor of logits .*, or an output with logits"),
-    "groups": ({"spec": BatchSpec(target="labels", group="town")}, ValueError, "a batch has no group at 'town'"),
+    "refresh": ({"holdout_dataset": None}, ValueError, "refresh_steps=4 has no effect without `holdout`"),
+    "no logits": ({"model": OnlyLoss()}, ValueError, "must return a tensor of logits .*, or an output with `logits`"),
+    "groups": ({"spec": BatchSpec(target="labels", group="town")}, ValueError, "The batch has no group at 'town'"),
 }
 
 
@@ -490,10 +495,10 @@ class OwnLoss(SelectiveTrainer):
 
 def test_weights_of_points_and_a_loss_of_ones_own(tmp_path):
     with pytest.raises(
-        ValueError, match=r"'group_dro' weights the loss of each point, which OwnLoss.compute_loss would"
+        ValueError, match=r"'group_dro' weights the loss of each example, which OwnLoss.compute_loss would"
     ):
         make_trainer(tmp_path, name="group_dro", trainer=OwnLoss)
-    message = "'infobatch' weights the loss of each point, and this Trainer has a loss of its own .* Give loss=, of"
+    message = "'infobatch' weights the loss of each example, and this Trainer has a loss of its own .* Pass `loss=`"
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, name="infobatch", label_smoothing_factor=0.1)
     loss = nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)
@@ -505,5 +510,5 @@ def test_weights_of_points_and_a_loss_of_ones_own(tmp_path):
 def test_several_gpus_in_one_process_are_refused(tmp_path):
     arguments = make_arguments(tmp_path)
     arguments._n_gpu = 2
-    with pytest.raises(ValueError, match=r"2 GPUs in one process \(DataParallel\) are not supported: start one"):
+    with pytest.raises(ValueError, match=r"2 GPUs in one process \(DataParallel\) are not supported. Start one"):
         make_trainer(tmp_path, args=arguments)

@@ -34,9 +34,11 @@ from lightning_modules import (
     trainings,
 )
 from reducr.batch import BatchSpec
+from reducr.downsampler import Downsampler
 from reducr.lightning import SelectiveTraining
-from reducr.scoring.budget import ScoringBudget
+from reducr.scoring import Holdout, Scoring
 from reducr.training import loop
+from selecting import under_autocast
 
 NUM_STEPS, NUM_EPOCHS, REFRESH_STEPS = 30, 3, 7
 
@@ -99,14 +101,13 @@ def user_loop(
         FRACTION,
         holdout=holdout_of(digits),
         refresh_steps=REFRESH_STEPS,
-        autocast=autocast,
         seed=SEED,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     picked = []
     for epoch in range(NUM_EPOCHS):
-        every = loader.downsampler.accumulate_steps = accumulate_steps(epoch)
-        for number, (index, inputs, target, _) in enumerate(loader, start=1):
+        every = loader.accumulate_steps = accumulate_steps(epoch)
+        for number, (index, inputs, target, _) in enumerate(under_autocast(loader, autocast), start=1):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast is not None):
                 loss = nn.functional.cross_entropy(model(inputs), target)
             (loss / every).backward()
@@ -115,6 +116,11 @@ def user_loop(
                 optimizer.step()
                 optimizer.zero_grad()
     return model, loader.downsampler, picked
+
+
+def plain_downsampler(digits, selector, irreducible):
+    holdout = Holdout(holdout_of(digits), REFRESH_STEPS)
+    return Downsampler(selector, irreducible, fraction=FRACTION, holdout=holdout, seed=SEED)
 
 
 def assert_same(module, selector, model, other_selector):
@@ -147,14 +153,9 @@ def test_the_same_points_and_parameters_as_the_plain_loop(digits, name):
     loop.train(
         model,
         candidates_of(digits),
-        selector,
-        irreducible,
+        plain_downsampler(digits, selector, irreducible),
         torch.optim.AdamW(model.parameters(), lr=1e-2),
-        holdout=holdout_of(digits),
         num_steps=NUM_STEPS,
-        fraction=FRACTION,
-        refresh_steps=REFRESH_STEPS,
-        generator=torch.Generator().manual_seed(SEED),
         on_step=lambda step, selected, selection, loss: plain.append(selected.index),
     )
     module, callback, trainer = fit(digits, name, max_epochs=-1, max_steps=NUM_STEPS)
@@ -182,14 +183,9 @@ def test_a_module_may_weight_points(digits):
     loop.train(
         model,
         candidates_of(digits),
-        selector,
-        irreducible,
+        plain_downsampler(digits, selector, irreducible),
         torch.optim.AdamW(model.parameters(), lr=1e-2),
-        holdout=holdout_of(digits),
         num_steps=9,
-        fraction=FRACTION,
-        refresh_steps=REFRESH_STEPS,
-        generator=torch.Generator().manual_seed(SEED),
         on_step=lambda step, selected, selection, loss: plain.append(selected.index),
     )
     options = {"module": Weighting(net()), "selection": {"weights_examples": True}}
@@ -421,7 +417,7 @@ def assert_goes_on(digits, folder, *, loader, saved, budget=None, **options):
             selection={
                 "holdout": DataLoader(digits.holdout, batch_size=40),
                 "refresh_steps": 4,
-                "scoring_budget": None if budget is None else ScoringBudget(budget),
+                "scoring": Scoring(budget=budget),
             },
             **options | more,
         )
@@ -485,7 +481,7 @@ def test_an_ended_training_is_made_longer(digits, tmp_path):
 
 def test_a_checkpoint_between_two_steps_of_the_optimiser_is_warned_of(digits, tmp_path):
     fit(digits, accumulate_grad_batches=2, callbacks=[SaveAlways(tmp_path)])
-    with pytest.warns(RuntimeWarning, match="Lightning does not keep the gradients accumulated until then"):
+    with pytest.warns(RuntimeWarning, match="Lightning does not save accumulated gradients"):
         fit(digits, accumulate_grad_batches=2, fit_options={"ckpt_path": tmp_path / "003_batch.ckpt"})
 
 
@@ -503,7 +499,9 @@ def test_a_checkpoint_without_a_selection_is_warned_of(digits, tmp_path):
     trainer = pl.Trainer(**QUIET, max_epochs=1)
     trainer.fit(Classifier(net()), candidates_of(digits))
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
-    with pytest.warns(RuntimeWarning, match="the checkpoint has no state of a selection: it was saved without this"):
+    with pytest.warns(
+        RuntimeWarning, match="The checkpoint was saved without this callback, so it has no selection state"
+    ):
         module, callback, _ = fit(digits, fit_options={"ckpt_path": tmp_path / "plain.ckpt"}, max_epochs=2)
     assert [len(index) for index in module.picked] == [12] * 8
     assert callback.report().num_steps == 8
@@ -513,9 +511,9 @@ def test_logged_keys_of_any_logger(digits, tmp_path):
     _, callback, _ = fit(digits, logger=CSVLogger(tmp_path, name="", version="csv"), log_every_n_steps=4)
     with (tmp_path / "csv" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == [3, 7, 11, 15, 19, 23]
-    names = {"select/fraction", "select/num_non_finite", *(f"group_weight/{group}" for group in range(10))}
-    assert set(rows[0]) == names | {"epoch", "step"}
+    assert [int(row["step"]) for row in rows] == [4, 8, 12, 16, 20, 24]
+    assert [row["epoch"] for row in rows] == ["0", "0", "1", "1", "2", "2"]
+    assert set(rows[0]) == callback.downsampler.metrics().keys() | {"epoch", "step"}
     assert [float(row["select/fraction"]) for row in rows] == pytest.approx([0.2] * 6)
     last = [float(rows[-1][f"group_weight/{group}"]) for group in range(10)]
     assert last == pytest.approx(callback.report().group_weights, abs=1e-6)
@@ -583,23 +581,27 @@ class Splitting(SingleDeviceStrategy):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"module": ByHand}, ValueError, r"ByHand optimises by hand .*or train with SelectiveLoader"),
-        ({"module": ReadsItself}, ValueError, r"ReadsItself was given a batch that nothing .*: let it take batch"),
-        ({"strategy": Splitting("cpu")}, ValueError, r"Splitting splits the model .*Choose Trainer\(strategy='ddp'\)"),
-        ({"module": lambda net: Nested()}, ValueError, r"no forward\(\).*give model=.*\(there are: parts\), or a"),
+        ({"module": ByHand}, ValueError, r"ByHand uses manual optimization .*or SelectiveLoader"),
+        ({"module": ReadsItself}, ValueError, r"ReadsItself got a batch that nothing .*: let it take `batch`"),
+        ({"strategy": Splitting("cpu")}, ValueError, r"Splitting shards the model .*Use Trainer\(strategy='ddp'\)"),
+        ({"module": lambda net: Nested()}, ValueError, r"no forward\(\).*pass `model=`.*\(there are: parts\), or a"),
         ({"selection": {"model": "nett"}}, ValueError, r"unknown model 'nett'. Did you mean 'net'"),
         ({"selection": {"model": "picked"}}, TypeError, r"model='picked' must name a torch.nn.Module in Classifier; "),
-        ({"selection": {"model": nn.Identity()}}, TypeError, r"model must be the name of a part .*got Identity"),
+        ({"selection": {"model": nn.Identity()}}, TypeError, r"`model` must be the name of a part .*got Identity"),
         ({"selection": {"model": lambda module, inputs: inputs.sum()}}, ValueError, r"one number, which looks like a"),
-        ({"selection": {"holdout": None, "refresh_steps": None}}, ValueError, r"give holdout=, batches of"),
-        ({"selection": {"refresh_steps": None}, "loader": Stream}, ValueError, r"a stream without a length.*refresh_"),
+        ({"selection": {"holdout": None, "refresh_steps": None}}, ValueError, r"Pass `holdout=`, batches of"),
+        (
+            {"selection": {"refresh_steps": None}, "loader": Stream},
+            ValueError,
+            r"The loader has no `__len__`.*refresh_",
+        ),
         ({"selection": {"distributed": "globl"}}, ValueError, r"unknown distributed mode 'globl'. Did you mean"),
-        ({"selection": {"spec": BatchSpec(target="y")}}, ValueError, r"a batch has no target at 'y'"),
+        ({"selection": {"spec": BatchSpec(target="y")}}, ValueError, r"The batch has no target at 'y'"),
         ({"name": "nothing"}, ValueError, r"unknown selector"),
         (
             {"name": "infobatch"},
             ValueError,
-            r"'infobatch' weights the losses of the points .*with weights_examples=True",
+            r"'infobatch' weights the losses of the examples .*`weights_examples=True`",
         ),
     ],
 )

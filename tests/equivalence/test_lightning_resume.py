@@ -9,6 +9,7 @@ import torch
 import reducr
 from reducr.data import ExampleLoader
 from reducr.data.published.digits import Digits
+from reducr.downsampler import Downsampler
 from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleObjective, IrreducibleTable, TableLogits
 from reducr.irreducible.ensemble import Ensemble
 from reducr.lightning import (
@@ -21,6 +22,7 @@ from reducr.lightning import (
     fit_target,
 )
 from reducr.models import MLP
+from reducr.scoring import Holdout
 
 NUM_STEPS = 30  # of 8 an epoch
 
@@ -46,17 +48,14 @@ def train(digits, folder, *, refresh_steps, holdout_decay, rule="reducr", stop=N
     torch.random.manual_seed(3)
     model = MLP(num_features=64, num_classes=10, hidden_sizes=[32], dropout=0.3)
     logits = torch.randn(len(digits.train), 10, generator=torch.Generator().manual_seed(1))
-    module = TargetModule(
-        model,
+    downsampler = Downsampler(
         reducr.make_selector(rule, num_groups=10, sampler="softmax", **{"step_size": 0.05} if rule == "reducr" else {}),
         AdjustedIrreducibleLoss(TableLogits(IrreducibleTable(logits.numpy(), kind="logits"))),
-        optimizer=partial(torch.optim.AdamW, lr=1e-2),
-        holdout=ExampleLoader(digits.holdout, batch_size=40),
-        num_classes=10,
         fraction=0.2,
-        holdout_decay=holdout_decay,
+        holdout=Holdout(ExampleLoader(digits.holdout, batch_size=40), decay=holdout_decay),
         seed=3,
     )
+    module = TargetModule(model, downsampler, optimizer=partial(torch.optim.AdamW, lr=1e-2), num_classes=10)
     recorder = SelectionRecorder(
         folder / "selected.npz", num_examples=len(digits.train), is_corrupted=digits.train.is_corrupted
     )
@@ -116,7 +115,8 @@ def test_target_training(digits, tmp_path, options, stops):
         ]
         assert same_state(*states), rule
     assert module.earlier_seconds > whole.earlier_seconds == 0
-    assert (module.num_candidates_seen, module.num_selected_seen) == (NUM_STEPS * 60, NUM_STEPS * 12)
+    counts = module.downsampler.counts
+    assert (counts["num_candidates"], counts["num_selected"]) == (NUM_STEPS * 60, NUM_STEPS * 12)
 
 
 @pytest.mark.parametrize("keeps_lowest_loss", [True, False])

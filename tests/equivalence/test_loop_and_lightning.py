@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 import reducr
+from reducr.auxiliary import Auxiliary, AuxiliaryModel, ExtraBatches
 from reducr.data import ExampleLoader
 from reducr.data.published.digits import Digits
+from reducr.downsampler import Downsampler
 from reducr.functional import per_example_cross_entropy
 from reducr.irreducible import (
     AdjustedIrreducibleLoss,
@@ -21,8 +23,8 @@ from reducr.irreducible import (
 )
 from reducr.lightning import SelectionRecorder, TargetModule, fit_target
 from reducr.models import MLP
+from reducr.scoring import Holdout
 from reducr.training import loop
-from reducr.training.auxiliary import AuxiliaryModel, joint_optimizer
 
 OPTIONS = {
     "reducr": {"step_size": 0.05},
@@ -56,6 +58,9 @@ def parts(digits, name):
 
 def run_loop(digits, name):
     model, selector, irreducible, candidates, holdout, make_optimizer = parts(digits, name)
+    downsampler = Downsampler(
+        selector, irreducible, fraction=FRACTION, holdout=Holdout(holdout, REFRESH_STEPS), seed=SEED
+    )
     picked, weights = [], []
 
     def note(step, selected, selection, loss):
@@ -65,14 +70,9 @@ def run_loop(digits, name):
     loop.train(
         model,
         candidates,
-        selector,
-        irreducible,
+        downsampler,
         make_optimizer(model.parameters()),
-        holdout=holdout,
         num_steps=NUM_STEPS,
-        fraction=FRACTION,
-        refresh_steps=REFRESH_STEPS,
-        generator=torch.Generator().manual_seed(SEED),
         on_step=note,
     )
     return model, selector, torch.stack(picked), torch.stack(weights)
@@ -80,16 +80,8 @@ def run_loop(digits, name):
 
 def run_lightning(digits, name, folder):
     model, selector, irreducible, candidates, holdout, make_optimizer = parts(digits, name)
-    module = TargetModule(
-        model,
-        selector,
-        irreducible,
-        optimizer=make_optimizer,
-        holdout=holdout,
-        num_classes=10,
-        fraction=FRACTION,
-        seed=SEED,
-    )
+    downsampler = Downsampler(selector, irreducible, fraction=FRACTION, holdout=holdout, seed=SEED)
+    module = TargetModule(model, downsampler, optimizer=make_optimizer, num_classes=10)
     recorder = SelectionRecorder(folder / "selected.npz", num_examples=len(digits.train))
     steps = fit_target(
         module,
@@ -127,39 +119,39 @@ class Jitter(nn.Module):
         return inputs + 0.1 * torch.randn_like(inputs)
 
 
-def further_models():
-    """A proxy that scores, and an irreducible model that goes on learning: made afresh."""
+def further_models(digits):
+    """A proxy that scores, and a reference model that keeps learning, and extra batches: made afresh."""
     torch.random.manual_seed(SEED + 1)
     proxy, reference = (MLP(num_features=64, num_classes=10, hidden_sizes=[16]) for _ in range(2))
     irreducible = AdjustedIrreducibleLoss(LiveLogits(reference, is_frozen=False))
-    auxiliary_models = [
-        AuxiliaryModel(proxy),
-        AuxiliaryModel(reference, IrreducibleObjective(lambda batch: batch.target), rate=0.01),
+    optimizers = [torch.optim.AdamW(one.parameters(), lr=lr) for one, lr in ((proxy, 1e-2), (reference, 1e-4))]
+    objective = IrreducibleObjective(lambda batch: batch.target)
+    models = [
+        AuxiliaryModel(proxy, optimizers[0], is_proxy=True),
+        AuxiliaryModel(reference, optimizers[1], objective),
     ]
-    return proxy, reference, irreducible, auxiliary_models
+    draws = ExampleLoader(digits.holdout, batch_size=7, shuffle=True, drop_last=True, seed=SEED)
+    jitter = Jitter()
+    extra = ExtraBatches(draws, transform=lambda batch: batch._replace(input=jitter(batch.input)))
+    return proxy, reference, irreducible, Auxiliary(models, extra)
 
 
 def test_augmentation_other_points_proxy_and_learning_irreducible_models(digits, tmp_path):
     model, selector, _, candidates, holdout, make_optimizer = parts(digits, "reducr")
-    proxy, reference, irreducible, auxiliary_models = further_models()
+    proxy, reference, irreducible, auxiliary = further_models(digits)
+    holdout = Holdout(holdout, REFRESH_STEPS)
+    downsampler = Downsampler(selector, irreducible, fraction=FRACTION, holdout=holdout, auxiliary=auxiliary)
     before = [copy.deepcopy(one.state_dict()) for one in (proxy, reference)]
     picked = []
     torch.random.manual_seed(SEED)
     loop.train(
         model,
         candidates,
-        selector,
-        irreducible,
-        joint_optimizer(make_optimizer, model, auxiliary_models),
-        holdout=holdout,
+        downsampler,
+        make_optimizer(model.parameters()),
         num_steps=NUM_STEPS,
-        fraction=FRACTION,
-        refresh_steps=REFRESH_STEPS,
         augment=Jitter(),
-        proxy=proxy,
-        auxiliary_models=auxiliary_models,
-        extra_batches=ExampleLoader(digits.holdout, batch_size=7, shuffle=True, drop_last=True, seed=SEED),
-        on_step=lambda step, selected, selection, loss: picked.append(selected.index),
+        on_step=lambda step, selected, selection, loss: picked.append(downsampler.selected.index),
     )
     plain = [copy.deepcopy(one.state_dict()) for one in (model, proxy, reference)]
     moved = [
@@ -169,20 +161,9 @@ def test_augmentation_other_points_proxy_and_learning_irreducible_models(digits,
     assert moved[0] > 10 * moved[1] > 0  # the irreducible model at 1/100 of the learning rate
 
     model, selector, _, candidates, holdout, make_optimizer = parts(digits, "reducr")
-    proxy, reference, irreducible, auxiliary_models = further_models()
-    module = TargetModule(
-        model,
-        selector,
-        irreducible,
-        optimizer=make_optimizer,
-        holdout=holdout,
-        num_classes=10,
-        fraction=FRACTION,
-        augment=Jitter(),
-        proxy=proxy,
-        auxiliary_models=auxiliary_models,
-        extra_batches=ExampleLoader(digits.holdout, batch_size=7, shuffle=True, drop_last=True, seed=SEED),
-    )
+    proxy, reference, irreducible, auxiliary = further_models(digits)
+    downsampler = Downsampler(selector, irreducible, fraction=FRACTION, holdout=holdout, auxiliary=auxiliary)
+    module = TargetModule(model, downsampler, optimizer=make_optimizer, num_classes=10, augment=Jitter())
     recorder = SelectionRecorder(tmp_path / "selected.npz", num_examples=len(digits.train))
     torch.random.manual_seed(SEED)
     fit_target(
@@ -232,12 +213,14 @@ def test_reducr_with_one_group_and_no_clip_trains_as_rho_loss_does(digits):
         loop.train(
             model,
             ExampleLoader(one_group, batch_size=60, shuffle=True, drop_last=True, seed=SEED),
-            reducr.make_selector(name, num_groups=1, **options),
-            Column(as_matrix=name == "reducr"),
+            Downsampler(
+                reducr.make_selector(name, num_groups=1, **options),
+                Column(as_matrix=name == "reducr"),
+                fraction=0.1,
+                holdout=[one_group.batch(torch.arange(20))],
+            ),
             torch.optim.SGD(model.parameters(), lr=0.1),
-            holdout=[one_group.batch(torch.arange(20))],
             num_steps=20,
-            fraction=0.1,
             on_step=lambda step, selected, selection, loss, indices=indices: indices.append(selected.index),
         )
         picked[name] = torch.stack(indices)

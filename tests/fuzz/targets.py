@@ -24,9 +24,7 @@ from reducr.batch import Batch, BatchSpec, Candidates, Selection
 from reducr.batch.nested import index_batch
 from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, PlainIrreducibleLoss, TableLogits, TableLoss
 from reducr.irreducible.table import KINDS
-from reducr.scoring.budget import ScoringBudget
-from reducr.scoring.holdout import GroupHoldoutLoss
-from reducr.scoring.scorer import num_selected_of
+from reducr.scoring import GroupHoldoutLoss, Scoring, num_selected_of
 from reducr.selectors import SAMPLERS
 from reducr.training.checkpoints import Checkpoints
 from reference import scores as reference_scores
@@ -704,7 +702,7 @@ def check_holdout(case):
             sums[group] += value
             counts[group] += 1
     with refusing():
-        means = holdout.mean().tolist()
+        means = holdout.compute().tolist()
     for mean, total, count in zip(means, sums, counts, strict=True):
         assert math.isclose(mean, total / count, rel_tol=1e-9, abs_tol=1e-9 * max(map(abs, [1e-290, *_sizes(acts)])))
     if is_refused:
@@ -839,11 +837,14 @@ def loaders(draw):
         "fraction": draw(values.mostly(st.sampled_from([0.1, 0.3, 0.5, 1.0]), values.anything, one_in=15)),
         "accumulate_steps": draw(values.mostly(st.integers(1, 3), values.anything, one_in=20)),
         "seed": draw(st.integers(0, 5)),
-        "scoring_mode": draw(st.sampled_from(["train", "eval", "train_frozen_statistics"])),
+    }
+    scoring = options["scoring"] = {
+        "mode": draw(st.sampled_from(["train", "eval", "train_frozen_statistics"])),
         "autocast": draw(values.mostly(st.none() | st.just(torch.bfloat16), values.anything, one_in=20)),
+        "batch_size": draw(values.mostly(st.none() | st.integers(1, 4), values.anything, one_in=20)),
     }
     if draw(st.integers(0, 3)) == 0:
-        options["scoring_budget"] = draw(values.mostly(st.sampled_from([0.1, 0.4, 1.0]), values.anything, one_in=15))
+        scoring["budget"] = draw(values.mostly(st.sampled_from([0.1, 0.4, 1.0]), values.anything, one_in=15))
     if draw(st.integers(0, 9)) == 0:
         options["loss"] = LOSSES[draw(st.sampled_from(sorted(LOSSES)))]
     if draw(st.integers(0, 5)) == 0:
@@ -874,8 +875,7 @@ def _loader(name, num_classes, batches, options):
     selector = reducr.make_selector(name, num_groups=num_classes, **selector_options)
     if name == "reducr" and "holdout" not in options:
         selector.set_group_holdout_loss(torch.ones(num_classes))
-    if "scoring_budget" in options:
-        options = options | {"scoring_budget": ScoringBudget(options["scoring_budget"])}
+    options = options | {"scoring": Scoring(**options["scoring"])}
     return reducr.SelectiveLoader(batches, Identity(), selector, Half(), **options)
 
 

@@ -12,8 +12,7 @@ from reducr import functional
 from reducr.data.core.imbalance import LongTail
 from reducr.data.core.noise import UniformNoise
 from reducr.data.core.stratified import stratified_split
-from reducr.scoring.holdout import GroupHoldoutLoss
-from reducr.scoring.scorer import num_selected_of
+from reducr.scoring import GroupHoldoutLoss, num_selected_of
 from reducr.selectors.samplers import SAMPLERS, make_sampler
 
 law = pytest.mark.explores  # tests/conftest.py has the number of examples

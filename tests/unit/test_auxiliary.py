@@ -1,9 +1,20 @@
+"""Models that are trained on the selected examples too, and batches that are mixed into every step."""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import reducr
+from reducr.auxiliary import Auxiliary, AuxiliaryModel, ExtraBatches, selected_loss
 from reducr.batch import Batch
-from reducr.training.auxiliary import AuxiliaryModel, ExtraBatches, joint_optimizer, selected_loss, total_loss
+from reducr.batch.nested import concatenate
+from reducr.downsampler import Downsampler
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -18,60 +29,186 @@ def models(number):
     return [nn.Linear(4, 3) for _ in range(number)]
 
 
-def adamw(parameters):
-    return torch.optim.AdamW(parameters, lr=0.1)
+def adamw(model, lr=0.1):
+    return torch.optim.AdamW(model.parameters(), lr=lr)
 
 
-def test_every_model_learns_as_it_would_alone(selected):
+def assert_equal(one, other):
+    assert torch.equal(one.weight, other.weight)
+    assert torch.equal(one.bias, other.bias)
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_every_model_learns_as_it_would_alone(selected, accumulate_steps):
+    """From the selected examples of every batch, with the mean gradient over the batches of a step."""
     model, proxy, slow = models(3)
-    auxiliary_models = [AuxiliaryModel(proxy), AuxiliaryModel(slow, rate=0.01)]
-    optimizer = joint_optimizer(adamw, model, auxiliary_models)
-    for _ in range(3):
-        optimizer.zero_grad()
-        total_loss(selected_loss(model, selected), auxiliary_models, selected).backward()
-        optimizer.step()
-    for together, alone, rate in zip((model, proxy, slow), models(3), (0.1, 0.1, 0.001), strict=True):
-        own = torch.optim.AdamW(alone.parameters(), lr=rate)
-        for _ in range(3):
-            own.zero_grad()
-            selected_loss(alone, selected).backward()
-            own.step()
-        assert torch.equal(together.weight, alone.weight)
-        assert torch.equal(together.bias, alone.bias)
+    auxiliary = Auxiliary(
+        [AuxiliaryModel(proxy, adamw(proxy), is_proxy=True), AuxiliaryModel(slow, adamw(slow, 0.001))]
+    )
+    selector = reducr.make_selector("train_loss", num_groups=3, sampler="top_k")
+    downsampler = Downsampler(selector, fraction=0.5, auxiliary=auxiliary)
+    downsampler.prepare(model)
+    batches = []
+    for number in range(6):
+        batches.append(downsampler.select(selected._replace(input=selected.input + number), model))
+        if number % accumulate_steps == accumulate_steps - 1:
+            downsampler.step(model)
+    for together, alone, lr in zip((proxy, slow), models(3)[1:], (0.1, 0.001), strict=True):
+        optimizer = adamw(alone, lr)
+        for first in range(0, 6, accumulate_steps):
+            optimizer.zero_grad()
+            for batch in batches[first : first + accumulate_steps]:
+                (selected_loss(alone, batch) / accumulate_steps).backward()
+            optimizer.step()
+        assert_equal(together, alone)
 
 
-def test_without_companions_the_optimizer_is_the_models_own(selected):
-    (model,) = models(1)
-    optimizer = joint_optimizer(adamw, model, [])
-    assert [group["lr"] for group in optimizer.param_groups] == [0.1]
-    loss = selected_loss(model, selected)
-    assert total_loss(loss, [], selected) is loss
+def test_the_proxy_scores_and_a_loss_of_ones_own_is_minimised(selected):
+    model, proxy = models(2)
+
+    def doubled(model, batch):
+        return 2 * selected_loss(model, batch)
+
+    auxiliary = Auxiliary([AuxiliaryModel(proxy, torch.optim.SGD(proxy.parameters(), lr=0.1), doubled, is_proxy=True)])
+    downsampler = Downsampler(reducr.make_selector("train_loss", num_groups=3), fraction=0.5, auxiliary=auxiliary)
+    before = copy.deepcopy(proxy)
+    batch = downsampler.select(selected, model)
+    losses = nn.functional.cross_entropy(before(selected.input), selected.target, reduction="none")
+    torch.testing.assert_close(downsampler.selection.scores, losses, check_dtype=False)
+    downsampler.step(model)
+    loss = nn.functional.cross_entropy(before(batch.input), batch.target)
+    (gradient,) = torch.autograd.grad(loss, before.weight)
+    torch.testing.assert_close(proxy.weight, before.weight - 0.2 * gradient)
 
 
-def test_a_companion_has_a_loss_of_its_own(selected):
-    model, other = models(2)
-    doubled = AuxiliaryModel(other, lambda model, batch: 2 * selected_loss(model, batch))
-    with torch.no_grad():
-        loss = total_loss(selected_loss(model, selected), [doubled], selected)
-        expected = selected_loss(model, selected) + 2 * selected_loss(other, selected)
-    assert float(loss) == pytest.approx(float(expected))
+def test_a_selection_that_was_not_trained_on_teaches_nothing(selected):
+    model, slow = models(2)
+    auxiliary = Auxiliary([AuxiliaryModel(slow, adamw(slow))])
+    downsampler = Downsampler(reducr.make_selector("train_loss", num_groups=3), auxiliary=auxiliary)
+    before = copy.deepcopy(slow)
+    downsampler.select(selected, model)
+    downsampler.discard()
+    downsampler.step(model)
+    assert_equal(slow, before)
 
 
-def test_other_points_come_batch_after_batch_and_from_the_start_again(selected):
+def test_two_proxies_are_refused():
+    first, second = models(2)
+    with pytest.raises(ValueError, match=r"Only one auxiliary model can score the candidates; got two"):
+        Auxiliary([AuxiliaryModel(model, adamw(model), is_proxy=True) for model in (first, second)])
+
+
+def test_the_state_of_the_models_and_their_optimizers_goes_on(selected):
+    def downsampler():
+        (slow,) = models(1)
+        auxiliary = Auxiliary([AuxiliaryModel(slow, adamw(slow))])
+        return slow, Downsampler(reducr.make_selector("train_loss", num_groups=3), auxiliary=auxiliary)
+
+    model = nn.Linear(4, 3)
+    (slow, whole), (again, rest) = downsampler(), downsampler()
+    for number in range(4):
+        if number == 2:
+            rest.load_state_dict(copy.deepcopy(whole.state_dict()))
+        for one in (whole, rest) if number >= 2 else (whole,):
+            one.select(selected._replace(input=selected.input * number), model)
+            one.step(model)
+    assert_equal(slow, again)
+
+
+# extra batches
+
+
+def test_extra_batches_follow_one_after_another_and_start_again(selected):
     batches = [selected.take(torch.tensor(positions)) for positions in ([0, 1], [2, 3], [4])]
-    others = ExtraBatches(batches, augment=lambda inputs: -inputs, first_step=2)
-    seen = [others.append_to(selected) for _ in range(3)]
-    assert [one.index[8:].tolist() for one in seen] == [[4], [0, 1], [2, 3]]
-    for one in seen:
+    extra = ExtraBatches(batches, transform=lambda batch: batch._replace(input=-batch.input))
+    extra.seek(2)
+    joined = [extra.append_to(selected, num_examples=8, device=CPU) for _ in range(3)]
+    assert [one.index[8:].tolist() for one in joined] == [[4], [0, 1], [2, 3]]
+    for one in joined:
         assert torch.equal(one.input[:8], selected.input)
         assert torch.equal(one.input[8:], -selected.input[one.index[8:]])
         assert torch.equal(one.target, one.index % 3)
 
 
-def test_weights_are_those_of_the_selected_points_and_others_count_once(selected):
+def test_a_loader_yields_them_after_the_selected_examples_of_any_structure(selected):
+    """Their weight is 1, they are not counted, and a resumed loader continues with the next of them."""
+
+    def as_dict(batch):
+        texts = [f"example {index}" for index in batch.index.tolist()]
+        return {"input": batch.input, "label": batch.target, "idx": batch.index, "text": texts, "name": "made"}
+
+    def loader():
+        selector = reducr.make_selector("group_dro", num_groups=3)
+        batches = [as_dict(selected._replace(index=selected.index + 10 * number)) for number in range(4)]
+        extra = [as_dict(selected.take(slice(start, start + 2))) for start in (0, 2)]
+        options = {"fraction": 0.25, "auxiliary": Auxiliary(extra_batches=extra), "weights_examples": True}
+        return reducr.SelectiveLoader(batches, nn.Linear(4, 3), selector, **options)
+
+    whole, rest, indices = loader(), loader(), []
+    for number, batch in enumerate(whole):
+        indices.append(batch["idx"].tolist())
+        assert (len(batch["text"]), batch["name"], batch["input"].shape) == (4, "made", (4, 4))
+        assert batch["text"] == [f"example {index}" for index in indices[-1]]
+        assert whole.example_weights.shape == (4,)
+        assert whole.example_weights[2:].tolist() == [1.0, 1.0]
+        if number == 2:
+            rest.load_state_dict(copy.deepcopy(whole.state_dict()))
+    assert [index[2:] for index in indices] == [[0, 1], [2, 3], [0, 1], [2, 3]]
+    assert all(index // 10 == number for number, drawn in enumerate(indices) for index in drawn[:2])
+    assert (whole.report().num_candidates, whole.report().num_selected) == (32, 8)
+    assert sum(whole.report().group_counts) == 8
+    remaining = iter(rest)
+    assert next(remaining)["idx"].tolist()[2:] == [2, 3]
+    message = "'group_dro' weights the loss of each example, and this loop did not read `example_weights`"
+    with pytest.raises(RuntimeError, match=message):
+        next(remaining)
+
+
+def test_extra_batches_are_for_one_process(selected):
+    with pytest.raises(ValueError, match=r"Extra batches work in one process only .* distributed='local'"):
+        Downsampler(
+            reducr.make_selector("uniform", num_groups=3),
+            auxiliary=Auxiliary(extra_batches=[selected]),
+            distributed="local",
+        )
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "joined"),
+    [
+        (Pair(torch.ones(1), "a"), Pair(torch.zeros(2), "b"), Pair(torch.tensor([1.0, 0.0, 0.0]), "a")),
+        ([torch.ones(1), ["x"]], [torch.zeros(1), ["y"]], [torch.tensor([1.0, 0.0]), ["x", "y"]]),
+        ({"views": [torch.ones(1), torch.ones(1)]}, {"views": [torch.zeros(1), torch.zeros(1)]},
+         {"views": [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])]}),
+        ({"a": np.ones(1), "n": 3, "none": None}, {"a": np.zeros(1), "n": 4, "none": None, "more": 1},
+         {"a": np.array([1.0, 0.0]), "n": 3, "none": None}),
+    ],
+)  # fmt: skip
+def test_concatenate(first, second, joined):
+    assert str(concatenate(first, second, num_examples=1)) == str(joined)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"x": torch.ones(1)}, {"y": torch.ones(1)}, r"batch\['x'\] is missing in one"),
+        ({"x": [torch.ones(1)]}, {"x": torch.ones(1)}, r"batch\['x'\] is a list there and a Tensor in an extra batch"),
+        ((torch.ones(1), torch.ones(1)), {"x": 1}, "batch is a tuple there and a dict in an extra batch"),
+    ],
+)
+def test_batches_of_another_structure_cannot_be_joined(first, second, message):
+    with pytest.raises(ValueError, match=message):
+        concatenate(first, second, num_examples=1)
+
+
+def test_weights_scale_the_losses(selected):
     (model,) = models(1)
-    weights = torch.tensor([2.0, 0.0, 0.5])
-    losses = torch.nn.functional.cross_entropy(model(selected.input), selected.target, reduction="none")
-    expected = (2 * losses[0] + 0.5 * losses[2] + losses[3:].sum()) / 8
-    torch.testing.assert_close(selected_loss(model, selected, weights), expected)
-    torch.testing.assert_close(selected_loss(model, selected, torch.ones(3)), selected_loss(model, selected))
+    weights = torch.tensor([2.0, 0.0, 0.5, 1, 1, 1, 1, 1])
+    losses = nn.functional.cross_entropy(model(selected.input), selected.target, reduction="none")
+    torch.testing.assert_close(selected_loss(model, selected, weights), (losses * weights).sum() / 8)
+    torch.testing.assert_close(selected_loss(model, selected, torch.ones(8)), selected_loss(model, selected))

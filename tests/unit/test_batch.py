@@ -69,11 +69,11 @@ def test_candidates_take_from_one_pass_logits():
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({}, ValueError, "Candidates need at least one tensor to know how many points there are; got none."),
+        ({}, ValueError, "Candidates need at least one tensor; got none. Pass one of"),
         (
             {"model_loss": torch.zeros(3), "targets": torch.zeros(4, dtype=torch.int64)},
             ValueError,
-            "Candidates must agree on the number of points; got {'model_loss': 3, 'targets': 4}.",
+            "All fields of Candidates must have the same number of examples; got {'model_loss': 3, 'targets': 4}.",
         ),
         (
             {"model_loss": torch.zeros(3), "logits": torch.zeros(3, 4, 2)},
@@ -110,7 +110,7 @@ def test_candidates_take_from_one_pass_logits():
         (
             {"model_loss": torch.ones(3).to_sparse()},
             TypeError,
-            "Candidates.model_loss must be a dense tensor; got torch.sparse_coo. Give its to_dense().",
+            "Candidates.model_loss must be a dense tensor; got torch.sparse_coo. Pass tensor.to_dense().",
         ),
         (
             {"model_loss": torch.ones(3).to(torch.float8_e4m3fn)},

@@ -95,8 +95,8 @@ def test_the_first_of_several_usual_names_in_the_order_of_the_batch():
 )
 def test_any_other_structure_is_refused_by_what_it_is(batch, found):
     message = (
-        f"the parts of a batch are not where they usually are: it is {found}. Say where with spec=BatchSpec(input=..., "
-        "target=..., index=..., group=...), from reducr.batch."
+        f"Cannot tell which part of the batch is the target: it is {found}. Pass `spec=reducr.BatchSpec(input=..., "
+        "target=..., index=..., group=...)`."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         BatchSpec.of(batch)
@@ -142,18 +142,24 @@ def test_targets_may_be_anything_with_one_row_for_each_point():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "y"}, "a batch has no target at 'y': there is no 'y' in a dict with ['x', 'label', 'inner']. Say"),
-        ({"input": "pixels"}, "a batch has no input at 'pixels': there is no 'pixels' in a dict with ['x', 'label', "),
-        ({"index": ("inner", 4)}, "a batch has no index at ('inner', 4): there is no 4 in a list with no names."),
+        (
+            {"target": "y"},
+            "The batch has no target at 'y': there is no 'y' in a dict with ['x', 'label', 'inner']. Say",
+        ),
+        (
+            {"input": "pixels"},
+            "The batch has no input at 'pixels': there is no 'pixels' in a dict with ['x', 'label', ",
+        ),
+        ({"index": ("inner", 4)}, "The batch has no index at ('inner', 4): there is no 4 in a list with no names."),
         (
             {"group": ("x", "site")},
-            "a batch has no group at ('x', 'site'): there is no 'site' in a Tensor with no names",
+            "The batch has no group at ('x', 'site'): there is no 'site' in a Tensor with no names",
         ),
-        ({"index": ("label", 9)}, "a batch has no index at ('label', 9): there is no 9 in a Tensor with no names."),
-        ({"group": 1.5}, "a batch has no group at 1.5: there is no 1.5 in a dict"),
+        ({"index": ("label", 9)}, "The batch has no index at ('label', 9): there is no 9 in a Tensor with no names."),
+        ({"group": 1.5}, "The batch has no group at 1.5: there is no 1.5 in a dict"),
         (
             {"group": None, "index": ("inner", None)},
-            "a batch has no index at ('inner', None): there is no None in a list",
+            "The batch has no index at ('inner', None): there is no None in a list",
         ),
     ],
 )
@@ -166,13 +172,13 @@ def test_an_entry_that_is_not_there_is_named(options, message):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"target": [0, 1, 1]}, "a batch's target must be a tensor with one row for each point; got list."),
-        ({"target": torch.tensor(1)}, "a batch's target must be a tensor with one row for each point; got shape ()."),
-        ({"target": None}, "a batch's target must be a tensor with one row for each point; got NoneType."),
-        ({"index": ["a", "b", "c"]}, "a batch's index must be a tensor with one row for each point; got list."),
-        ({"index": torch.tensor([1, 2])}, "index must hold one number for each of its 3 points; got shape (2,)."),
-        ({"group": torch.zeros(3, 1)}, "group must hold one number for each of its 3 points; got shape (3, 1)."),
-        ({"group": torch.tensor(1)}, "a batch's group must be a tensor with one row for each point; got shape ()."),
+        ({"target": [0, 1, 1]}, "A batch's target must be a tensor with one row per example; got list."),
+        ({"target": torch.tensor(1)}, "A batch's target must be a tensor with one row per example; got shape ()."),
+        ({"target": None}, "A batch's target must be a tensor with one row per example; got NoneType."),
+        ({"index": ["a", "b", "c"]}, "A batch's index must be a tensor with one row per example; got list."),
+        ({"index": torch.tensor([1, 2])}, "index must hold one number for each of its 3 examples; got shape (2,)."),
+        ({"group": torch.zeros(3, 1)}, "group must hold one number for each of its 3 examples; got shape (3, 1)."),
+        ({"group": torch.tensor(1)}, "A batch's group must be a tensor with one row per example; got shape ()."),
     ],
 )
 def test_parts_of_another_kind_are_refused(parts, message):
@@ -182,7 +188,7 @@ def test_parts_of_another_kind_are_refused(parts, message):
 
 
 def test_the_input_is_left_out_for_dicts_only():
-    message = "BatchSpec.input can be left out for dicts only, whose other entries it then is; got a tuple."
+    message = "BatchSpec needs an `input` unless batches are dicts, whose other entries it then is; got a tuple."
     with pytest.raises(ValueError, match=re.escape(message)):
         BatchSpec(target=1).read((INPUT, TARGET))
 

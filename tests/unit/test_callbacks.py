@@ -9,8 +9,11 @@ import torch
 
 import reducr
 from reducr.data import ExampleDataset, ExampleLoader
+from reducr.downsampler import Downsampler
 from reducr.lightning import CSVMetrics, RunProgress, SelectionRecorder, TargetModule, fit_target, model_state
 from reducr.metrics import ClassificationReport, summary
+from reducr.scoring import Holdout
+from selecting import update_holdout_loss
 
 NUM_STEPS = 9
 
@@ -27,18 +30,13 @@ def examples():
     return ExampleDataset(inputs, targets, num_classes=3, is_corrupted=torch.arange(60) % 4 == 0)
 
 
-def fit(examples, folder, *, num_steps=NUM_STEPS, stop=None, trainer_options=None, **options):
+def fit(examples, folder, *, num_steps=NUM_STEPS, stop=None, trainer_options=None, decay=None):
     torch.random.manual_seed(0)
-    module = TargetModule(
-        torch.nn.Linear(5, 3),
-        reducr.make_selector("reducr", num_groups=3, use_irreducible=False, step_size=0.01),
-        None,
-        optimizer=partial(torch.optim.SGD, lr=0.1),
-        holdout=ExampleLoader(examples, batch_size=25),
-        num_classes=3,
-        fraction=0.25,
-        **options,
-    )
+    model = torch.nn.Linear(5, 3)
+    selector = reducr.make_selector("reducr", num_groups=3, use_irreducible=False, step_size=0.01)
+    holdout = Holdout(ExampleLoader(examples, batch_size=25), decay=decay)
+    downsampler = Downsampler(selector, fraction=0.25, holdout=holdout)
+    module = TargetModule(model, downsampler, optimizer=partial(torch.optim.SGD, lr=0.1), num_classes=3)
     recorder = SelectionRecorder(folder / "selected.npz", num_examples=60, is_corrupted=examples.is_corrupted)
     reports = []
 
@@ -149,8 +147,8 @@ def test_log_every_n_steps_selects_the_logged_steps(examples, tmp_path, every):
     assert lines_of(tmp_path / "some") == expected
     assert sum("train/loss" in line for line in expected) == (NUM_STEPS // every if every else 0)
     assert sum("holdout/mean_accuracy" in line for line in expected) == NUM_STEPS // 2
-    assert (module.num_candidates_seen, module.num_selected_seen) == (NUM_STEPS * 20, NUM_STEPS * 5)
-    assert (whole.num_candidates_seen, whole.num_selected_seen) == (NUM_STEPS * 20, NUM_STEPS * 5)
+    for counts in (module.downsampler.counts, whole.downsampler.counts):
+        assert (counts["num_candidates"], counts["num_selected"]) == (NUM_STEPS * 20, NUM_STEPS * 5)
 
 
 def test_lines_are_flushed_by_step_if_some_steps_log_nothing(tmp_path):
@@ -165,12 +163,11 @@ def test_lines_are_flushed_by_step_if_some_steps_log_nothing(tmp_path):
 def test_the_holdout_loss_as_a_moving_average(examples, tmp_path):
     """With a decay near 1 it stays near the first pass; with a decay near 0 it is the loss of the last mini-batch."""
     refreshed, _, _ = fit(examples, tmp_path / "refreshed")
-    slow, _, _ = fit(examples, tmp_path / "slow", holdout_decay=0.999999)
-    fast, _, _ = fit(examples, tmp_path / "fast", holdout_decay=1e-9)
+    slow, _, _ = fit(examples, tmp_path / "slow", decay=0.999999)
+    fast, _, _ = fit(examples, tmp_path / "fast", decay=1e-9)
     first = reducr.make_selector("reducr", num_groups=3)
     torch.random.manual_seed(0)
-    from reducr.scoring.holdout import GroupHoldoutLoss
-    from reducr.scoring.scorer import update_holdout_loss
+    from reducr.scoring import GroupHoldoutLoss
 
     model = torch.nn.Linear(5, 3)
     update_holdout_loss(model, ExampleLoader(examples, batch_size=60), first, GroupHoldoutLoss(3))
@@ -186,5 +183,5 @@ def test_the_holdout_loss_as_a_moving_average(examples, tmp_path):
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5])
 def test_a_decay_out_of_range_is_refused(examples, tmp_path, decay):
-    with pytest.raises(ValueError, match=r"holdout_decay must be in \(0, 1\)"):
-        fit(examples, tmp_path, holdout_decay=decay)
+    with pytest.raises(ValueError, match=r"decay of the holdout loss must be in \(0, 1\)"):
+        fit(examples, tmp_path, decay=decay)

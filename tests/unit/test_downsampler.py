@@ -13,6 +13,7 @@ import reducr
 from reducr.batch import BatchSpec, Selection
 from reducr.downsampler import Downsampler
 from reducr.irreducible import LiveLogits, PlainIrreducibleLoss
+from reducr.scoring import Scoring, holdout_of
 
 NUM_FEATURES, NUM_CLASSES, SIZE = 4, 3, 10
 
@@ -36,9 +37,33 @@ def rule(name="train_loss", **options):
     return reducr.make_selector(name, num_groups=NUM_CLASSES, **options)
 
 
+class Loop:
+    """A Downsampler with the model of its loop, which steps after ``accumulate_steps`` batches."""
+
+    def __init__(self, model, *arguments, accumulate_steps=1, holdout=None, refresh_steps=None, **options):
+        self.model = model
+        self.accumulate_steps = accumulate_steps
+        self.core = Downsampler(*arguments, holdout=holdout_of(holdout, refresh_steps), **options)
+
+    def __getattr__(self, name):
+        if name.startswith("__") or name == "core":
+            raise AttributeError(name)
+        return getattr(self.core, name)
+
+    def prepare(self):
+        self.core.prepare(self.model)
+
+    def select(self, batch):
+        return self.core.select(batch, self.model)
+
+    def step(self, *, is_last=False):
+        if is_last or self.core.num_waiting >= self.accumulate_steps:
+            self.core.step(self.model, is_last=is_last)
+
+
 def downsampler(name="train_loss", *, model=None, options=None, **more):
     irreducible = PlainIrreducibleLoss(LiveLogits(make_model(1))) if name == "rho_loss" else None
-    return Downsampler(model or make_model(), rule(name, **(options or {})), irreducible, **more)
+    return Loop(model or make_model(), rule(name, **(options or {})), irreducible, **more)
 
 
 def reducr_downsampler(**more):
@@ -46,9 +71,7 @@ def reducr_downsampler(**more):
         def lookup(self, batch):
             return batch.input[:, :NUM_CLASSES].abs()
 
-    return Downsampler(
-        make_model(), rule("reducr", step_size=0.3, sampler="softmax"), GroupLosses(), holdout=HOLDOUT, **more
-    )
+    return Loop(make_model(), rule("reducr", step_size=0.3, sampler="softmax"), GroupLosses(), holdout=HOLDOUT, **more)
 
 
 class NoLookup:
@@ -58,58 +81,46 @@ class NoLookup:
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((lambda x: x, rule()), {}, TypeError, "model must be a torch.nn.Module; got function."),
+        ((lambda x: x, rule()), {}, TypeError, "`model` must be a torch.nn.Module; got function."),
         (
             (make_model(), "reducr"),
             {},
             TypeError,
-            "what reducr.make_selector makes; got str. Use reducr.make_selector('reducr', num_groups=...).",
+            "`selector` must come from reducr.make_selector; got str. Use reducr.make_selector('reducr', num_groups=",
         ),
-        ((make_model(), None), {}, TypeError, "selector must be what reducr.make_selector makes; got NoneType."),
+        ((make_model(), None), {}, TypeError, "`selector` must come from reducr.make_selector; got NoneType."),
         (
             (make_model(), rule("rho_loss")),
             {},
             ValueError,
-            "selector 'rho_loss' needs irreducible losses; got irreducible=None. Give anything with lookup(batch)",
+            "'rho_loss' needs irreducible losses; got irreducible=None. Pass anything with lookup(batch)",
         ),
         (
             (make_model(), rule("rho_loss"), NoLookup()),
             {},
             TypeError,
-            "irreducible must have lookup(batch) -> Tensor; got NoLookup. For a model give AdjustedIrreducibleLoss(",
+            "`irreducible` must have lookup(batch) -> Tensor; got NoLookup. For a model, pass ",
         ),
         (
             (make_model(), rule()),
             {"fraction": 0.0},
             ValueError,
-            "fraction must be in (0, 1], the share of the candidates",
+            "`fraction` must be in (0, 1], the fraction of the candidates",
         ),
-        ((make_model(), rule()), {"fraction": 10}, ValueError, "got 10. For 10 percent give 0.1."),
-        ((make_model(), rule()), {"fraction": "0.1"}, ValueError, "the share of the candidates to keep; got 0.1."),
-        (
-            (make_model(), rule()),
-            {"scoring_mode": "training"},
-            ValueError,
-            "unknown scoring_mode 'training'. Did you mean 'train'",
-        ),
-        (
-            (make_model(), rule()),
-            {"autocast": torch.float32},
-            ValueError,
-            "autocast must be torch.bfloat16, torch.float16 or None; got torch.float32.",
-        ),
+        ((make_model(), rule()), {"fraction": 10}, ValueError, "got 10. For 10 percent, pass 0.1."),
+        ((make_model(), rule()), {"fraction": "0.1"}, ValueError, "the fraction of the candidates to keep; got 0.1."),
         (
             (make_model(), rule("group_dro")),
             {},
             ValueError,
-            "'group_dro' weights the losses of the points it selects, and a loop that does not know of it would leave",
+            "'group_dro' weights the losses of the examples it selects. Multiply each loss with `example_weights`",
         ),
         ((make_model(), rule()), {"weights_examples": 1}, ValueError, "weights_examples must be True or False; got 1."),
         (
             (make_model(), rule("divbs")),
-            {"scoring_compile": True},
+            {"scoring": Scoring(compile=True)},
             ValueError,
-            "'divbs' reads what the last layer of the model is given, which a compiled model does not show: leave",
+            "'divbs' reads the input of the model's last layer, which a compiled model hides. Use `compile=False`",
         ),
         (
             (make_model(), rule()),
@@ -127,13 +138,13 @@ class NoLookup:
             (make_model(), rule()),
             {"refresh_steps": 5},
             ValueError,
-            "refresh_steps=5 changes nothing without holdout: give its batches too.",
+            "refresh_steps=5 has no effect without `holdout`. Pass `holdout=`, the batches.",
         ),
         (
             (make_model(), rule()),
             {"holdout": iter(HOLDOUT)},
             ValueError,
-            "holdout is read again and again, and a list_iterator gives its batches once: give a loader, or a list of",
+            "The holdout set is read again at every refresh, and a list_iterator can be iterated only once. Pass a",
         ),
         (
             (make_model(), rule()),
@@ -145,21 +156,46 @@ class NoLookup:
 )
 def test_faults_of_the_set_up_are_found_at_construction(arguments, options, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        Downsampler(*arguments, **options)
+        reducr.SelectiveLoader([batch_of()], *arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mode": "training"}, ValueError, "unknown scoring mode 'training'. Did you mean 'train'"),
+        (
+            {"autocast": torch.float32},
+            ValueError,
+            "`autocast` must be torch.bfloat16, torch.float16 or None; got torch.f",
+        ),
+        ({"compile": 1}, ValueError, "compile must be True or False; got 1"),
+        (
+            {"resolution": 2},
+            ValueError,
+            "`resolution` must be in (0, 1), the fraction of an image's height and width; got",
+        ),
+        ({"budget": "all"}, TypeError, "`budget` must be a fraction of the candidates or a ScoringBudget; got str."),
+        ({"budget": 1.5}, ValueError, "The fraction of a scoring budget must be in (0, 1]"),
+        ({"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1; got 0"),
+    ],
+)
+def test_options_of_the_scoring_pass_out_of_range_are_refused(options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        Scoring(**options)
 
 
 def test_a_rule_with_a_holdout_term_needs_it_before_the_first_batch():
     message = (
-        "'payoff' needs the holdout loss before its first selection: give holdout=, batches of the clean holdout set, "
-        "or call selector.set_group_holdout_loss(h)."
+        "'payoff' needs the holdout loss before its first selection. Pass `holdout=`, batches of the clean holdout "
+        "set, or call selector.set_group_holdout_loss(h)."
     )
-    one = Downsampler(make_model(), rule("payoff"), PlainIrreducibleLoss(LiveLogits(make_model(1))))
+    one = Loop(make_model(), rule("payoff"), PlainIrreducibleLoss(LiveLogits(make_model(1))))
     with pytest.raises(ValueError, match=re.escape(message)):
         one.prepare()
     one.selector.set_group_holdout_loss(torch.ones(NUM_CLASSES))
     one.prepare()
-    with pytest.raises(ValueError, match="there is nothing to refresh the holdout loss by: give holdout"):
-        one.refresh_holdout()
+    with pytest.raises(ValueError, match=r"There is no holdout set to refresh the holdout loss with. Pass `holdout=`"):
+        one.refresh(one.model)
 
 
 FLOAT_GROUP = torch.zeros(SIZE)
@@ -169,14 +205,14 @@ OUT_OF_RANGE = torch.tensor([0, 1, 2, 0, 5, 1, 2, -1, 0, 0])
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (batch_of(0), "a batch without points: there is nothing to select from."),
+        (batch_of(0), "The batch has no examples: there is nothing to select from."),
         (
             (*batch_of(), FLOAT_GROUP),
-            "must hold one integer for each point; got torch.float32 (10,). Give integers, or say where the group is",
+            "must hold one integer per example; got torch.float32 (10,). Pass integers, or say where the group is",
         ),
         (
             (batch_of()[1], torch.rand(SIZE, NUM_CLASSES)),
-            "a batch's group (its target, if there is none) must hold one integer for each point; got torch.float32",
+            "A batch's group (its target, if there is none) must hold one integer per example; got torch.float32",
         ),
         (
             (*batch_of(), OUT_OF_RANGE),
@@ -214,11 +250,11 @@ class Returns(nn.Module):
     [
         (
             lambda x: x.mean(),
-            "looks like a loss: points are scored by their own losses, so it must return logits (B, C) with B = 10.",
+            "looks like a loss. Examples are scored by their own losses, so it must return logits (B, C) with B = 10",
         ),
         (
             lambda x: {"loss": x.mean()},
-            "the model must return a tensor of logits (B, C), or an output with logits; got dict. Wrap it so that it",
+            "The model must return a tensor of logits (B, C), or an output with `logits`; got dict. Wrap it, or",
         ),
         (lambda x: x.sum(dim=1), "floating-point logits of shape (B, C) with B = 10; got torch.float32 (10,)."),
         (lambda x: x[:5], "floating-point logits of shape (B, C) with B = 10; got torch.float32 (5, 4)."),
@@ -226,7 +262,7 @@ class Returns(nn.Module):
     ],
 )
 def test_a_model_whose_output_is_no_logits_is_found_at_the_first_batch(output, message):
-    one = Downsampler(Returns(output), rule())
+    one = Loop(Returns(output), rule())
     with pytest.raises(ValueError, match=re.escape(message)):
         one.select(batch_of())
 
@@ -236,7 +272,7 @@ def test_a_model_whose_output_is_no_logits_is_found_at_the_first_batch(output, m
     [
         (
             nn.CrossEntropyLoss(),
-            "got torch.float32 (). One value for all points is their mean or sum: give it reduction='none'.",
+            "got torch.float32 (). One value for all examples is their mean or sum: use reduction='none'.",
         ),
         (
             lambda output, target: (output - 1).square(),
@@ -255,7 +291,7 @@ def test_a_loss_that_is_not_one_for_each_point_is_found_at_the_first_batch(loss,
 def test_a_loss_of_ones_own_may_have_targets_of_any_kind():
     """A regression, whose groups are given: the points with the largest squared error."""
     _, inputs, groups = batch_of()
-    one = Downsampler(
+    one = Loop(
         Returns(lambda x: x[:, 0]),
         rule(sampler="top_k"),
         loss=lambda output, target: (output - target).square(),
@@ -267,20 +303,25 @@ def test_a_loss_of_ones_own_may_have_targets_of_any_kind():
     best = (inputs[:, 0] - wanted).square().topk(3).indices
     assert torch.equal(selected["y"], wanted[best])
     with pytest.raises(
-        ValueError, match=r"the cross-entropy needs targets .* got torch.float32 \(10,\). For others give"
+        ValueError, match=r"The cross-entropy needs targets .* got torch.float32 \(10,\). For other targets pass"
     ):
-        Downsampler(make_model(), rule(), spec=one.spec).select({"x": inputs, "y": wanted, "site": groups})
+        Loop(make_model(), rule(), spec=BatchSpec(input="x", target="y", group="site")).select(
+            {"x": inputs, "y": wanted, "site": groups}
+        )
 
 
 def test_points_weigh_one_unless_the_rule_weights_them():
-    with pytest.raises(RuntimeError, match="no batch has been selected from yet, so there are no points to weight"):
-        _ = downsampler().example_weights
-    plain, weighted = (downsampler(name, weights_examples=True, fraction=0.5) for name in ("train_loss", "group_dro"))
-    for one in (plain, weighted):
-        one.prepare()
-        one.select(batch_of())
-    assert plain.example_weights.tolist() == [1.0] * 5
-    assert plain.selection.example_weights is None
+    loaders = [
+        reducr.SelectiveLoader([batch_of()], make_model(), rule(name), weights_examples=True, fraction=0.5)
+        for name in ("train_loss", "group_dro")
+    ]
+    with pytest.raises(RuntimeError, match="No batch has been selected from yet, so there are no examples to weight"):
+        _ = loaders[0].example_weights
+    for loader in loaders:
+        next(iter(loader))
+    assert loaders[0].example_weights.tolist() == [1.0] * 5
+    plain, weighted = (loader.downsampler for loader in loaders)
+    assert plain.selection.example_weights is plain.example_weights is None
     assert torch.equal(weighted.example_weights, weighted.selection.example_weights)
     # all groups weigh about the same at first, be there one point of it or two
     groups = weighted.selected.target
@@ -292,7 +333,9 @@ def test_points_weigh_one_unless_the_rule_weights_them():
 def test_a_rule_that_knows_points_by_their_index_needs_it():
     remembering = downsampler("rs2")
     remembering.prepare()
-    with pytest.raises(ValueError, match=r"'rs2' knows points by their index, and these batches have none. Let the"):
+    with pytest.raises(
+        ValueError, match=r"'rs2' keeps state per example, by its index, and these batches have none. Let"
+    ):
         remembering.select(batch_of()[1:])
 
 
@@ -308,14 +351,14 @@ def test_targets_of_narrow_integers_are_targets():
 def test_a_hundred_and_fifty_groups_of_int16_targets():
     """More than an int8 can count: ranges are compared as wide integers."""
     target = torch.arange(150, dtype=torch.int16)
-    one = Downsampler(
+    one = Loop(
         Returns(lambda x: x),
         reducr.make_selector("class_balanced", num_groups=200),
         fraction=1.0,
         spec=BatchSpec(target=1, input=0),
     )
     assert len(one.select((torch.zeros(150, 200), target))[1]) == 150
-    narrow = Downsampler(one.model, reducr.make_selector("uniform", num_groups=200), spec=one.spec)
+    narrow = Loop(one.model, reducr.make_selector("uniform", num_groups=200), spec=BatchSpec(target=1, input=0))
     assert len(narrow.select((torch.zeros(10, 200), torch.arange(10, dtype=torch.int8)))[1]) == 1
 
 
@@ -356,10 +399,11 @@ def test_the_report_counts_what_was_seen_and_taken():
     assert report.group_weights == one.selector.group_weights.tolist()
     assert min(report.selection_seconds, report.holdout_seconds) > 0
     lines = str(report).splitlines()
-    assert lines[0] == "5 of 27 candidates selected (0.185) in 3 batches and 3 steps"
-    assert lines[2] == "2 candidates left out, whose loss was NaN or infinite"
-    assert lines[3] == f"group 0: {report.group_counts[0]} selected, weight {report.group_weights[0]:.4f}"
-    assert len(lines) == 6
+    assert lines[0] == "5 of 27 candidates selected (0.185)"
+    assert lines[1] == "3 batches, 3 steps"
+    assert lines[3] == "2 candidates left out because their loss was NaN or infinite"
+    assert lines[4] == f"group 0: {report.group_counts[0]} selected, weight {report.group_weights[0]:.4f}"
+    assert len(lines) == 7
 
 
 class Counted(list):
@@ -518,8 +562,8 @@ def stream():
 
 def test_a_stream_without_a_length_needs_to_be_told_when_to_refresh():
     message = (
-        "a stream without a length may have no end of an epoch to refresh the holdout loss at: give refresh_steps, the "
-        "gradient steps between two passes over holdout."
+        "The loader has no `__len__`, so its epoch may have no end to refresh the holdout loss at. Pass "
+        "`refresh_steps=N`, the gradient steps between two passes over `holdout`."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         reducr.SelectiveLoader(stream(), make_model(), rule(), holdout=HOLDOUT)
@@ -530,7 +574,7 @@ def test_a_stream_without_a_length_needs_to_be_told_when_to_refresh():
 
 @pytest.mark.parametrize("loader", [3, None, nn.Linear(2, 2)])
 def test_a_loader_that_gives_no_batches_is_refused(loader):
-    message = f"loader must be an iterable of batches, such as a DataLoader; got {type(loader).__name__}."
+    message = f"`loader` must be an iterable of batches, such as a DataLoader; got {type(loader).__name__}."
     with pytest.raises(TypeError, match=re.escape(message)):
         reducr.SelectiveLoader(loader, make_model(), rule())
 
@@ -541,9 +585,7 @@ def test_one_pass_at_a_time():
     next(first)
     second = iter(loader)
     next(second)
-    with pytest.raises(
-        RuntimeError, match="this loader was iterated again before this pass had ended: use one at a time"
-    ):
+    with pytest.raises(RuntimeError, match=r"Only one active iterator is supported. Finish or discard the first one."):
         next(first)
     assert len(list(second)) == 3
 
@@ -578,7 +620,7 @@ def test_a_loader_of_empty_and_short_batches():
     loader = reducr.SelectiveLoader(batches, make_model(), rule(), fraction=0.2)
     assert [len(batch[0]) for batch in loader] == [2, 1, 1]
     broken = reducr.SelectiveLoader([batch_of(10), batch_of(0)], make_model(), rule())
-    with pytest.raises(ValueError, match="a batch without points: there is nothing to select from"):
+    with pytest.raises(ValueError, match="The batch has no examples: there is nothing to select from"):
         list(broken)
     assert list(reducr.SelectiveLoader([], make_model(), rule())) == []
 

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from reducr.scoring.holdout import GroupHoldoutLoss
+from reducr.scoring import GroupHoldoutLoss
 
 
 def minibatches(num_batches, seed=0):
@@ -35,15 +35,15 @@ def test_decayed_average_against_a_slow_one(decay):
     batches = list(minibatches(12))
     for loss, groups in batches:
         holdout.update(loss, groups)
-    assert holdout.mean().tolist() == pytest.approx(slow_decayed_means(batches, decay, 3), abs=1e-12)
+    assert holdout.compute().tolist() == pytest.approx(slow_decayed_means(batches, decay, 3), abs=1e-12)
 
 
 def test_one_pass_is_the_plain_mean_in_float64_of_half_precision_losses():
     holdout = GroupHoldoutLoss(2)
     holdout.update(torch.tensor([1.0, 2.0], dtype=torch.float16), torch.tensor([0, 1], dtype=torch.int32))
     holdout.update(torch.tensor([2.0, 4.0], dtype=torch.float16), torch.tensor([0, 0], dtype=torch.int32))
-    assert holdout.mean().tolist() == pytest.approx([7 / 3, 2.0], abs=1e-15)
-    assert holdout.mean().dtype == torch.float64
+    assert holdout.compute().tolist() == pytest.approx([7 / 3, 2.0], abs=1e-15)
+    assert holdout.compute().dtype == torch.float64
 
 
 def test_reset_forgets_everything():
@@ -51,7 +51,7 @@ def test_reset_forgets_everything():
     holdout.update(torch.tensor([float("nan")]), torch.tensor([0]))
     holdout.reset()
     holdout.update(torch.tensor([3.0]), torch.tensor([0]))
-    assert holdout.mean().tolist() == [3.0]
+    assert holdout.compute().tolist() == [3.0]
 
 
 def test_a_group_absent_from_a_minibatch_keeps_its_mean():
@@ -59,7 +59,7 @@ def test_a_group_absent_from_a_minibatch_keeps_its_mean():
     holdout.update(torch.tensor([1.0, 5.0]), torch.tensor([0, 1]))
     for _ in range(20):
         holdout.update(torch.tensor([2.0]), torch.tensor([0]))
-    assert float(holdout.mean()[1]) == pytest.approx(5.0, abs=1e-12)
+    assert float(holdout.compute()[1]) == pytest.approx(5.0, abs=1e-12)
 
 
 def test_a_group_absent_for_very_long_keeps_its_mean():
@@ -69,38 +69,38 @@ def test_a_group_absent_for_very_long_keeps_its_mean():
     loss, groups = torch.tensor([2.0]), torch.tensor([0])
     for _ in range(2000):
         holdout.update(loss, groups)
-    assert holdout.mean().tolist() == pytest.approx([2.0, 5.0], abs=1e-6)
+    assert holdout.compute().tolist() == pytest.approx([2.0, 5.0], abs=1e-6)
 
 
 def test_rescale_keeps_the_means_and_sets_the_weight_of_the_past():
     holdout = GroupHoldoutLoss(2, decay=0.5)
     holdout.update(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 0, 1]))
-    before = holdout.mean()
+    before = holdout.compute()
     holdout.rescale(6)
-    torch.testing.assert_close(holdout.mean(), before, rtol=0, atol=1e-15)
+    torch.testing.assert_close(holdout.compute(), before, rtol=0, atol=1e-15)
     assert holdout.counts.tolist() == pytest.approx([4.0, 2.0])
     holdout.update(torch.tensor([3.0, 4.0]), torch.tensor([0, 1]))
-    assert holdout.mean().tolist() == pytest.approx([(2 * 1.5 + 3) / 3, (1 * 6 + 4) / 2])
+    assert holdout.compute().tolist() == pytest.approx([(2 * 1.5 + 3) / 3, (1 * 6 + 4) / 2])
 
 
 def test_groups_without_points_are_named():
     holdout = GroupHoldoutLoss(4)
     holdout.update(torch.tensor([1.0, 2.0]), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="at least one holdout example; group 1, 3 of 4 has none"):
-        holdout.mean()
+        holdout.compute()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_group_whose_mean_is_not_finite_is_named(value):
     holdout = GroupHoldoutLoss(3)
     holdout.update(torch.tensor([1.0, value, 2.0]), torch.tensor([0, 1, 2]))
-    with pytest.raises(ValueError, match="the holdout loss of group 1 is not finite"):
-        holdout.mean()
+    with pytest.raises(ValueError, match="The holdout loss of group 1 is not finite"):
+        holdout.compute()
 
 
 @pytest.mark.parametrize("decay", [0.0, -0.1, 1.1, float("nan")])
 def test_decay_is_above_zero_and_at_most_one(decay):
-    with pytest.raises(ValueError, match=rf"decay must be in \(0, 1\]; got {decay}"):
+    with pytest.raises(ValueError, match=rf"`decay` must be in \(0, 1\]; got {decay}"):
         GroupHoldoutLoss(2, decay=decay)
 
 
@@ -108,7 +108,7 @@ def test_losses_carry_no_gradient_into_the_state():
     holdout = GroupHoldoutLoss(1)
     holdout.update(torch.tensor([1.0], requires_grad=True), torch.tensor([0]))
     assert not holdout.sums.requires_grad
-    assert not holdout.mean().requires_grad
+    assert not holdout.compute().requires_grad
 
 
 def test_the_state_survives_saving():
@@ -120,7 +120,7 @@ def test_the_state_survives_saving():
     for loss, groups in batches[4:]:
         holdout.update(loss, groups)
         fresh.update(loss, groups)
-    assert fresh.mean().tolist() == holdout.mean().tolist()
+    assert fresh.compute().tolist() == holdout.compute().tolist()
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,14 @@ def test_the_state_survives_saving():
     [
         (torch.zeros(2), torch.tensor([0, 3]), "holdout groups must be in 0..2; position 1 holds 3 (1 such in all)."),
         (torch.zeros(2), torch.tensor([0, -1]), "holdout groups must be in 0..2; position 1 holds -1"),
-        (torch.zeros(2), torch.tensor([0]), "for each point; got losses (2,) and groups (1,) of torch.int64."),
-        (torch.zeros(2), torch.zeros(2), "for each point; got losses (2,) and groups (2,) of torch.float32."),
-        (torch.zeros(2, 1), torch.tensor([0, 1]), "for each point; got losses (2, 1) and groups (2,) of torch.int64."),
-        (torch.tensor(0.0), torch.tensor(0), "for each point; got losses () and groups () of torch.int64."),
+        (torch.zeros(2), torch.tensor([0]), "group per example; got losses (2,) and groups (1,) of torch.int64."),
+        (torch.zeros(2), torch.zeros(2), "group per example; got losses (2,) and groups (2,) of torch.float32."),
+        (
+            torch.zeros(2, 1),
+            torch.tensor([0, 1]),
+            "group per example; got losses (2, 1) and groups (2,) of torch.int64.",
+        ),
+        (torch.tensor(0.0), torch.tensor(0), "group per example; got losses () and groups () of torch.int64."),
     ],
 )
 def test_a_batch_that_is_not_one_loss_and_group_a_point_is_refused_and_not_counted(loss, groups, message):

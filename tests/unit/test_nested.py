@@ -220,8 +220,8 @@ def test_tensors_that_are_expanded_or_carry_gradients():
 )
 def test_another_length_is_refused_by_its_place(batch, place, size):
     message = (
-        f"{place} has {size} rows, and the batch 4 points: everything in a batch needs one row for each point. Change "
-        "the loader's collate_fn, or say with a BatchSpec where the targets are."
+        f"{place} has {size} rows, and the batch 4 examples. Everything in a batch needs one row per example: change "
+        "the loader's `collate_fn`, or say with `spec=BatchSpec(...)` where the targets are."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         take(batch)
@@ -238,8 +238,8 @@ def test_another_length_is_refused_by_its_place(batch, place, size):
 )
 def test_an_entry_of_another_kind_is_refused_by_its_place(batch, place, kind):
     message = (
-        f"{place} is a {kind}; a batch is made of tensors, arrays, lists, tuples, dicts and dataclasses, nested. Give "
-        "these, or change the loader's collate_fn."
+        f"{place} is a {kind}. A batch is made of tensors, arrays, lists, tuples, dicts and dataclasses, nested. "
+        "Change the loader's `collate_fn`."
     )
     with pytest.raises(TypeError, match=re.escape(message)):
         take(batch)

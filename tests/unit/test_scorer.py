@@ -9,17 +9,17 @@ import reducr
 from reducr.batch import Batch
 from reducr.functional import last_layer_gram, per_example_cross_entropy
 from reducr.irreducible import GroupIrreducibleLoss, LiveLogits, PlainIrreducibleLoss
-from reducr.scoring.holdout import GroupHoldoutLoss
-from reducr.scoring.scorer import (
+from reducr.scoring import (
     SCORING_MODES,
+    GroupHoldoutLoss,
+    Scoring,
     check_model_output,
     dropout_samples,
     num_selected_of,
-    pick,
     score_candidates,
     scoring_pass,
-    update_holdout_loss,
 )
+from selecting import pick, update_holdout_loss
 
 every_mode = pytest.mark.parametrize("scoring_mode", SCORING_MODES)
 
@@ -88,7 +88,7 @@ def set_modes(model, found):
 def test_every_module_is_left_in_the_mode_it_was_found_in(scoring_mode, found, batch, train_loss):
     model = set_modes(make_model(), found)
     before = modes_of(model)
-    pick(model, batch, train_loss, num_selected=3, scoring_mode=scoring_mode)
+    pick(model, batch, train_loss, num_selected=3, scoring=Scoring(mode=scoring_mode))
     assert modes_of(model) == before
 
 
@@ -116,14 +116,14 @@ def test_two_modes_leave_every_buffer_bit_identical(scoring_mode, found, batch, 
     model.train(True)(batch.input)
     set_modes(model, found)
     before = buffers_of(model)
-    pick(model, batch, train_loss, num_selected=3, scoring_mode=scoring_mode)
+    pick(model, batch, train_loss, num_selected=3, scoring=Scoring(mode=scoring_mode))
     assert same_buffers(model, before)
 
 
 @pytest.mark.parametrize("found", ["train", "eval"])
 def test_train_mode_moves_the_running_statistics_by_all_candidates(found, batch, train_loss):
     model = set_modes(make_model(), found)
-    pick(model, batch, train_loss, num_selected=3, scoring_mode="train")
+    pick(model, batch, train_loss, num_selected=3, scoring=Scoring(mode="train"))
     features = model[0](batch.input).detach()
     assert int(model[1].num_batches_tracked) == 1
     torch.testing.assert_close(model[1].running_mean, 0.1 * features.mean(dim=0))
@@ -141,7 +141,7 @@ def test_the_mode_decides_which_statistics_score(batch, train_loss):
         ("train_frozen_statistics", of_batch),
         ("train", of_batch),
     ):
-        _, selection = pick(model, batch, train_loss, num_selected=3, scoring_mode=scoring_mode)
+        _, selection = pick(model, batch, train_loss, num_selected=3, scoring=Scoring(mode=scoring_mode))
         assert selection.scores.tolist() == pytest.approx(expected.tolist(), abs=1e-6), scoring_mode
 
 
@@ -149,7 +149,7 @@ def test_the_mode_decides_which_statistics_score(batch, train_loss):
 def test_dropout_is_on_in_the_train_modes_and_off_in_eval(scoring_mode, batch, train_loss):
     model = make_model().eval()
     scores = [
-        pick(model, batch, train_loss, num_selected=3, scoring_mode=mode)[1].scores.tolist()
+        pick(model, batch, train_loss, num_selected=3, scoring=Scoring(mode=mode))[1].scores.tolist()
         for mode in (scoring_mode, scoring_mode, "eval", "eval")
     ]
     assert scores[0] != scores[1]
@@ -158,7 +158,7 @@ def test_dropout_is_on_in_the_train_modes_and_off_in_eval(scoring_mode, batch, t
 
 def test_the_selected_batch_is_the_best_points_of_the_batch(batch, train_loss):
     model = make_model()
-    selected, selection = pick(model, batch, train_loss, num_selected=4, scoring_mode="eval")
+    selected, selection = pick(model, batch, train_loss, num_selected=4, scoring=Scoring(mode="eval"))
     losses = per_example_cross_entropy(model.eval()(batch.input), batch.target).tolist()
     best = sorted(range(12), key=lambda i: -losses[i])[:4]
     assert selection.positions.tolist() == best
@@ -181,7 +181,7 @@ def test_reducr_is_given_model_and_group_irreducible_losses(batch):
     selector = reducr.make_selector("reducr", num_groups=3)
     selector.set_group_holdout_loss(torch.ones(3))
     irreducible = GroupIrreducibleLoss(others)
-    _, selection = pick(model, batch, selector, irreducible, num_selected=4, scoring_mode="eval")
+    _, selection = pick(model, batch, selector, irreducible, num_selected=4, scoring=Scoring(mode="eval"))
     model_loss = per_example_cross_entropy(model.eval()(batch.input), batch.target)
     excess = (model_loss.unsqueeze(1) - irreducible.lookup(batch)).clamp(min=0)
     assert selection.scores.tolist() == pytest.approx(excess.mean(dim=1).tolist(), abs=1e-6)
@@ -191,7 +191,7 @@ def test_rho_loss_is_given_the_plain_irreducible_loss(batch):
     model, other = make_model(), make_model(seed=1)
     selector = reducr.make_selector("rho_loss", num_groups=3)
     irreducible = PlainIrreducibleLoss(LiveLogits(other))
-    _, selection = pick(model, batch, selector, irreducible, num_selected=4, scoring_mode="eval")
+    _, selection = pick(model, batch, selector, irreducible, num_selected=4, scoring=Scoring(mode="eval"))
     expected = per_example_cross_entropy(model.eval()(batch.input), batch.target) - irreducible.lookup(batch)
     assert selection.scores.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
@@ -220,7 +220,7 @@ def test_features_are_what_the_last_layer_makes_the_logits_of(batch):
     """So gradients made of them are those that autograd finds."""
     model = make_model().eval()
     divbs = reducr.make_selector("divbs", num_groups=3)
-    candidates = score_candidates(model, batch, divbs, None, scoring_mode="eval")
+    candidates = score_candidates(model, batch, divbs, None, scoring=Scoring(mode="eval"))
     last = model[-1]
     torch.testing.assert_close(last(candidates.features), candidates.logits, rtol=0, atol=0)
     losses = per_example_cross_entropy(model(batch.input), batch.target)
@@ -236,9 +236,7 @@ def test_only_a_linear_layer_that_makes_the_logits_has_features(batch, last):
     if isinstance(last, nn.Linear):
         assert score_candidates(model, batch, divbs, None).features.shape == (12, 3)
         return
-    with pytest.raises(
-        ValueError, match=r"'divbs' needs gradients of the last layer, and the logits of this model are"
-    ):
+    with pytest.raises(ValueError, match=r"'divbs' needs gradients of the last layer, and this model's logits are not"):
         score_candidates(model, batch, divbs, None)
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -250,9 +248,9 @@ def test_only_a_linear_layer_that_makes_the_logits_has_features(batch, last):
         (torch.zeros(12), "logits of shape (B, C) with B = 12; got torch.float32 (12,)."),
         (torch.zeros(11, 3), "logits of shape (B, C) with B = 12; got torch.float32 (11, 3)."),
         (torch.zeros(12, 3, dtype=torch.int64), "got torch.int64 (12, 3)."),
-        ((torch.zeros(12, 3),), "a tensor of logits (B, C), or an output with logits; got tuple."),
-        ({"loss": torch.zeros(())}, "a tensor of logits (B, C), or an output with logits; got dict."),
-        (torch.tensor(0.7), "the model returns one number, which looks like a loss"),
+        ((torch.zeros(12, 3),), "a tensor of logits (B, C), or an output with `logits`; got tuple."),
+        ({"loss": torch.zeros(())}, "a tensor of logits (B, C), or an output with `logits`; got dict."),
+        (torch.tensor(0.7), "The model returns one number, which looks like a loss"),
         ({"logits": torch.zeros(12)}, "logits of shape (B, C) with B = 12; got torch.float32 (12,)."),
     ],
 )
@@ -319,7 +317,7 @@ def test_dropout_samples_of_a_model_without_dropout_are_refused(dropout, batch):
 @pytest.mark.parametrize("name", ["rho_loss", "irreducible_loss", "reducr", "payoff", "fixed_weights"])
 def test_missing_irreducible_losses_are_an_error(name, batch):
     selector = reducr.make_selector(name, num_groups=3)
-    with pytest.raises(ValueError, match=f"selector '{name}' needs irreducible losses; got irreducible=None"):
+    with pytest.raises(ValueError, match=f"'{name}' needs irreducible losses; got irreducible=None"):
         pick(make_model(), batch, selector, num_selected=3)
 
 
@@ -335,7 +333,7 @@ def test_missing_irreducible_losses_are_an_error(name, batch):
 def test_irreducible_losses_of_another_shape_are_refused(name, shape, wanted, batch):
     selector = reducr.make_selector(name, num_groups=3)
     selector.set_group_holdout_loss(torch.zeros(3))
-    message = f"losses of shape {wanted} with B = 12; Fixed.lookup gave {shape}."
+    message = f"losses of shape {wanted} with B = 12; Fixed.lookup returned {shape}."
     with pytest.raises(ValueError, match=re.escape(message)):
         pick(make_model(), batch, selector, Fixed(torch.zeros(shape)), num_selected=3)
 
@@ -349,8 +347,8 @@ def test_irreducible_losses_of_another_number_of_groups_are_refused(batch):
 
 def test_an_unknown_scoring_mode_is_answered_with_the_nearest(batch, train_loss):
     model = make_model().eval()
-    with pytest.raises(ValueError, match=r"unknown scoring_mode 'evall'\. Did you mean 'eval'\?"):
-        pick(model, batch, train_loss, num_selected=3, scoring_mode="evall")
+    with pytest.raises(ValueError, match=r"unknown scoring mode 'evall'\. Did you mean 'eval'\?"):
+        pick(model, batch, train_loss, num_selected=3, scoring=Scoring(mode="evall"))
     assert not model.training
 
 
@@ -358,7 +356,7 @@ def test_one_broken_point_of_a_real_batch_is_left_out(batch, train_loss):
     inputs = batch.input.clone()
     inputs[5, 0] = torch.nan
     model = make_model()
-    _, selection = pick(model, batch._replace(input=inputs), train_loss, num_selected=12, scoring_mode="eval")
+    _, selection = pick(model, batch._replace(input=inputs), train_loss, num_selected=12, scoring=Scoring(mode="eval"))
     assert sorted(selection.positions.tolist()) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
     assert selection.num_non_finite == 1
 
@@ -384,9 +382,9 @@ def test_num_selected_of(fraction, num_candidates, expected):
 @pytest.mark.parametrize(
     ("fraction", "message"),
     [
-        (0.0, "fraction must be in (0, 1], the share of the candidates to keep; got 0.0."),
+        (0.0, "`fraction` must be in (0, 1], the fraction of the candidates to keep; got 0.0."),
         (-0.5, "got -0.5."),
-        (10, "got 10. For 10 percent give 0.1."),
+        (10, "got 10. For 10 percent, pass 0.1."),
         (101, "got 101."),
         (float("nan"), "got nan."),
     ],
@@ -436,7 +434,7 @@ def test_errors_of_broken_logits_and_of_no_logits_are_refused(batch):
     model = make_model()
     with torch.no_grad():
         model[3].bias[1] = torch.nan
-    with pytest.raises(ValueError, match="the holdout loss of group 0, 1, 2 is not finite: the model has diverged"):
+    with pytest.raises(ValueError, match="The holdout loss of group 0, 1, 2 is not finite: the model has diverged"):
         update_holdout_loss(model, [batch], by_errors(), GroupHoldoutLoss(3))
     model = nn.Sequential(make_model(), nn.Flatten(0))
     with pytest.raises(ValueError, match=r"logits of shape \(B, C\) with B = 12; got torch.float32 \(36,\)"):
@@ -446,9 +444,9 @@ def test_errors_of_broken_logits_and_of_no_logits_are_refused(batch):
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (nn.CrossEntropyLoss(), "torch.float32 (). One value for all points is their mean or sum: give it reduction="),
+        (nn.CrossEntropyLoss(), "torch.float32 (). One value for all examples is their mean or sum: use reduction="),
         (nn.MSELoss(reduction="none"), "torch.float32 (12, 3). Average it over all axes but the first."),
-        (lambda output, target: target, "each of the 12 points, shape (12,); got torch.int64 (12,)."),
+        (lambda output, target: target, "one floating-point value per example, shape (12,); got torch.int64 (12,)."),
         (lambda output, target: 0.5, "shape (12,); got float."),
         (lambda output, target: output[:5, 0], "shape (12,); got torch.float32 (5,)."),
     ],
@@ -474,7 +472,7 @@ def test_scoring_inside_autocast_leaves_the_gradients_of_training(dtype, scoring
         twin = copy.deepcopy(model)
         with torch.autocast("cpu", dtype=dtype):
             if is_scored:
-                _, selection = pick(twin, batch, selector, num_selected=2, scoring_mode=scoring_mode)
+                _, selection = pick(twin, batch, selector, num_selected=2, scoring=Scoring(mode=scoring_mode))
                 assert selection.scores.dtype == torch.float32
             nn.functional.cross_entropy(twin(batch.input), batch.target).backward()
         gradients.append([parameter.grad for parameter in twin.parameters()])

@@ -9,7 +9,7 @@ from torch import nn
 
 import reducr
 from reducr.models import SmallCNN, resnet18
-from reducr.scoring.budget import ScoringBudget, ScoringForward, check_budget, shrunk
+from reducr.scoring import Scoring, ScoringBudget, ScoringForward, shrunk
 
 NUM_POINTS = 20
 
@@ -44,13 +44,13 @@ def seeded(seed=0):
     [
         (
             {"fraction": 0},
-            "the fraction of a scoring budget must be in (0, 1], the share of the candidates to score; got 0",
+            "must be in (0, 1], the fraction of the candidates to score; got 0.",
         ),
-        ({"fraction": 40}, "must be in (0, 1], the share of the candidates to score; got 40."),
-        ({"fraction": "0.4"}, "must be in (0, 1], the share of the candidates to score; got 0.4."),
+        ({"fraction": 40}, "must be in (0, 1], the fraction of the candidates to score; got 40."),
+        ({"fraction": "0.4"}, "must be in (0, 1], the fraction of the candidates to score; got 0.4."),
         (
             {"fraction": 0.4, "oldest_fraction": 1.5},
-            "oldest_fraction must be in [0, 1], the share of the scored points that is chosen by age alone; got 1.5.",
+            "`oldest_fraction` must be in [0, 1], the fraction of the scored examples that is chosen by age alone; got",
         ),
         ({"fraction": 0.4, "num_examples": 0}, "num_examples must be a whole number of at least 1; got 0."),
     ],
@@ -67,41 +67,46 @@ def test_rules_that_do_not_score_each_point_by_its_model_loss_are_refused(name):
         "entropy": "logits", "bald": "logits", "class_balanced": "groups",
     }  # fmt: skip
     message = (
-        "a scoring budget ranks candidates by remembered model losses, so it serves rules that score each point by its "
-        f"model loss, such as 'reducr' and 'rho_loss'; {name!r} reads {reads[name]}. Choose such a rule"
+        "A scoring budget ranks candidates by remembered model losses, so it serves rules that score each example by "
+        f"its model loss, such as 'reducr' and 'rho_loss'; {name!r} reads {reads[name]}. Choose such a rule"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_budget(ScoringBudget(0.5), rule(name), fraction=0.1, distributed=None)
+        Scoring(budget=ScoringBudget(0.5)).check_fit(rule(name), fraction=0.1, distributed=None)
 
 
 def test_a_rule_that_reads_logits_beside_the_model_loss_is_refused():
     with pytest.raises(ValueError, match="'loss_minus_conditional_entropy' reads logits, model_loss"):
-        check_budget(ScoringBudget(0.5), rule("loss_minus_conditional_entropy"), fraction=0.1, distributed=None)
+        Scoring(budget=ScoringBudget(0.5)).check_fit(
+            rule("loss_minus_conditional_entropy"), fraction=0.1, distributed=None
+        )
 
 
 @pytest.mark.parametrize("name", ["train_loss", "rho_loss", "reducr", "fixed_weights", "payoff"])
 def test_rules_that_score_by_the_model_loss_are_served(name):
     options = {"group_weights": [1.0, 1.0, 0.0]} if name == "fixed_weights" else {}
-    check_budget(ScoringBudget(0.1), rule(name, **options), fraction=0.1, distributed=None)
+    Scoring(budget=ScoringBudget(0.1)).check_fit(rule(name, **options), fraction=0.1, distributed=None)
 
 
 def test_more_selected_than_scored_and_several_ranks_are_refused():
-    with pytest.raises(ValueError, match=r"a scoring budget of 0.2 of the candidates cannot select 0.3 of them: only"):
-        check_budget(ScoringBudget(0.2), rule(), fraction=0.3, distributed=None)
-    with pytest.raises(TypeError, match=r"got float. To score two fifths of the candidates give ScoringBudget\(0.4\)."):
-        check_budget(0.2, rule(), fraction=0.1, distributed=None)
-    with pytest.raises(ValueError, match="a scoring budget does not work with distributed='global': each rank would"):
-        check_budget(ScoringBudget(0.2), rule(), fraction=0.1, distributed="global")
+    with pytest.raises(ValueError, match=r"A scoring budget of 0.2 of the candidates cannot select 0.3 of them: only"):
+        Scoring(budget=ScoringBudget(0.2)).check_fit(rule(), fraction=0.3, distributed=None)
+    with pytest.raises(TypeError, match=r"got str. To score two fifths of the candidates, pass `budget=0.4`."):
+        Scoring(budget="0.2")
+    with pytest.raises(ValueError, match="A scoring budget does not work with distributed='global': each rank would"):
+        Scoring(budget=ScoringBudget(0.2)).check_fit(rule(), fraction=0.1, distributed="global")
 
 
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        (None, "a scoring budget remembers the loss of every point by its index, and these batches have none. Let the"),
-        (torch.zeros(3), "an index must be one integer for each point, (B,); got torch.float32 (3,)."),
-        (torch.zeros(3, 1).long(), "an index must be one integer for each point, (B,); got torch.int64 (3, 1)."),
-        (torch.tensor([0, -1]), "remembers points by indices in 0..2147483647; got -1. Number the points of the data"),
-        (torch.tensor([0, 2**40]), "remembers points by indices in 0..2147483647; got 1099511627776."),
+        (
+            None,
+            "A scoring budget remembers the loss of every example by its index, and these batches have none. Let the",
+        ),
+        (torch.zeros(3), "An index must be one integer per example, (B,); got torch.float32 (3,)."),
+        (torch.zeros(3, 1).long(), "An index must be one integer per example, (B,); got torch.int64 (3, 1)."),
+        (torch.tensor([0, -1]), "needs indices in 0..2147483647; got -1. Number the examples of the data"),
+        (torch.tensor([0, 2**40]), "needs indices in 0..2147483647; got 1099511627776."),
     ],
 )
 def test_points_without_a_number_are_refused(index, message):
@@ -110,7 +115,7 @@ def test_points_without_a_number_are_refused(index, message):
 
 
 def test_an_index_beyond_the_number_of_points_that_was_given_is_refused():
-    with pytest.raises(ValueError, match=re.escape("remembers points by indices in 0..9; got 10.")):
+    with pytest.raises(ValueError, match=re.escape("needs indices in 0..9; got 10.")):
         ScoringBudget(0.5, num_examples=10).reserve(torch.tensor([3, 10]))
 
 
@@ -247,7 +252,7 @@ def test_the_state_is_all_that_matters(num_examples):
 
 
 def test_the_state_of_something_else_is_refused():
-    with pytest.raises(ValueError, match="loss is of 20 points, not 30; scored_step is of 20 points, not 30"):
+    with pytest.raises(ValueError, match="loss has 20 examples, not 30; scored_step has 20 examples, not 30"):
         ScoringBudget(0.5, num_examples=30).load_state_dict(filled().state_dict())
     with pytest.raises(
         ValueError, match="the state does not fit this ScoringBudget: scored_step is missing; step is missing"
@@ -277,7 +282,7 @@ def test_shrunk_images_are_means_of_what_they_cover():
 
 
 def test_the_model_gets_small_images_and_everything_else_as_it_is():
-    called = ScoringForward(Given(), resolution=0.5)
+    called = ScoringForward(Given(), Scoring(resolution=0.5))
     image, mask = images(8), torch.ones(4, 3)
     assert called(image)[0][0].shape == (4, 1, 4, 4)
     (positional, named) = called(mask, pixels=image)
@@ -295,56 +300,58 @@ class Given(nn.Module):
 def test_a_model_that_does_not_take_small_images_is_refused():
     model = SmallCNN(in_channels=1, image_size=16, num_classes=3)
     message = (
-        "the model cannot score at a resolution of 0.5, images of 8 x 8 in the place of 16 x 16: mat1 and mat2 "
-        "shapes cannot be multiplied (4x48 and 192x96). It must take images of any size"
+        "The model cannot score images of 8 x 8 in place of 16 x 16 (resolution 0.5): mat1 and mat2 shapes cannot be "
+        "multiplied (4x48 and 192x96). Use a model that takes images of any size"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        ScoringForward(model, resolution=0.5)(images(16))
+        ScoringForward(model, Scoring(resolution=0.5))(images(16))
 
 
 def test_inputs_that_are_no_images_are_refused():
-    message = "a scoring resolution of 0.5 needs images (B, K, H, W) as inputs; got (4, 7), str. Leave it out."
+    message = (
+        "A scoring resolution of 0.5 needs images (B, K, H, W) as inputs; got (4, 7), str. Leave `resolution` out."
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
-        ScoringForward(Given(), resolution=0.5)(torch.rand(4, 7), name="a")
+        ScoringForward(Given(), Scoring(resolution=0.5))(torch.rand(4, 7), name="a")
 
 
 @pytest.mark.parametrize("resolution", [0.0, 1.0, 2, "half"])
 def test_a_resolution_out_of_range_is_refused(resolution):
-    message = (
-        "a scoring resolution must be in (0, 1), the share of an image's height and width that is left for scoring"
-    )
+    message = "`resolution` must be in (0, 1), the fraction of an image's height and width"
     with pytest.raises(ValueError, match=re.escape(message)):
-        ScoringForward(Given(), resolution=resolution)
+        Scoring(resolution=resolution)
 
 
 def test_small_images_must_not_move_running_statistics():
     model = resnet18(3, in_channels=1, width=4)
-    message = "scoring_mode='train' would move the running statistics of 'features.1' by images of a resolution of"
+    message = "Scoring in mode 'train' would update the running statistics of 'features.1' with images at a resolution"
     with pytest.raises(ValueError, match=re.escape(message)):
-        ScoringForward(model, resolution=0.5)
-    assert ScoringForward(model, scoring_mode="eval", resolution=0.5)(images(16)).shape == (4, 3)
-    ScoringForward(SmallCNN(in_channels=1, image_size=16, num_classes=3), resolution=0.5)  # has none
+        ScoringForward(model, Scoring(resolution=0.5))
+    assert ScoringForward(model, Scoring(mode="eval", resolution=0.5))(images(16)).shape == (4, 3)
+    ScoringForward(SmallCNN(in_channels=1, image_size=16, num_classes=3), Scoring(resolution=0.5))  # has none
 
 
 def test_the_model_is_called_in_the_precision_asked_for():
     model = nn.Linear(4, 3)
     inputs = torch.rand(5, 4)
-    logits = ScoringForward(model, autocast=torch.bfloat16)(inputs)
+    logits = ScoringForward(model, Scoring(autocast=torch.bfloat16))(inputs)
     assert logits.dtype == torch.bfloat16
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(model(inputs), logits)
-        assert torch.equal(ScoringForward(model)(inputs), logits)  # the one at hand
-    with pytest.raises(ValueError, match=r"autocast must be torch.bfloat16, torch.float16 or None; got torch.float64."):
-        ScoringForward(model, autocast=torch.float64)
+        assert torch.equal(ScoringForward(model, Scoring())(inputs), logits)  # the one at hand
+    with pytest.raises(
+        ValueError, match=r"`autocast` must be torch.bfloat16, torch.float16 or None; got torch.float64."
+    ):
+        Scoring(autocast=torch.float64)
 
 
 def test_compiling_needs_a_compiler(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     message = (
-        "compiling the scoring pass needs a C++ compiler, and there is none called $CXX, g++ or clang++ here. Install"
+        "Compiling the scoring pass needs a C++ compiler: neither $CXX nor g++ nor clang++ exists here. Install g++"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        ScoringForward(nn.Linear(4, 3), is_compiled=True)
-    with pytest.raises(ValueError, match="scoring_compile must be True or False; got 'yes'"):
-        ScoringForward(nn.Linear(4, 3), is_compiled="yes")
+        ScoringForward(nn.Linear(4, 3), Scoring(compile=True))
+    with pytest.raises(ValueError, match="compile must be True or False; got 'yes'"):
+        Scoring(compile="yes")

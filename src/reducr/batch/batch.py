@@ -14,13 +14,14 @@ from reducr.batch.nested import index_batch, send_to_device
 
 
 class Batch(NamedTuple):
-    """One batch, points along the first axis of everything in it.
+    """One batch; examples lie along the first axis of everything in it.
 
-    The order is that of the tuples which the training program's data sets yield, so ``Batch(*item)`` reads one.
+    The order of the fields is that of the tuples that the training program's data sets yield: ``Batch(*item)`` reads
+    one.
     """
 
-    index: Tensor  # type: ignore[assignment]  # the id of a point; tuple.index is not needed
-    """(B,) int64, the id of each point in its data set; None in a stream whose points have none."""
+    index: Tensor  # type: ignore[assignment]  # the id of an example; tuple.index is not needed
+    """(B,) int64, the id of each example in its data set; None where a stream gives none."""
     input: Any
     """What the model is called with: a tensor (B, ...), a dict of arguments by name, or a tuple of arguments."""
     target: Tensor
@@ -28,17 +29,13 @@ class Batch(NamedTuple):
     group: Tensor
     """(B,) int64, the partition whose worst member matters; equals ``target`` unless the data says otherwise."""
 
-    def take(self, positions: Tensor) -> Batch:
-        """The points at ``positions`` (b,), in that order."""
+    def take(self, positions: Tensor | slice) -> Batch:
+        """Return the examples at ``positions`` (b,), in that order."""
         batch: Batch = index_batch(self, positions, num_examples=self.target.shape[0])
         return batch
 
-    def concatenated(self, other: Batch) -> Batch:
-        """These points followed by those of ``other``, where inputs are single tensors (B, ...)."""
-        return Batch(*(torch.cat(both) for both in zip(self, other, strict=True)))
-
     def to(self, device: torch.device) -> Batch:
-        """The same batch with every tensor on ``device``."""
+        """Return the batch with every tensor on ``device``."""
         batch: Batch = send_to_device(self, device)
         return batch
 
@@ -52,16 +49,16 @@ _GROUP_NAMES = ("group", "groups")
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSpec:
-    """Where the parts of a batch are, in the structure that its loader yields.
+    """Where the parts of a batch are in the structure that its loader yields.
 
-    An entry is a position, a key or the name of an attribute, a tuple of these for nested batches, or a function of the
+    An entry is a position, a key or an attribute's name, a tuple of these for nested batches, or a function of the
     batch. ``BatchSpec.of`` finds the usual places.
 
     Args:
         target: the targets.
-        input: what the model is called with; None for all entries of a dict that hold tensors and are none of the
-            others, given to the model by their names.
-        index: ids of the points; None where they have none, which tables of irreducible losses need.
+        input: what the model is called with; None for every tensor of a dict that is not one of the other parts, passed
+            to the model by name.
+        index: ids of the examples, which tables of irreducible losses need; None where there are none.
         group: the groups; None where they are the targets.
 
     Example:
@@ -77,43 +74,43 @@ class BatchSpec:
 
     @classmethod
     def of(cls, batch: Any) -> BatchSpec:
-        """The spec of a batch in one of the usual structures.
+        """Return the spec of a batch in one of the usual structures.
 
         Tuples and lists are ``(input, target)``, ``(index, input, target)`` or ``(index, input, target, group)``. In
         dicts, named tuples and dataclasses the target is called ``target``, ``targets``, ``label`` or ``labels``, the
-        index ``index`` or ``idx``, the group ``group`` or ``groups``, and the input ``input`` or ``inputs``, or is all
-        the rest of a dict.
+        index ``index`` or ``idx``, the group ``group`` or ``groups``, and the input ``input`` or ``inputs``; in a dict
+        without an input, the input is everything else.
 
         Raises:
-            ValueError: for any other structure; says what came.
+            ValueError: for any other structure, which it describes.
         """
         names = _names_in(batch)
         if names is not None:
-            index, target, group, given = (
-                next((name for name in names if name in known), None)
-                for known in (_INDEX_NAMES, _TARGET_NAMES, _GROUP_NAMES, _INPUT_NAMES)
+            index, target, group, inputs = (
+                next((name for name in names if name in usual), None)
+                for usual in (_INDEX_NAMES, _TARGET_NAMES, _GROUP_NAMES, _INPUT_NAMES)
             )
-            if target is not None and (given is not None or isinstance(batch, Mapping)):
-                return cls(target=target, input=given, index=index, group=group)
-            found = f"a {type(batch).__name__} with {', '.join(map(str, names))}"
+            if target is not None and (inputs is not None or isinstance(batch, Mapping)):
+                return cls(target=target, input=inputs, index=index, group=group)
+            description = f"a {type(batch).__name__} with {', '.join(map(str, names))}"
         elif isinstance(batch, tuple | list):
             if len(batch) == 2:
                 return cls(input=0, target=1)
             if len(batch) in (3, 4):
                 return cls(index=0, input=1, target=2, group=3 if len(batch) == 4 else None)
-            found = f"a {type(batch).__name__} of {len(batch)}"
+            description = f"a {type(batch).__name__} of {len(batch)}"
         else:
-            found = f"a {type(batch).__name__}"
+            description = f"a {type(batch).__name__}"
         raise ValueError(
-            f"the parts of a batch are not where they usually are: it is {found}. Say where with spec=BatchSpec("
-            "input=..., target=..., index=..., group=...), from reducr.batch."
+            f"Cannot tell which part of the batch is the target: it is {description}. Pass `spec=reducr.BatchSpec("
+            "input=..., target=..., index=..., group=...)`."
         )
 
     def read(self, batch: Any) -> Batch:
-        """The parts of ``batch``.
+        """Return the parts of ``batch``.
 
         Raises:
-            ValueError: if an entry is not there, or index, target or group is no tensor of one row for each point.
+            ValueError: if an entry is missing, or the index, target or group is not a tensor with one row per example.
         """
         target = self._tensor("target", batch)
         inputs = self._rest(batch) if self.input is None else self._entry("input", batch)
@@ -125,7 +122,7 @@ class BatchSpec:
         numbers = self._tensor(name, batch)
         if numbers.shape != (size,):
             raise ValueError(
-                f"a batch's {name} must hold one number for each of its {size} points; got shape "
+                f"A batch's {name} must hold one number for each of its {size} examples; got shape "
                 f"{tuple(numbers.shape)}."
             )
         return numbers
@@ -134,7 +131,7 @@ class BatchSpec:
         value = self._entry(name, batch)
         if not isinstance(value, Tensor) or not value.ndim:
             kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"a batch's {name} must be a tensor with one row for each point; got {kind}.")
+            raise ValueError(f"A batch's {name} must be a tensor with one row per example; got {kind}.")
         return value
 
     def _entry(self, name: str, batch: Any) -> Any:
@@ -146,20 +143,39 @@ class BatchSpec:
                 batch = batch[key] if isinstance(key, int) or isinstance(batch, Mapping) else getattr(batch, key)
             except (KeyError, IndexError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"a batch has no {name} at {entry!r}: there is no {key!r} in "
-                    f"a {type(batch).__name__} with {_names_in(batch) or 'no names'}. Say where it is with "
-                    "spec=BatchSpec(...)."
+                    f"The batch has no {name} at {entry!r}: there is no {key!r} in a {type(batch).__name__} with "
+                    f"{_names_in(batch) or 'no names'}. Say where it is with `spec=BatchSpec(...)`."
                 ) from error
         return batch
 
     def _rest(self, batch: Any) -> dict[str, Any]:
         if not isinstance(batch, Mapping):
             raise ValueError(  # noqa: TRY004  (a fault of the spec)
-                f"BatchSpec.input can be left out for dicts only, whose other entries it then is; got a "
+                f"BatchSpec needs an `input` unless batches are dicts, whose other entries it then is; got a "
                 f"{type(batch).__name__}."
             )
         others = (self.target, self.index, self.group)
         return {name: value for name, value in batch.items() if name not in others and isinstance(value, Tensor)}
+
+
+class BatchReader:
+    """Reads batches of one source, which all have the structure of the first.
+
+    Args:
+        spec: where the parts are; None for the usual places in the first batch.
+    """
+
+    def __init__(self, spec: BatchSpec | None = None) -> None:
+        self.spec = spec
+        self._is_usual = spec is None
+
+    def __call__(self, batch: Any) -> Batch:
+        """Return the parts of ``batch``; errors as for ``BatchSpec.of`` and ``BatchSpec.read``."""
+        if self._is_usual and type(batch) is Batch:
+            return batch
+        if self.spec is None:
+            self.spec = BatchSpec.of(batch)
+        return self.spec.read(batch)
 
 
 def _names_in(batch: Any) -> list[str] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class LazyGroupLoss(Protocol):
-    """Group-irreducible losses (B, G) that are computed some rows at a time, so that B x G numbers are never held."""
+    """Group-irreducible losses (B, G) computed a few rows at a time, so that B x G numbers are never held."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -20,37 +20,37 @@ class LazyGroupLoss(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are made."""
+        """Device of the rows."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the rows."""
+        """Dtype of the rows."""
 
     def rows(self, positions: Tensor | slice) -> Tensor:
-        """(n, G) losses in nats of the points at ``positions``."""
+        """Return the losses (n, G), in nats, of the examples at ``positions``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """What a selector may see of a large batch of B points: tensors, never a model or a data set.
+    """The tensors that a selector sees of a large batch of B examples; never a model or a data set.
 
-    Every field is optional but what the selector needs (``selector.needs``). All are read without gradients.
+    A selector needs the fields that it names in ``selector.needs``; the others may be None. No field carries gradients.
 
     Args:
-        model_loss: (B,) cross-entropy of the model on each point, nats.
-        irreducible_loss: (B,) cross-entropy of the irreducible model on each point, nats.
-        group_irreducible_loss: (B, G) cross-entropy of each group-irreducible model on each point, nats; or a
+        model_loss: (B,) loss of the model on each example, nats.
+        irreducible_loss: (B,) loss of the reference model (the paper's irreducible model) on each example, nats.
+        group_irreducible_loss: (B, G) loss of each group's reference model on each example, nats; or a
             ``LazyGroupLoss``, such as ``irreducible.AdjustedGroupLoss``.
         logits: (B, C) outputs of the model, or (S, B, C) for S MC-dropout samples.
-        features: (B, D) what the last layer of the model makes the logits of.
+        features: (B, D) inputs of the model's last layer.
         targets: (B,) integers in [0, C).
         groups: (B,) integers in [0, G).
-        index: (B,) integers >= 0, the id of each point in its data set.
+        index: (B,) integers >= 0, the id of each example in its data set.
 
     Raises:
-        TypeError: if a field is no dense tensor, a loss, the logits or features are not floating point, or targets,
-            groups or the index not integers.
-        ValueError: if no field is given, shapes disagree, or logits have no classes or samples.
+        TypeError: if a field is not a dense tensor, if a loss, logits or features are not floating point, or if
+            targets, groups or index are not integers.
+        ValueError: if every field is None, if shapes disagree, or if logits have no classes or samples.
 
     Example:
         >>> Candidates(model_loss=torch.tensor([0.1, 2.0, 0.3])).num_candidates
@@ -84,12 +84,9 @@ class Candidates:
             _check_candidate_field(name, field, self._AXES[name])
             sizes[name] = _num_examples(name, field)
         if not given:
-            raise ValueError(
-                "Candidates need at least one tensor to know how many points there are; got none. "
-                f"Give one of {', '.join(self._AXES)}."
-            )
+            raise ValueError(f"Candidates need at least one tensor; got none. Pass one of {', '.join(self._AXES)}.")
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"Candidates must agree on the number of points; got {sizes}.")
+            raise ValueError(f"All fields of Candidates must have the same number of examples; got {sizes}.")
 
     @cached_property
     def _given(self) -> dict[str, Any]:
@@ -97,35 +94,35 @@ class Candidates:
         return {name: values[name] for name in self._AXES if values[name] is not None}
 
     def given(self) -> Mapping[str, Any]:
-        """The fields that are not None, by name; to be read only."""
+        """Return the fields that are not None, by name. Do not change the mapping."""
         return self._given
 
     @cached_property
     def num_candidates(self) -> int:
-        """B, the number of points."""
+        """B, the number of examples."""
         return _num_examples(*next(iter(self._given.items())))
 
     @property
     def device(self) -> torch.device:
-        """Device of the first given field."""
+        """Device of the first field that is not None."""
         device: torch.device = next(iter(self._given.values())).device
         return device
 
     @property
     def group_losses(self) -> Tensor:
-        """``group_irreducible_loss``, computed now if it is lazy.
+        """``group_irreducible_loss`` as a tensor (B, G).
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if it is None.
         """
         losses = self.group_irreducible_loss
         if losses is None:
-            raise ValueError("these Candidates have no group_irreducible_loss.")
+            raise ValueError("Candidates.group_irreducible_loss is None.")
         return losses if isinstance(losses, Tensor) else losses.rows(slice(None))
 
     @cached_property
     def chunk_size(self) -> int:
-        """How many points at a time keep what has G numbers for each of them small."""
+        """Number of examples per chunk that keeps tensors (chunk, G) small."""
         losses = self.group_irreducible_loss
         if losses is None:
             return self.num_candidates
@@ -133,7 +130,7 @@ class Candidates:
         return max(1, elements // max(1, losses.shape[1]))
 
     def chunks(self) -> Iterator[Candidates]:
-        """The candidates in order, ``chunk_size`` at a time, without lazy fields."""
+        """Yield the candidates in order, ``chunk_size`` at a time, without lazy fields."""
         size, num_candidates = self.chunk_size, self.num_candidates
         if size >= num_candidates and isinstance(self.group_irreducible_loss, Tensor | None):
             yield self
@@ -142,23 +139,23 @@ class Candidates:
             yield self._at(slice(start, start + size), self._AXES)
 
     def take(self, positions: Tensor, *, names: Container[str] | None = None) -> Candidates:
-        """The candidates at ``positions`` (b,), in that order, without lazy fields; of ``names`` only, if given."""
+        """Return the candidates at ``positions`` (b,), in that order, without lazy fields; only ``names``, if given."""
         return self._at(positions, self._AXES if names is None else names)
 
     def _at(self, positions: Tensor | slice, names: Container[str]) -> Candidates:
-        part = object.__new__(Candidates)  # whose fields have been checked
-        taken = {name: _examples_at(name, field, positions) for name, field in self._given.items() if name in names}
-        part.__dict__.update(dict.fromkeys(self._AXES) | taken)
+        part = object.__new__(Candidates)  # the fields have been checked
+        rows = {name: _examples_at(name, field, positions) for name, field in self._given.items() if name in names}
+        part.__dict__.update(dict.fromkeys(self._AXES) | rows)
         return part
 
 
-# so many numbers stay in the cache of a processor; a GPU is kept busy by more
+# fits the cache of a processor; a GPU needs more to be kept busy
 _CHUNK_ELEMENTS = 2**18
 _DEVICE_CHUNK_ELEMENTS = 2**24
 
 
 def _num_examples(name: str, field: Tensor | LazyGroupLoss) -> int:
-    """(S, B, C) logits carry their points along the last axis but one, everything else along the first."""
+    """Examples lie along the last axis but one of (S, B, C) logits, and along the first axis of everything else."""
     return field.shape[-2] if name == "logits" else field.shape[0]
 
 
@@ -179,7 +176,7 @@ def _check_candidate_field(name: str, tensor: Any, axes: tuple[int, ...]) -> Non
     if not isinstance(tensor, Tensor):
         raise TypeError(f"Candidates.{name} must be a tensor; got {type(tensor).__name__}.")
     if tensor.layout != torch.strided:
-        raise TypeError(f"Candidates.{name} must be a dense tensor; got {tensor.layout}. Give its to_dense().")
+        raise TypeError(f"Candidates.{name} must be a dense tensor; got {tensor.layout}. Pass tensor.to_dense().")
     if tensor.ndim not in axes:
         raise ValueError(
             f"Candidates.{name} must have {' or '.join(map(str, axes))} axes; got shape {tuple(tensor.shape)}."
@@ -195,20 +192,22 @@ def _check_candidate_field(name: str, tensor: Any, axes: tuple[int, ...]) -> Non
 
 @dataclass(frozen=True)
 class Selection:
-    """What a selector chose, and all that ``selector.update`` needs to know of it.
+    """What a selector chose, and everything that ``selector.update`` reads.
 
     Args:
         positions: (b,) int64 rows of the candidates, best first (or in the order drawn).
-        scores: (B,) float, the score of every candidate; minus infinity where a point was not finite, NaN where it was
-            not scored, within a ``scoring.ScoringBudget``.
-        payoff: (G,) float, what the selected points add to each group's cumulative payoff; zeros for selectors
-            without group weights.
-        num_non_finite: how many candidates were left out because a loss was NaN or infinite.
-        loss_weight: what the mean loss of the selected points must be multiplied with before the backward pass: 1 in
-            one process; see docs/loops.md for several.
-        example_weights: (b,) float >= 0, what the loss of each selected point must be multiplied with before their mean
-            is taken; None for 1. Rules that have them say ``weights_examples``.
-        index: (b,) int64, the ids of the selected points, of all ranks; None for rules that do not remember points.
+        scores: (B,) float, the score of every candidate; minus infinity where a loss is not finite, NaN where a
+            ``ScoringBudget`` left the candidate unscored.
+        payoff: (G,) float, what the selected examples add to each group's cumulative payoff; zeros for rules without
+            group weights.
+        num_non_finite: number of candidates left out because a loss is NaN or infinite.
+        loss_weight: factor of the mean loss of the selected examples before the backward pass. 1 in one process; see
+            ``selectors.distributed`` for several.
+        example_weights: (b,) float >= 0, factor of each selected example's loss before the mean; None for 1. Rules that
+            give them have ``weights_examples``.
+        index: (b,) int64, ids of the examples that all ranks selected; None for rules that keep no state per example.
+        num_selected: examples selected on all ranks together; None for the number of positions.
+        num_candidates: candidates of all ranks together; None for the number of scores.
     """
 
     positions: Tensor
@@ -218,13 +217,21 @@ class Selection:
     loss_weight: float = 1.0
     example_weights: Tensor | None = None
     index: Tensor | None = None
+    num_selected: int | None = None
+    num_candidates: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_selected is None:
+            object.__setattr__(self, "num_selected", self.positions.shape[0])
+        if self.num_candidates is None:
+            object.__setattr__(self, "num_candidates", self.scores.shape[0])
 
     @property
     def is_dummy(self) -> bool:
-        """Whether the position is not selected, but keeps a rank in step that has no selected point."""
+        """Whether nothing was selected on this rank; its one position keeps the rank in step and has weight 0."""
         return self.loss_weight == 0
 
     @property
     def has_nonfinite_loss(self) -> bool:
-        """Whether the stand-in's loss is not finite, as 0 times it would not be: its inputs are then set to zero."""
+        """Whether this is a dummy whose loss is not finite. Its inputs are zeroed, because 0 * NaN is NaN."""
         return self.is_dummy and bool((self.scores[self.positions] == -torch.inf).any())

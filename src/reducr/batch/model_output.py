@@ -1,4 +1,4 @@
-"""How a model is called with the input of a batch, and what counts as its output."""
+"""Call a model with the input of a batch, and read its logits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 PerExampleLoss = Callable[[Any, Any], Tensor]
-"""A loss of (output, target) that keeps one value for each point, (B,)."""
+"""A function of (output, target) that returns one loss per example, (B,)."""
 
 
 def model_output(model: Callable[..., Any], input: Any) -> Any:  # noqa: A002  (the field's name in Batch)
-    """What ``model`` gives for the ``input`` of a batch.
+    """Call ``model`` with the ``input`` of a batch and return its output, or the output's ``logits`` if it has any.
 
-    A dict is given by name, ``model(**input)``, a tuple or list in order, ``model(*input)``, anything else as it is.
-    Of an output with ``logits``, such as those of transformers, these are taken.
+    A dict is passed by name, ``model(**input)``, a tuple or list in order, ``model(*input)``, anything else as the only
+    argument. Outputs with ``logits`` are those of the transformers library, for instance.
 
     Example:
         >>> model_output(lambda ids, mask: {"logits": ids * mask, "loss": None}, {"ids": 2, "mask": 3})
@@ -31,7 +31,7 @@ def model_output(model: Callable[..., Any], input: Any) -> Any:  # noqa: A002  (
 
 
 def logits_of(output: Any) -> Any:
-    """The ``logits`` of what a model gave, if it has any; else all of it."""
+    """Return the ``logits`` of a model's output if it has any, else the output itself."""
     if isinstance(output, Mapping):
         return output.get("logits", output)
     return getattr(output, "logits", output)

@@ -1,9 +1,9 @@
-"""Batches of any structure: tuples, dicts, dataclasses and lists, nested, with points along the first axis.
+"""Select, move and concatenate batches of any structure: tuples, dicts, dataclasses and lists, nested.
 
-Tensors and arrays have one row for each point. A list or tuple inside a batch that has as many entries as there are
-points holds one for each, such as strings, unless entries have one row for each point themselves: then it is a
-container, as are named tuples, and lists of another length that hold a tensor or array. Numbers, strings, None and
-tensors without axes belong to the batch as a whole.
+Tensors and arrays have one row per example. A list or tuple inside a batch that has as many entries as the batch has
+examples holds one entry per example (strings, for instance), unless its entries have one row per example themselves:
+then it is a container. Named tuples are containers, and so are lists of another length that hold a tensor or array.
+Numbers, strings, None and tensors without axes belong to the batch as a whole.
 """
 
 from __future__ import annotations
@@ -17,30 +17,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_OF_THE_BATCH = (str, bytes, int, float, complex, bool, type(None))
-_OF_NUMPY = (np.ndarray, np.generic)
+_CONSTANTS = (str, bytes, int, float, complex, bool, type(None))
+_NUMPY = (np.ndarray, np.generic)
 _SEQUENCES = (list, tuple)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def index_batch(batch: Any, positions: Tensor, *, num_examples: int) -> Any:
-    """The points at ``positions`` (b,) of a batch of ``num_examples``, in that order, in the batch's own structure.
+def index_batch(batch: Any, positions: Tensor | slice, *, num_examples: int) -> Any:
+    """Return the examples at ``positions`` in the batch's own structure.
 
-    Tensors in channels-last order stay in it. The batch is not changed; what belongs to it as a whole is shared.
+    Tensors in channels-last order stay in it. The batch is not changed. Entries that belong to it as a whole are
+    shared, and so is the memory of tensors where ``positions`` is a slice.
+
+    Args:
+        batch: nested tensors, arrays, lists, tuples, dicts and dataclasses.
+        positions: (b,) int64 in [0, B), in the order wanted, or a slice.
+        num_examples: B.
 
     Raises:
-        ValueError: for a tensor, array or list of another length (named by its place in the batch).
-        TypeError: for an entry that is none of the kinds above.
+        ValueError: for a tensor, array or list of another length; names its place in the batch.
+        TypeError: for an entry of another kind.
 
     Example:
         >>> index_batch({"x": torch.arange(3), "text": ["a", "b", "c"]}, torch.tensor([2, 0]), num_examples=3)
         {'x': tensor([2, 0]), 'text': ['c', 'a']}
     """
-    return _Taken(positions, num_examples).of(batch, "batch")
+    return _Indexing(positions, num_examples)(batch, "batch")
 
 
 def send_to_device(batch: Any, device: torch.device) -> Any:
-    """The same batch with every tensor on ``device``; what is there already is not copied."""
+    """Return the batch with every tensor on ``device``; tensors that are there already are not copied."""
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=True)
     if isinstance(batch, _SEQUENCES) or _is_tree(batch):
@@ -49,53 +55,98 @@ def send_to_device(batch: Any, device: torch.device) -> Any:
 
 
 def zero_inputs(batch: Any) -> Any:
-    """The same batch with zeros in place of all floating-point numbers in its tensors."""
+    """Return the batch with zeros in place of every floating-point number in its tensors."""
     if isinstance(batch, Tensor):
         return torch.zeros_like(batch) if batch.is_floating_point() else batch
-    if isinstance(batch, list | tuple) or _is_tree(batch):
+    if isinstance(batch, _SEQUENCES) or _is_tree(batch):
         return _rebuilt(batch, lambda entry, _: zero_inputs(entry))
     return batch
 
 
-class _Taken:
-    """Walks a batch and takes the points at some positions."""
+def concatenate(first: Any, second: Any, *, num_examples: int, place: str = "batch") -> Any:
+    """Return the examples of ``first`` followed by those of ``second``, a batch of the same structure.
 
-    def __init__(self, positions: Tensor, num_examples: int) -> None:
+    Args:
+        first: a batch of ``num_examples`` examples; entries that belong to it as a whole are kept.
+        second: a batch of any number of examples.
+        num_examples: of ``first``.
+        place: of these entries in the batch, for messages.
+
+    Raises:
+        ValueError: if the structures differ; names the place.
+
+    Example:
+        >>> concatenate({"x": torch.zeros(1), "id": ["a"]}, {"x": torch.ones(1), "id": ["b"]}, num_examples=1)
+        {'x': tensor([0., 1.]), 'id': ['a', 'b']}
+    """
+    if _has_axes(first) and type(first) is type(second):
+        return torch.cat([first, second]) if isinstance(first, Tensor) else np.concatenate([first, second])
+    if isinstance(first, _CONSTANTS) or not (isinstance(first, _SEQUENCES) or _is_tree(first)):
+        return first
+    if not isinstance(second, type(first)):
+        raise ValueError(  # noqa: TRY004  (a fault of the data)
+            f"Extra batches need the structure of the candidates: {place} is a {type(first).__name__} there and a "
+            f"{type(second).__name__} in an extra batch."
+        )
+    if (
+        isinstance(first, _SEQUENCES)
+        and place != "batch"
+        and not _Indexing(slice(None), num_examples).is_container(first)
+    ):
+        return type(first)([*first, *second])
+    others = _entries(second)
+
+    def join(entry: Any, at: str, key: Any) -> Any:
+        if key not in others:
+            raise ValueError(f"Extra batches need the structure of the candidates: {place}{at} is missing in one.")
+        return concatenate(entry, others[key], num_examples=num_examples, place=f"{place}{at}")
+
+    keys = iter(_entries(first))
+    return _rebuilt(first, lambda entry, at: join(entry, at, next(keys)))
+
+
+class _Indexing:
+    """Walks a batch and indexes everything that has one row per example."""
+
+    def __init__(self, positions: Tensor | slice, num_examples: int) -> None:
         self.positions = positions
         self.num_examples = num_examples
-        self._places: list[int] | None = None
+        self._rows: list[int] | slice | None = positions if isinstance(positions, slice) else None
 
     @property
-    def places(self) -> list[int]:
-        """The positions as numbers, read from the device once and only where something needs them."""
-        if self._places is None:
-            self._places = self.positions.tolist()
-        return self._places
+    def rows(self) -> list[int] | slice:
+        """The positions on the host, read from the device once and only if something needs them."""
+        if self._rows is None:
+            self._rows = self.positions.tolist()  # type: ignore[union-attr]  # a slice is there from the start
+        return self._rows
 
-    def of(self, value: Any, name: str) -> Any:
+    def __call__(self, value: Any, name: str) -> Any:
         if isinstance(value, Tensor):
-            return self.rows(value, name) if value.ndim else value
-        if isinstance(value, _OF_THE_BATCH) or (isinstance(value, _OF_NUMPY) and not value.ndim):
+            return self.tensor_rows(value, name) if value.ndim else value
+        if isinstance(value, _CONSTANTS) or (isinstance(value, _NUMPY) and not value.ndim):
             return value
         if isinstance(value, np.ndarray):
             self.check_length(value, name)
-            return value[self.places]
-        is_list = isinstance(value, _SEQUENCES)
-        if is_list and name != "batch" and not self.is_container(value):
+            return value[self.rows]
+        is_sequence = isinstance(value, _SEQUENCES)
+        if is_sequence and name != "batch" and not self.is_container(value):
             self.check_length(value, name)
-            return type(value)([value[place] for place in self.places])
-        if is_list or _is_tree(value):
-            return _rebuilt(value, lambda entry, place: self.of(entry, f"{name}{place}"))
+            rows = self.rows
+            return type(value)(value[rows] if isinstance(rows, slice) else [value[row] for row in rows])
+        if is_sequence or _is_tree(value):
+            return _rebuilt(value, lambda entry, place: self(entry, f"{name}{place}"))
         raise TypeError(
-            f"{name} is a {type(value).__name__}; a batch is made of tensors, arrays, lists, tuples, dicts and "
-            "dataclasses, nested. Give these, or change the loader's collate_fn."
+            f"{name} is a {type(value).__name__}. A batch is made of tensors, arrays, lists, tuples, dicts and "
+            "dataclasses, nested. Change the loader's `collate_fn`."
         )
 
-    def rows(self, value: Tensor, name: str) -> Tensor:
+    def tensor_rows(self, value: Tensor, name: str) -> Tensor:
         if value.shape[0] != self.num_examples:
             self.check_length(value, name)
-        positions = self.positions if value.device == self.positions.device else self.positions.to(value.device)
-        rows = value.index_select(0, positions)
+        positions = self.positions
+        if isinstance(positions, slice):
+            return value[positions]
+        rows = value.index_select(0, positions if value.device == positions.device else positions.to(value.device))
         if value.ndim in _CHANNELS_LAST and value.is_contiguous(memory_format=_CHANNELS_LAST[value.ndim]):
             return rows.contiguous(memory_format=_CHANNELS_LAST[value.ndim])
         return rows
@@ -106,21 +157,22 @@ class _Taken:
         has_rows = [self.has_rows(entry) for entry in entries]
         if len(entries) == self.num_examples:
             others = (entry for entry, has in zip(entries, has_rows, strict=True) if not has)
-            return any(has_rows) and all(isinstance(entry, _OF_THE_BATCH) for entry in others)
+            return any(has_rows) and all(isinstance(entry, _CONSTANTS) for entry in others)
         return any(has_rows) or any(_has_axes(entry) for entry in entries)
 
     def has_rows(self, entry: Any) -> bool:
         if _has_axes(entry):
             return len(entry) == self.num_examples
-        if isinstance(entry, list | tuple):
+        if isinstance(entry, _SEQUENCES):
             return len(entry) == self.num_examples or self.is_container(entry)
         return _is_tree(entry) and any(self.has_rows(value) for value in _entries(entry).values())
 
     def check_length(self, value: Any, name: str) -> None:
         if len(value) != self.num_examples:
             raise ValueError(
-                f"{name} has {len(value)} rows, and the batch {self.num_examples} points: everything in a batch needs "
-                "one row for each point. Change the loader's collate_fn, or say with a BatchSpec where the targets are."
+                f"{name} has {len(value)} rows, and the batch {self.num_examples} examples. Everything in a batch "
+                "needs one row per example: change the loader's `collate_fn`, or say with `spec=BatchSpec(...)` where "
+                "the targets are."
             )
 
 
@@ -134,13 +186,15 @@ def _is_tree(value: Any) -> bool:
 
 
 def _entries(tree: Any) -> Mapping[Any, Any]:
+    if isinstance(tree, _SEQUENCES):
+        return dict(enumerate(tree))
     if isinstance(tree, Mapping):
         return tree
     return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
 
 
 def _rebuilt(tree: Any, change: Callable[[Any, str], Any]) -> Any:
-    """A mapping, dataclass, list or tuple of the same type, with every entry changed."""
+    """Return a mapping, dataclass, list or tuple of the same type with every entry changed."""
     if isinstance(tree, _SEQUENCES):
         if hasattr(tree, "_fields"):
             return type(tree)(*(change(entry, f".{name}") for name, entry in zip(tree._fields, tree, strict=True)))
@@ -152,9 +206,9 @@ def _rebuilt(tree: Any, change: Callable[[Any, str], Any]) -> Any:
             for key, entry in entries.items():
                 rebuilt[key] = entry
         except (AttributeError, TypeError):
-            return entries  # a mapping that cannot be changed
+            return entries  # a read-only mapping
         return rebuilt
     rebuilt = copy.copy(tree)
     for name, entry in _entries(tree).items():
-        object.__setattr__(rebuilt, name, change(entry, f".{name}"))  # frozen ones too
+        object.__setattr__(rebuilt, name, change(entry, f".{name}"))  # also in frozen dataclasses
     return rebuilt

@@ -19,7 +19,7 @@ from reducr.exports.choice import Counts, best_first, chosen_examples, suspected
 from reducr.exports.files import Losses, write_examples, write_reduced_data
 from reducr.exports.record import SelectionRecord
 from reducr.pipeline.stored_run import StoredRun
-from reducr.scoring.scorer import num_selected_of
+from reducr.scoring import num_selected_of
 
 
 @dataclass(frozen=True, kw_only=True)

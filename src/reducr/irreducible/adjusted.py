@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -139,6 +140,12 @@ class AdjustedGroupLoss:
     def dtype(self) -> torch.dtype:
         """float64 for logits in float64, else float32."""
         return selection_dtype(self.logits)
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[AdjustedGroupLoss]) -> AdjustedGroupLoss:
+        """Join the losses of consecutive chunks of one batch."""
+        logits, targets = torch.cat([part.logits for part in parts]), torch.cat([part.targets for part in parts])
+        return replace(parts[0], logits=logits, targets=targets)
 
     def rows(self, positions: Tensor | slice) -> Tensor:
         """Losses of the examples at ``positions``, (n, G) nats."""

@@ -59,7 +59,7 @@ def fit_target(
 ) -> int:
     """Train a target model, or resume its training from ``folder``.
 
-    Validation over ``module.holdout`` refreshes the group holdout loss.
+    Validation over ``module.holdout_batches`` refreshes the group holdout loss.
 
     Args:
         module: trained in place.
@@ -93,7 +93,8 @@ def fit_target(
         callbacks=[*callbacks, best, LastCheckpoint(folder / "last.ckpt"), resume],
         default_root_dir=folder,
     )
-    _fit(trainer, module, Resumable(candidates, skip_finished_epoch=True), module.holdout, resume_path=resume_path)
+    train = Resumable(candidates, skip_finished_epoch=True)
+    _fit(trainer, module, train, module.holdout_batches, resume_path=resume_path)
     for logger in loggers:
         # A tracker with one run per process, such as wandb, must end this run before the next method starts its own.
         finish = getattr(getattr(logger, "experiment", None), "finish", None)

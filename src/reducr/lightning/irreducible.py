@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reducr._internal.rng import random_state, set_random_state
+from reducr.auxiliary import MakeOptimizer
 from reducr.batch import Batch
 from reducr.irreducible import IrreducibleObjective
-from reducr.training.auxiliary import MakeOptimizer
 
 
 class IrreducibleModule(pl.LightningModule):

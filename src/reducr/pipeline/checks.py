@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 from reducr._internal.distributed import check_mode, num_ranks
 from reducr.batch import Batch
 from reducr.data import DataModule
-from reducr.pipeline.setup import Method, SeedData, make_callbacks, make_scoring_budget, scoped_seed, scoring_options
-from reducr.scoring.budget import ScoringForward, check_budget, check_compiled
-from reducr.scoring.scorer import (
+from reducr.pipeline.setup import Method, SeedData, make_callbacks, make_scoring, scoped_seed
+from reducr.scoring import (
+    Scoring,
+    ScoringForward,
     check_model_output,
     dropout_samples,
     score_candidates,
@@ -51,8 +52,7 @@ def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData, *
         _check_model("proxy.model", config.proxy.model, data, train.num_classes)
     for method in methods:
         if method.selector is not None:
-            check_compiled(method.make_selector(train.num_groups), config.scoring.compile)
-    _check_scoring(config, data)
+            _check_scoring(config, method, data)
     for method in methods:
         if method.selector is None:
             _check_irreducible_model(config, method, trains_irreducible=trains_irreducible)
@@ -86,18 +86,15 @@ def _check_num_candidates(config: DictConfig, methods: Sequence[Method], sizes: 
             )
 
 
-def _check_scoring(config: DictConfig, data: SeedData) -> None:
-    """See that the model that scores can be called as it is to be."""
+def _check_scoring(config: DictConfig, method: Method, data: SeedData) -> None:
+    """See that the options of the scoring pass fit the method and the model that scores."""
+    selector = method.make_selector(data.splits.train.num_groups)
+    scoring = make_scoring(config, selector)
+    num_selected, _ = method.num_examples(config.fraction, config.num_candidates)
+    scoring.check_fit(selector, fraction=num_selected / config.num_candidates, distributed=config.distributed)
     scorer = config.model if config.proxy.model is None else config.proxy.model
     model = data.make_model(scorer, num_outputs=data.splits.train.num_classes, seed=0)
-    options = scoring_options(config)
-    forward = ScoringForward(
-        model,
-        scoring_mode=config.scoring_mode,
-        autocast=options["autocast"],
-        is_compiled=options["scoring_compile"],
-        resolution=options["scoring_resolution"],
-    )
+    forward = ScoringForward(model, scoring)
     if forward.resolution is not None:
         with scoring_pass(model, "eval"), torch.no_grad():
             forward(_probe(data).input)
@@ -142,7 +139,7 @@ def _check_warm_start(config: DictConfig, method: Method, data: SeedData, *, tra
 def _check_method(config: DictConfig, method: Method, data: SeedData, *, trains_irreducible: bool) -> None:
     train = data.splits.train
     selector = method.make_selector(train.num_groups)
-    num_selected, num_drawn = method.num_examples(config.fraction, config.num_candidates)
+    _, num_drawn = method.num_examples(config.fraction, config.num_candidates)
     if num_drawn and config.distributed is not None:
         raise ValueError(
             f"holdout_fraction={method.holdout_fraction} of {method.name!r} is for one process in this version: leave "
@@ -153,9 +150,6 @@ def _check_method(config: DictConfig, method: Method, data: SeedData, *, trains_
             f"holdout_fraction={method.holdout_fraction} draws {num_drawn} points a step, but the holdout part has "
             f"{len(data.splits.holdout)}; choose a smaller share."
         )
-    budget = make_scoring_budget(config, selector)
-    fraction = num_selected / config.num_candidates
-    check_budget(budget, selector, fraction=fraction, distributed=config.distributed)
     needs_irreducible = any("irreducible_loss" in field for field in selector.needs)
     if needs_irreducible and not trains_irreducible and config.irreducible.dir is None:
         raise ValueError(
@@ -177,7 +171,7 @@ def _check_method(config: DictConfig, method: Method, data: SeedData, *, trains_
     if "features" in selector.needs:
         scorer = config.model if config.proxy.model is None else config.proxy.model
         model = data.make_model(scorer, num_outputs=train.num_classes, seed=0)
-        score_candidates(model, _probe(data), selector, None, scoring_mode="eval")
+        score_candidates(model, _probe(data), selector, scoring=Scoring(mode="eval"))
     if selector.num_dropout_samples:
         scorer = config.model if config.proxy.model is None else config.proxy.model
         model = data.make_model(scorer, num_outputs=train.num_classes, seed=0)

@@ -22,7 +22,7 @@ from reducr._internal.distributed import check_mode_name
 from reducr._internal.moved import with_current_targets
 from reducr._internal.names import unknown_name
 from reducr.irreducible import WEIGHT_NORMALISATIONS
-from reducr.scoring.scorer import SCORING_MODES, num_selected_of
+from reducr.scoring import SCORING_MODES, num_selected_of
 
 IRREDUCIBLE_KINDS = ("adjusted", "trained", "ensemble", "multi_headed")
 _OLD_VALUES = {"irreducible.trained_on": {"twins": "cross_fit"}}
@@ -109,6 +109,7 @@ class Scoring:
     oldest_fraction: Number | None = None  # share of the budget for the candidates scored longest ago; null: 0.1
     autocast: str | None = None  # bfloat16 or float16; null: the Trainer's precision
     compile: bool = False  # by torch.compile
+    batch_size: int | None = None  # score in chunks of at most this many examples, for less memory; null: all
     resolution: Number | None = None  # in (0, 1): share of an image's height and width; for models that take any size
 
 

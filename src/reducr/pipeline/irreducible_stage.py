@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from reducr._internal.distributed import all_gather_objects, is_main_rank, num_ranks, raising_on_all_ranks, shard
 from reducr._internal.files import file_checksum
+from reducr.batch import Batch
 from reducr.data import ExampleDataset, ExampleLoader
 from reducr.irreducible import (
     AdjustedIrreducibleLoss,
@@ -37,9 +38,8 @@ from reducr.irreducible.ensemble import Ensemble, MultiHead
 from reducr.lightning import IrreducibleModule, RunProgress, fit_irreducible, model_state
 from reducr.pipeline.finished_stages import FinishedStages, has_record, write_record
 from reducr.pipeline.setup import SeedData, make_model, make_optimizer, scoped_seed, stream_seed
-from reducr.scoring.scorer import IrreducibleLookup
+from reducr.scoring import IrreducibleLookup
 from reducr.selectors import Selector
-from reducr.training.auxiliary import AuxiliaryModel
 
 _TABLE_BATCH_SIZE = 1000
 _HELD_NUMBERS = 2**26
@@ -58,6 +58,10 @@ class Display(Protocol):
 
     def show_weights(self, weights: Sequence[float]) -> None:
         """The weights of all groups are now ``weights``."""
+
+
+LearningModel = tuple[nn.Module, Callable[[nn.Module, Batch], Tensor]]
+"""A model that keeps learning, and its loss."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,12 @@ class IrreducibleLosses:
     Args:
         lookup: of the losses; None for a rule that needs none.
         seconds: it took to make them.
-        auxiliary_models: irreducible models that go on learning from the selected points.
+        learning: reference models that keep learning from the selected examples, each with its loss.
     """
 
     lookup: IrreducibleLookup | None = None
     seconds: float = 0.0
-    auxiliary_models: list[AuxiliaryModel] = field(default_factory=list)
+    learning: list[LearningModel] = field(default_factory=list)
 
 
 class IrreducibleStage:
@@ -137,7 +141,7 @@ class IrreducibleStage:
         groups = None
         if needs_groups and self.options.kind != "adjusted":
             groups = tuple(selector.weighted_groups.tolist())
-        source, seconds, auxiliary_models = self._source(groups)
+        source, seconds, learning = self._source(groups)
         if groups is not None:
             lookup = source
         elif needs_groups:
@@ -153,7 +157,7 @@ class IrreducibleStage:
             started = time.perf_counter()
             lookup = lookup.tabulate(targets)
             seconds += time.perf_counter() - started
-        return IrreducibleLosses(lookup, seconds, auxiliary_models)
+        return IrreducibleLosses(lookup, seconds, learning)
 
     def uses_plain_model(self, selector: Selector) -> bool:
         """Whether the losses for ``selector`` come from the plain model trained on the holdout part."""
@@ -192,7 +196,7 @@ class IrreducibleStage:
         is_all = len(groups) == self.data.splits.train.num_groups
         return "all" if is_all else f"class_{'_'.join(map(str, groups))}"
 
-    def _source(self, groups: Groups | None) -> tuple[Any, float, list[AuxiliaryModel]]:
+    def _source(self, groups: Groups | None) -> tuple[Any, float, list[LearningModel]]:
         """What gives logits (plain) or losses (groups), the seconds it took to make, and what learns along."""
         if self.options.lookup == "table":
             table = self.table(groups)
@@ -204,10 +208,8 @@ class IrreducibleStage:
             return self._live(trained, groups), seconds, []
         # copies for every user, as they go on learning
         trained = [[replace(one, model=copy.deepcopy(one.model).requires_grad_()) for one in part] for part in trained]
-        auxiliary_models = [
-            AuxiliaryModel(one.model, one.objective, rate=self.options.update_rate) for part in trained for one in part
-        ]
-        return self._live(trained, groups, is_frozen=False), seconds, auxiliary_models
+        learning: list[LearningModel] = [(one.model, one.objective) for part in trained for one in part]
+        return self._live(trained, groups, is_frozen=False), seconds, learning
 
     def _live(self, trained: Sequence[Sequence[TrainedModel]], groups: Groups | None, *, is_frozen: bool = True) -> Any:
         """The models themselves as a source; one list of models for each half of twins, else one list."""

@@ -24,8 +24,7 @@ from reducr._internal.seeds import mixed_seed
 from reducr.data import DataModule, ExampleDataset, Splits
 from reducr.irreducible.joint_labels import JointLabels
 from reducr.models.preprocessed import Preprocessed
-from reducr.scoring.budget import ScoringBudget
-from reducr.scoring.scorer import num_selected_of
+from reducr.scoring import Scoring, ScoringBudget, num_selected_of
 from reducr.selectors import Selector, make_selector
 
 # names of the original repository, and ours
@@ -201,38 +200,39 @@ def seeds_of(config: DictConfig) -> list[int]:
     return seeds
 
 
-def scoring_options(config: DictConfig) -> dict[str, Any]:
-    """How the model is called when it scores, as options of ``TargetModule``.
+def make_scoring(config: DictConfig, selector: Selector, *, num_examples: int | None = None) -> Scoring:
+    """Return how the model scores the candidates for one rule.
 
-    Raises:
-        ValueError: for an unknown precision.
-    """
-    precision = config.scoring.autocast
-    if precision not in (None, *_PRECISIONS):
-        raise unknown_name("scoring.autocast", precision, list(_PRECISIONS))
-    return {
-        "autocast": _PRECISIONS.get(precision),
-        "scoring_compile": config.scoring.compile,
-        "scoring_resolution": config.scoring.resolution,
-    }
+    A rule that does not run the model gets no budget.
 
-
-def make_scoring_budget(
-    config: DictConfig, selector: Selector, *, num_examples: int | None = None
-) -> ScoringBudget | None:
-    """A new budget for a rule that runs the model, if there is to be one.
+    Args:
+        config: the whole configuration.
+        selector: the rule.
+        num_examples: N, for the memory of the budget.
 
     Raises:
         ValueError: for an option out of range or without effect.
     """
-    fraction, oldest = config.scoring.budget, config.scoring.oldest_fraction
-    if fraction is None:
-        if oldest is not None:
-            raise ValueError(f"scoring.oldest_fraction={oldest} is a share of scoring.budget: give that too.")
-        return None
-    if selector.needs.isdisjoint(("model_loss", "logits")):
-        return None
-    return ScoringBudget(fraction, num_examples=num_examples, **({} if oldest is None else {"oldest_fraction": oldest}))
+    options = config.scoring
+    if options.autocast not in (None, *_PRECISIONS):
+        raise unknown_name("scoring.autocast", options.autocast, list(_PRECISIONS))
+    if options.budget is None and options.oldest_fraction is not None:
+        raise ValueError(
+            f"scoring.oldest_fraction={options.oldest_fraction} is a fraction of `scoring.budget`, which is null. Set "
+            "both."
+        )
+    budget = None
+    if options.budget is not None and not selector.needs.isdisjoint(("model_loss", "logits")):
+        oldest = {} if options.oldest_fraction is None else {"oldest_fraction": options.oldest_fraction}
+        budget = ScoringBudget(options.budget, num_examples=num_examples, **oldest)
+    return Scoring(
+        mode=config.scoring_mode,
+        autocast=_PRECISIONS.get(options.autocast),
+        compile=options.compile,
+        resolution=options.resolution,
+        budget=budget,
+        batch_size=options.batch_size,
+    )
 
 
 def build(node: DictConfig, **options: Any) -> Any:

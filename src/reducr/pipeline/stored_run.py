@@ -18,7 +18,7 @@ from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.run import check_same_data, make_datamodule, recorded_arrays
 from reducr.pipeline.setup import METHOD_ALIASES, SeedData
-from reducr.scoring.scorer import scoring_pass
+from reducr.scoring import scoring_pass
 
 _BATCH_SIZE = 1000
 

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from reducr._internal.distributed import all_gather, barrier, is_main_rank
 from reducr._internal.files import replaced_atomically, write_text_atomically
 from reducr._internal.run_folder import CHECKPOINT_RULES, ResultRow
+from reducr.auxiliary import Auxiliary, AuxiliaryModel, ExtraBatches
 from reducr.batch import Batch
 from reducr.data import ExampleDataset, ExampleLoader
+from reducr.downsampler import Downsampler
 from reducr.functional import per_example_cross_entropy
 from reducr.lightning import RunProgress, SelectionRecorder, TargetModule, fit_target, model_state
 from reducr.metrics import ClassificationReport, summary
@@ -31,13 +34,11 @@ from reducr.pipeline.setup import (
     build,
     make_callbacks,
     make_optimizer,
-    make_scoring_budget,
+    make_scoring,
     scoped_seed,
-    scoring_options,
     stream_seed,
 )
-from reducr.scoring.scorer import scoring_pass
-from reducr.training.auxiliary import AuxiliaryModel
+from reducr.scoring import Holdout, scoring_pass
 from reducr.training.checkpoints import Checkpoints
 
 _TEST_BATCH_SIZE = 1000
@@ -100,6 +101,7 @@ def train_method(
             resume_seconds=config.model_io.resume_seconds,
         )
     fit_seconds = module.earlier_seconds + time.perf_counter() - started - module.test_seconds
+    counts = module.downsampler.report()
     rows = _tested(
         method,
         data,
@@ -108,10 +110,10 @@ def train_method(
         folder,
         steps=steps,
         irreducible_seconds=irreducible_seconds,
-        selection_seconds=module.selection_seconds,
+        selection_seconds=counts.selection_seconds,
         training_seconds=module.training_seconds,
         total_seconds=irreducible_seconds + fit_seconds,
-        selected_fraction=module.num_selected_seen / module.num_candidates_seen,
+        selected_fraction=counts.fraction,
         corrupted_fraction=recorder.corrupted_fraction,
     )
     if config.record.point_losses:
@@ -148,35 +150,59 @@ def _target_module(
         if not stage.uses_plain_model(selector):
             irreducible_seconds += trained.seconds
     num_selected, num_drawn = method.num_examples(config.fraction, config.num_candidates)
-    others = None
-    if num_drawn:
-        seed = stream_seed(data.seed, "holdout")
-        others = ExampleLoader(holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=seed)
-    module = TargetModule(
-        model,
+    optimizer = make_optimizer(config.optimizer)
+    auxiliary = Auxiliary(
+        models=[
+            *([] if proxy is None else [AuxiliaryModel(proxy, optimizer(proxy.parameters()), is_proxy=True)]),
+            *(
+                AuxiliaryModel(
+                    reference, _slowed(optimizer(reference.parameters()), config.irreducible.update_rate), loss
+                )
+                for reference, loss in irreducible.learning
+            ),
+        ],
+        extra_batches=_holdout_draws(data, num_drawn) if num_drawn else None,
+    )
+    downsampler = Downsampler(
         selector,
         irreducible.lookup,
-        optimizer=make_optimizer(config.optimizer),
-        holdout=ExampleLoader(holdout, batch_size=config.holdout.batch_size, sync=True),
-        num_classes=holdout.num_classes,
         fraction=num_selected / config.num_candidates if num_drawn else config.fraction,
-        scoring_mode=config.scoring_mode,
-        holdout_decay=config.holdout.decay,
-        augment=data.augment,
-        proxy=proxy,
+        holdout=Holdout(
+            ExampleLoader(holdout, batch_size=config.holdout.batch_size, sync=True), decay=config.holdout.decay
+        ),
+        scoring=make_scoring(config, selector, num_examples=num_examples),
+        auxiliary=auxiliary,
         distributed=config.distributed,
-        scoring_budget=make_scoring_budget(config, selector, num_examples=num_examples),
-        **scoring_options(config),
-        test=ExampleLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE, sync=True)
-        if config.record.test_accuracy
-        else None,
-        auxiliary_models=irreducible.auxiliary_models
-        if proxy is None
-        else [AuxiliaryModel(proxy), *irreducible.auxiliary_models],
-        extra_batches=others,
         seed=stream_seed(data.seed, "selection"),
     )
+    test = ExampleLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE, sync=True)
+    module = TargetModule(
+        model,
+        downsampler,
+        optimizer=optimizer,
+        num_classes=holdout.num_classes,
+        augment=data.augment,
+        test=test if config.record.test_accuracy else None,
+    )
     return module, irreducible_seconds
+
+
+def _slowed(optimizer: Optimizer, rate: float) -> Optimizer:
+    """The optimizer with its learning rates multiplied by ``rate``."""
+    for group in optimizer.param_groups:
+        group["lr"] *= rate
+    return optimizer
+
+
+def _holdout_draws(data: SeedData, num_drawn: int) -> ExtraBatches:
+    """Batches of ``num_drawn`` holdout examples, augmented as the candidates are."""
+
+    def augmented(batch: Batch) -> Batch:
+        return batch if data.augment is None else batch._replace(input=data.augment(batch.input))
+
+    seed = stream_seed(data.seed, "holdout")
+    draws = ExampleLoader(data.splits.holdout, batch_size=num_drawn, shuffle=True, drop_last=True, seed=seed)
+    return ExtraBatches(draws, transform=augmented)
 
 
 def _test_irreducible_model(method: Method, data: SeedData, stage: IrreducibleStage, folder: Path) -> list[ResultRow]:

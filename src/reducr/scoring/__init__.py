@@ -1,1 +1,48 @@
-"""The scoring pass: options, precision, chunks, budgets and the holdout loss."""
+"""The scoring pass: its options, precision, chunks and budget, and the holdout loss."""
+
+from reducr.scoring.budget import ScoringBudget
+from reducr.scoring.checks import check_candidates, check_parts
+from reducr.scoring.forward import ScoringForward, shrunk
+from reducr.scoring.holdout import GroupHoldoutLoss, Holdout, holdout_of
+from reducr.scoring.modes import device_of, scoring_pass, without_wrappers
+from reducr.scoring.options import SCORING_MODES, Scoring
+from reducr.scoring.scorer import (
+    IrreducibleLookup,
+    check_model_output,
+    dropout_samples,
+    holdout_losses,
+    known_fields,
+    model_fields,
+    num_selected_of,
+    per_example_losses,
+    score_candidates,
+    select_within_budget,
+)
+from reducr.scoring.tracker import HoldoutTracker
+
+__all__ = [
+    "SCORING_MODES",
+    "GroupHoldoutLoss",
+    "Holdout",
+    "HoldoutTracker",
+    "IrreducibleLookup",
+    "Scoring",
+    "ScoringBudget",
+    "ScoringForward",
+    "check_candidates",
+    "check_model_output",
+    "check_parts",
+    "device_of",
+    "dropout_samples",
+    "holdout_losses",
+    "holdout_of",
+    "known_fields",
+    "model_fields",
+    "num_selected_of",
+    "per_example_losses",
+    "score_candidates",
+    "scoring_pass",
+    "select_within_budget",
+    "shrunk",
+    "without_wrappers",
+]

@@ -1,42 +1,40 @@
-"""One selection step: a model, a batch, a selector and irreducible losses meet here and nowhere else."""
+"""Score a batch of candidates: the model's losses or outputs, and the irreducible losses that a rule needs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from reducr._internal.checks import is_finite_number
-from reducr._internal.names import unknown_name
-from reducr.batch import Batch, Candidates, Selection
-from reducr.batch.model_output import PerExampleLoss, model_output
-from reducr.batch.nested import zero_inputs
+from reducr.batch import Batch, Candidates, LazyGroupLoss, PerExampleLoss, Selection, model_output
 from reducr.functional import per_example_cross_entropy, selection_dtype, zero_one_loss
-from reducr.scoring.budget import ScoringBudget, check_budget
-from reducr.scoring.holdout import GroupHoldoutLoss
+from reducr.scoring.budget import ScoringBudget
+from reducr.scoring.checks import missing_irreducible
+from reducr.scoring.modes import scoring_pass
+from reducr.scoring.options import Scoring
 from reducr.selectors import Selector
-from reducr.selectors.distributed import select_distributed
 
-SCORING_MODES = ("train", "eval", "train_frozen_statistics")
-_AUTOCAST_DEVICES = ("cuda", "cpu")
 _LAZY_ABOVE = 2**20
-"""Candidates x groups above which irreducible losses are computed some rows at a time, where that can be."""
+"""Candidates x groups above which irreducible losses are computed a few rows at a time, if the source can."""
+_AS_PUBLISHED = Scoring()
 
 
 class IrreducibleLookup(Protocol):
     """Anything that gives irreducible losses for a batch."""
 
     def lookup(self, batch: Batch) -> Tensor:
-        """(B,) losses of one irreducible model, or (B, G) of the group-irreducible models, in nats."""
+        """Return the losses (B,) of one reference model, or (B, G) of each group's, in nats."""
 
 
 def num_selected_of(fraction: float, num_candidates: int) -> int:
-    """How many of ``num_candidates`` points a fraction is: rounded down, but at least 1.
+    """Return how many of ``num_candidates`` examples a fraction is: rounded down, but at least 1.
 
     Raises:
         ValueError: if ``fraction`` is outside (0, 1].
@@ -46,128 +44,79 @@ def num_selected_of(fraction: float, num_candidates: int) -> int:
         (32, 3, 29)
     """
     if not (is_finite_number(fraction) and 0 < fraction <= 1):
+        is_percent = is_finite_number(fraction) and 1 < fraction <= 100
         raise ValueError(
-            f"fraction must be in (0, 1], the share of the candidates to keep; got {fraction}."
-            + (
-                f" For {fraction} percent give {fraction / 100}."
-                if is_finite_number(fraction) and 1 < fraction <= 100
-                else ""
-            )
+            f"`fraction` must be in (0, 1], the fraction of the candidates to keep; got {fraction}."
+            + (f" For {fraction} percent, pass {fraction / 100}." if is_percent else "")
         )
-    # the small term keeps 0.29 * 100 = 28.999999999999996 from losing a point
+    # the small term keeps 0.29 * 100 = 28.999999999999996 from losing an example
     return max(1, math.floor(fraction * num_candidates + 1e-9))
 
 
-def pick(
+@torch.no_grad()
+def score_candidates(
     model: nn.Module,
     batch: Batch,
     selector: Selector,
     irreducible: IrreducibleLookup | None = None,
     *,
-    num_selected: int | Callable[[int], int],
     loss: PerExampleLoss | None = None,
-    scoring_mode: str = "train",
+    scoring: Scoring = _AS_PUBLISHED,
     forward: Callable[..., Any] | None = None,
-    budget: ScoringBudget | None = None,
-    generator: torch.Generator | None = None,
-    distributed: str | None = None,
-) -> tuple[Batch, Selection]:
-    """Score a large batch without gradients and keep its best points.
+) -> Candidates:
+    """Compute everything that ``selector`` needs to know of ``batch``, without gradients.
 
     Args:
-        model: called with ``batch.input`` (see ``forward.model_output``); gives (B, C) logits, or whatever ``loss``
-            takes. A rule that reads no loss or logits does not run it.
+        model: called with ``batch.input``; returns logits (B, C), or whatever ``loss`` takes. A rule that reads neither
+            losses nor logits does not run it. Its modes, and frozen buffers, are left as they were.
         batch: B candidates, on the model's device.
-        selector: the rule; read, not changed. Call ``selector.update(selection)`` after the gradient step.
-        irreducible: losses for the rules that need them.
-        num_selected: b in [1, B]; or a function of B, the number of candidates that are chosen from.
-        loss: of (output, target), one value for each point (B,); None for the cross-entropy.
-        scoring_mode: how the model is run: ``train`` (as published: batch statistics, running statistics see the
-            unselected points too, dropout is on), ``eval``, or ``train_frozen_statistics`` (as ``train``, but every
-            buffer is left as found). A model in train mode is scored as it is, so layers that its owner keeps in
-            eval mode stay there. Every module's mode is left as found.
-        forward: what is called in the place of ``model`` and runs it, such as a ``scoring.ScoringForward``.
-        budget: scores only a part of the candidates; remembers their losses. Those that were not scored have NaN in
-            ``selection.scores``.
-        generator: source of randomness for rules and samplers that draw; dropout in the model draws from torch's
-            global one, as in training.
-        distributed: ``global`` or ``local`` on several ranks; see docs/loops.md.
-
-    Returns:
-        The selected batch of b points, and the selection. On several ranks this rank's part of it, whose mean loss is
-        to be multiplied with ``selection.loss_weight``.
+        selector: the rule; read, not changed.
+        irreducible: source of irreducible losses, for the rules that need them.
+        loss: of (output, target), one value per example (B,); None for the cross-entropy.
+        scoring: mode and ``batch_size``; the other options are those of ``forward``.
+        forward: called in place of ``model``, which it runs, such as a ``ScoringForward``.
 
     Raises:
-        ValueError: for an output that is not (B, C), a loss that is not (B,), irreducible losses of the wrong shape or
-            missing, an unknown ``scoring_mode``, and whatever ``selector.select`` refuses.
+        ValueError: for an output that is not (B, C), a loss that is not (B,), or irreducible losses that are missing or
+            of another shape.
     """
-    if budget is not None:
-        budget.reserve(batch.index)
-    selection = choose(
-        model,
-        batch,
-        selector,
-        irreducible,
-        num_selected=num_selected,
-        loss=loss,
-        scoring_mode=scoring_mode,
-        forward=forward,
-        budget=budget,
-        generator=generator,
-        distributed=distributed,
-    )
-    selected = batch.take(selection.positions)
-    if selection.has_nonfinite_loss:
-        selected = selected._replace(input=zero_inputs(selected.input))
-    return selected, selection
-
-
-def choose(
-    model: nn.Module,
-    batch: Batch,
-    selector: Selector,
-    irreducible: IrreducibleLookup | None = None,
-    *,
-    num_selected: int | Callable[[int], int],
-    loss: PerExampleLoss | None = None,
-    scoring_mode: str = "train",
-    forward: Callable[..., Any] | None = None,
-    budget: ScoringBudget | None = None,
-    generator: torch.Generator | None = None,
-    distributed: str | None = None,
-) -> Selection:
-    """The selection that ``pick`` makes, for callers who take its points themselves; arguments as there.
-
-    A ``budget`` must have room for the points: see ``ScoringBudget.reserve``.
-    """
-    scoring: dict[str, Any] = {"loss": loss, "scoring_mode": scoring_mode, "forward": forward}
-    if budget is not None:
-        check_budget(budget, selector, fraction=0.0, distributed=distributed)
-        number = num_selected(batch.target.shape[0]) if callable(num_selected) else num_selected
-        return _chosen_within(
-            budget, model, batch, selector, irreducible, num_selected=number, generator=generator, **scoring
-        )
-    candidates = score_candidates(model, batch, selector, irreducible, **scoring)
-    return select_distributed(selector, candidates, num_selected=num_selected, generator=generator, mode=distributed)
+    fields = model_fields(model, batch, selector, loss=loss, scoring=scoring, forward=forward)
+    fields |= known_fields(batch, selector, irreducible, scoring=scoring)
+    return Candidates(**fields or {"groups": batch.group})
 
 
 @torch.no_grad()
-def _chosen_within(
+def select_within_budget(
     budget: ScoringBudget,
     model: nn.Module,
     batch: Batch,
     selector: Selector,
-    irreducible: IrreducibleLookup | None,
+    irreducible: IrreducibleLookup | None = None,
     *,
     num_selected: int,
-    generator: torch.Generator | None,
+    generator: torch.Generator | None = None,
     **scoring: Any,
 ) -> Selection:
-    """The best of the candidates that ``budget`` says are to be scored, whose losses it then remembers."""
-    known = Candidates(**_known_fields(batch, selector, irreducible) or {"groups": batch.group})
+    """Score the candidates that ``budget`` chooses, remember their losses, and select from them.
+
+    Args:
+        budget: its ``reserve`` has seen the index of the batch.
+        model: as for ``score_candidates``, and so are the next three.
+        batch: B candidates, with an index.
+        selector: the rule.
+        irreducible: source of irreducible losses.
+        num_selected: b in [1, B].
+        generator: source of random numbers.
+        scoring: ``loss``, ``scoring`` and ``forward`` of ``score_candidates``.
+
+    Returns:
+        The selection among all B candidates; the score of those that were not scored is NaN.
+    """
+    fields = known_fields(batch, selector, irreducible, scoring=scoring["scoring"])
+    known = Candidates(**fields or {"groups": batch.group})
     positions = budget.positions(batch.index, known, selector, num_selected=num_selected, generator=generator)
     part = batch.take(positions)
-    model_loss = _model_fields(model, part, selector, **scoring)["model_loss"]
+    model_loss = model_fields(model, part, selector, **scoring)["model_loss"]
     budget.remember(part.index, model_loss)
     candidates = replace(known.take(positions), model_loss=model_loss)
     selection = selector.select(candidates, num_selected=num_selected, generator=generator)
@@ -176,193 +125,153 @@ def _chosen_within(
         selection,
         positions=positions.index_select(0, selection.positions),
         scores=scores.index_copy_(0, positions, selection.scores),
+        num_candidates=len(scores),
     )
 
 
-@torch.no_grad()
-def score_candidates(
-    model: nn.Module,
-    batch: Batch,
-    selector: Selector,
-    irreducible: IrreducibleLookup | None,
-    *,
-    loss: PerExampleLoss | None = None,
-    scoring_mode: str = "train",
-    forward: Callable[..., Any] | None = None,
-) -> Candidates:
-    """All that ``selector`` needs to know of ``batch``, computed without gradients; arguments as for ``pick``."""
-    fields = _model_fields(model, batch, selector, loss=loss, scoring_mode=scoring_mode, forward=forward)
-    fields |= _known_fields(batch, selector, irreducible)
-    return Candidates(**fields or {"groups": batch.group})
-
-
-def _known_fields(batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None) -> dict[str, Any]:
-    """What ``selector`` needs to know of ``batch`` that the model is not asked for."""
+def known_fields(
+    batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None, *, scoring: Scoring = _AS_PUBLISHED
+) -> dict[str, Any]:
+    """Return the fields of ``Candidates`` that ``selector`` needs and the model does not give."""
     given = {"targets": batch.target, "groups": batch.group, "index": batch.index}
     if "index" in selector.needs and batch.index is None:
         raise ValueError(
-            f"{selector.name!r} knows points by their index, and these batches have none. Let the data set yield "
-            "(index, input, target), or say where the index is with spec=BatchSpec(index=...)."
+            f"{selector.name!r} keeps state per example, by its index, and these batches have none. Let the data set "
+            "yield (index, input, target), or say where the index is with `spec=BatchSpec(index=...)`."
         )
     fields: dict[str, Any] = {name: tensor for name, tensor in given.items() if name in selector.needs}
-    return fields | _irreducible_fields(batch, selector, irreducible)
+    return fields | _irreducible_fields(batch, selector, irreducible, scoring.batch_size)
 
 
-def _model_fields(
+def model_fields(
     model: nn.Module,
     batch: Batch,
     selector: Selector,
     *,
-    loss: PerExampleLoss | None,
-    scoring_mode: str,
-    forward: Callable[..., Any] | None,
+    loss: PerExampleLoss | None = None,
+    scoring: Scoring = _AS_PUBLISHED,
+    forward: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
-    """What it needs to know that the model is asked for."""
-    fields: dict[str, Any] = {}
+    """Return the fields of ``Candidates`` that the model gives; arguments as for ``score_candidates``."""
     called, num_samples = model if forward is None else forward, selector.num_dropout_samples
+    parts: list[dict[str, Tensor]] = [{} for _ in range(_num_chunks(batch, scoring.batch_size))]
     if "model_loss" in selector.needs or ("logits" in selector.needs and not num_samples):
-        with scoring_pass(model, scoring_mode), _linear_layers_seen(model, selector) as seen:
-            output = model_output(called, batch.input)
-            if "model_loss" in selector.needs:
-                fields["model_loss"] = per_example_losses(output, batch.target, loss)
-        if "logits" in selector.needs:
-            fields["logits"] = _checked_logits(output, batch.target.shape[0])
-        if seen is not None:
-            fields["features"] = seen.features(fields["logits"])
+        with scoring_pass(model, scoring.mode), _last_linear_layer(model, selector) as last_layer:
+            for part, chunk in zip(parts, _chunks(batch, scoring.batch_size), strict=True):
+                output = model_output(called, chunk.input)
+                if "model_loss" in selector.needs:
+                    part["model_loss"] = per_example_losses(output, chunk.target, loss)
+                if "logits" in selector.needs:
+                    part["logits"] = _checked_logits(output, chunk.target.shape[0])
+                if last_layer is not None:
+                    part["features"] = last_layer.features(part["logits"])
     if num_samples:
-        fields["logits"] = dropout_samples(model, batch.input, num_samples=num_samples, forward=forward)
-    return fields
+        for part, chunk in zip(parts, _chunks(batch, scoring.batch_size), strict=True):
+            part["logits"] = dropout_samples(model, chunk.input, num_samples=num_samples, forward=forward)
+    if len(parts) == 1:
+        return parts[0]
+    axes = {"logits": -2}  # (S, B, C) with dropout samples
+    return {name: torch.cat([part[name] for part in parts], dim=axes.get(name, 0)) for name in parts[0]}
 
 
-class _LinearLayers:
-    """Notes what the linear layers of a model are given, of which the last one is to make the logits."""
+def _num_chunks(batch: Batch, batch_size: int | None) -> int:
+    return 1 if batch_size is None else -(-batch.target.shape[0] // batch_size)
+
+
+def _chunks(batch: Batch, batch_size: int | None) -> Iterator[Batch]:
+    """Split a batch into as few chunks of at most ``batch_size`` examples as there can be, of equal size up to 1."""
+    num_chunks, size = _num_chunks(batch, batch_size), batch.target.shape[0]
+    if num_chunks <= 1:
+        yield batch
+        return
+    bounds = [size * number // num_chunks for number in range(num_chunks + 1)]
+    for start, stop in pairwise(bounds):
+        yield batch.take(slice(start, stop))
+
+
+class _LastLinearLayer:
+    """Records input and output of the linear layers of a model, of which the last must make the logits."""
 
     def __init__(self, model: nn.Module, selector: Selector) -> None:
         self.selector = selector
         self.last: tuple[Tensor, Tensor] | None = None
         layers = (module for module in model.modules() if isinstance(module, nn.Linear))
-        self.handles = [layer.register_forward_hook(self.note) for layer in layers]
+        self.handles = [layer.register_forward_hook(self.record) for layer in layers]
 
-    def note(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.last = inputs[0], output
 
     def features(self, logits: Tensor) -> Tensor:
-        """(B, D) inputs of the layer that made the ``logits``."""
+        """Return the inputs (B, D) of the layer that made the ``logits``."""
         if self.last is not None:
             features, output = self.last
             if output.shape == logits.shape and torch.equal(output.to(logits.dtype), logits):
                 return features
         raise ValueError(
-            f"{self.selector.name!r} needs gradients of the last layer, and the logits of this model are not the "
-            "output of its last nn.Linear, or it was compiled. Let the model end in nn.Linear, score without "
-            "compiling, or choose a rule without such gradients."
+            f"{self.selector.name!r} needs gradients of the last layer, and this model's logits are not the output of "
+            "its last nn.Linear, or it is compiled. Let the model end in nn.Linear, score without compiling, or choose "
+            "a rule without such gradients."
         )
 
 
 @contextmanager
-def _linear_layers_seen(model: nn.Module, selector: Selector) -> Iterator[_LinearLayers | None]:
+def _last_linear_layer(model: nn.Module, selector: Selector) -> Iterator[_LastLinearLayer | None]:
     if "features" not in selector.needs:
         yield None
         return
-    seen = _LinearLayers(model, selector)
+    last_layer = _LastLinearLayer(model, selector)
     try:
-        yield seen
+        yield last_layer
     finally:
-        for handle in seen.handles:
+        for handle in last_layer.handles:
             handle.remove()
 
 
 def per_example_losses(output: Any, target: Tensor, loss: PerExampleLoss | None = None) -> Tensor:
-    """The loss of each point (B,), in float32 or better.
+    """Return the loss of each example (B,), in float32 or better.
 
     Args:
-        output: of the model; (B, C) logits for the cross-entropy.
-        target: (B,) integers, or whatever ``loss`` takes, with one row for each point.
+        output: of the model; logits (B, C) for the cross-entropy.
+        target: (B,) integers, or whatever ``loss`` takes, with one row per example.
         loss: of (output, target); None for the cross-entropy.
 
     Raises:
-        ValueError: if the output is no (B, C) floating tensor, or ``loss`` does not give B floating values; a loss that
-            has been averaged is told how to be mended.
+        ValueError: if the output is not a floating tensor (B, C), or ``loss`` does not return B floating values.
     """
     size = target.shape[0]
     if loss is None:
         logits = _checked_logits(output, size)
         if target.ndim != 1 or target.is_floating_point() or target.is_complex():
             raise ValueError(
-                f"the cross-entropy needs targets (B,) of one integer for each point; got {target.dtype} "
-                f"{tuple(target.shape)}. For others give loss=, of (output, target), which keeps one value for each."
+                f"The cross-entropy needs targets (B,), one integer per example; got {target.dtype} "
+                f"{tuple(target.shape)}. For other targets pass `loss=`, a function of (output, target) that returns "
+                "one value per example."
             )
         return per_example_cross_entropy(logits, target)
     losses = loss(output, target)
     if not isinstance(losses, Tensor) or losses.shape != (size,) or not losses.is_floating_point():
-        found = f"{losses.dtype} {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-        mended = ""
+        kind = f"{losses.dtype} {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        advice = ""
         if isinstance(losses, Tensor) and losses.ndim == 0:
-            mended = " One value for all points is their mean or sum: give it reduction='none'."
+            advice = " One value for all examples is their mean or sum: use reduction='none'."
         elif isinstance(losses, Tensor) and losses.ndim > 1 and len(losses) == size:
-            mended = " Average it over all axes but the first."
+            advice = " Average it over all axes but the first."
         raise ValueError(
-            f"loss(output, target) must give one floating-point value for each of the {size} points, shape ({size},); "
-            f"got {found}.{mended}"
+            f"`loss(output, target)` must return one floating-point value per example, shape ({size},); got {kind}."
+            f"{advice}"
         )
     return losses.to(selection_dtype(losses))
 
 
 def holdout_losses(selector: Selector, output: Any, target: Tensor, loss: PerExampleLoss | None = None) -> Tensor:
-    """What the group-holdout loss of ``selector`` is the mean of (B,): its ``holdout_loss``.
+    """Return the losses (B,) whose mean per group is the group-holdout loss of ``selector``.
 
-    Arguments and errors as for ``per_example_losses``; the zero-one loss takes (B, C) logits, whatever ``loss`` is.
+    Arguments and errors as for ``per_example_losses``; a rule with ``holdout_loss = "zero_one"`` takes logits (B, C),
+    whatever ``loss`` is.
     """
     if selector.holdout_loss == "zero_one":
         return zero_one_loss(_checked_logits(output, len(target)), target)
     return per_example_losses(output, target, loss)
-
-
-def scoring_pass(model: nn.Module, scoring_mode: str) -> AbstractContextManager[None]:
-    """Run ``model`` in a scoring mode, then put the mode of every module, and frozen buffers, back as found.
-
-    In the autocast mode at hand, but without its cache: weights that were cast without gradients must not be what
-    training sees afterwards.
-    """
-    if scoring_mode not in SCORING_MODES:
-        raise unknown_name("scoring_mode", scoring_mode, SCORING_MODES)
-    changes_nothing = scoring_mode == "train" and model.training
-    if changes_nothing and not any(torch.is_autocast_enabled(device_type) for device_type in _AUTOCAST_DEVICES):
-        return nullcontext()
-    return _scoring_pass(model, scoring_mode)
-
-
-@contextmanager
-def _scoring_pass(model: nn.Module, scoring_mode: str) -> Iterator[None]:
-    with _autocast_without_cache():
-        if scoring_mode == "train" and model.training:
-            yield  # layers that their owner keeps in eval mode stay there
-            return
-        modes = [(module, module.training) for module in model.modules()]
-        keeps_buffers = scoring_mode == "train_frozen_statistics"
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if keeps_buffers else []
-        if scoring_mode == "eval":
-            model.eval()
-        elif not model.training:
-            model.train()
-        try:
-            yield
-        finally:
-            for module, is_training in modes:
-                module.training = is_training
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-
-
-@contextmanager
-def _autocast_without_cache() -> Iterator[None]:
-    with ExitStack() as stack:
-        for device_type in _AUTOCAST_DEVICES:
-            if torch.is_autocast_enabled(device_type):
-                dtype = torch.get_autocast_dtype(device_type)
-                stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=False))
-        yield
 
 
 @torch.no_grad()
@@ -373,7 +282,7 @@ def dropout_samples(
     num_samples: int,
     forward: Callable[..., Any] | None = None,
 ) -> Tensor:
-    """(S, B, C) logits of MC-dropout: everything in eval mode but the dropout layers; arguments as for ``pick``.
+    """Return logits (S, B, C) of MC-dropout: every module in eval mode but the dropout layers.
 
     Raises:
         ValueError: if the model has no dropout layer, so that all samples would be equal.
@@ -381,8 +290,8 @@ def dropout_samples(
     layers = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
     if not any(layer.p > 0 for layer in layers):
         raise ValueError(
-            "MC-dropout needs a model with dropout layers of p > 0; this one has none, so that all samples would be "
-            "equal. Add nn.Dropout to the model, or choose a rule without dropout samples, such as 'entropy'."
+            "MC-dropout needs a model with dropout layers of p > 0, and this one has none: all samples would be equal. "
+            "Add nn.Dropout to the model, or choose a rule without dropout samples, such as 'entropy'."
         )
     with scoring_pass(model, "eval"):
         for layer in layers:
@@ -392,89 +301,62 @@ def dropout_samples(
 
 
 def check_model_output(model: nn.Module, batch: Batch, num_classes: int) -> None:
-    """See that ``model`` gives (B, C) logits for ``batch``, in eval mode; leaves modes and buffers as found.
+    """See that ``model`` returns logits (B, C) for ``batch`` in eval mode; leaves modes and buffers as they were.
 
     Raises:
-        ValueError: if the output is not a (B, C) floating tensor.
+        ValueError: if the output is not a floating tensor (B, C).
     """
     with scoring_pass(model, "eval"), torch.no_grad():
         logits = _checked_logits(model_output(model, batch.input), len(batch.target))
     if logits.shape[1] != num_classes:
         raise ValueError(
-            f"the model must give one logit for each of the {num_classes} classes; its output has shape "
-            f"{tuple(logits.shape)} for {len(batch.target)} points. Set the size of its last layer to {num_classes}."
+            f"The model must return one logit for each of the {num_classes} classes; its output has shape "
+            f"{tuple(logits.shape)} for {len(batch.target)} examples. Set the size of its last layer to {num_classes}."
         )
 
 
 def _checked_logits(output: Any, size: int) -> Tensor:
     if not isinstance(output, Tensor):
         raise ValueError(  # noqa: TRY004  (a fault of the model's author, like a wrong shape)
-            f"the model must return a tensor of logits (B, C), or an output with logits; got {type(output).__name__}. "
-            "Wrap it so that it does, or give loss=, which takes what the model returns."
+            "The model must return a tensor of logits (B, C), or an output with `logits`; got "
+            f"{type(output).__name__}. Wrap it, or pass `loss=`, a function that takes what the model returns."
         )
     if output.ndim == 0:
         raise ValueError(
-            "the model returns one number, which looks like a loss: points are scored by their own losses, so it must "
-            f"return logits (B, C) with B = {size}. Let it leave the loss to the loop, or wrap it so that it does."
+            "The model returns one number, which looks like a loss. Examples are scored by their own losses, so it "
+            f"must return logits (B, C) with B = {size}: compute the loss in the loop, or wrap the model."
         )
     if output.ndim != 2 or output.shape[0] != size or not output.is_floating_point():
         raise ValueError(
-            f"the model must return floating-point logits of shape (B, C) with B = {size}; got {output.dtype} "
+            f"The model must return floating-point logits of shape (B, C) with B = {size}; got {output.dtype} "
             f"{tuple(output.shape)}."
         )
     return output
 
 
-def _irreducible_fields(batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None) -> dict[str, Any]:
+def _irreducible_fields(
+    batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None, batch_size: int | None
+) -> dict[str, Any]:
     for name, axes in (("irreducible_loss", 1), ("group_irreducible_loss", 2)):
         if name not in selector.needs:
             continue
         if irreducible is None:
+            raise missing_irreducible(selector)
+        if axes == 2 and batch.target.shape[0] * selector.num_groups > _LAZY_ABOVE and hasattr(irreducible, "lazy"):
+            return {name: _lazy_losses(batch, irreducible, batch_size)}
+        parts = [irreducible.lookup(chunk).to(batch.target.device) for chunk in _chunks(batch, batch_size)]
+        losses = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if losses.ndim != axes or losses.shape[0] != batch.target.shape[0]:
+            shape = "(B,)" if axes == 1 else "(B, G)"
             raise ValueError(
-                f"selector {selector.name!r} needs irreducible losses; got irreducible=None. Give anything with "
-                "lookup(batch), such as reducr.irreducible.AdjustedIrreducibleLoss."
-            )
-        size = batch.target.shape[0]
-        if axes == 2 and size * selector.num_groups > _LAZY_ABOVE and hasattr(irreducible, "lazy"):
-            return {name: irreducible.lazy(batch)}
-        losses = irreducible.lookup(batch).to(batch.target.device)
-        if losses.ndim != axes or losses.shape[0] != size:
-            wanted = "(B,)" if axes == 1 else "(B, G)"
-            raise ValueError(
-                f"selector {selector.name!r} needs irreducible losses of shape {wanted} with B = "
-                f"{len(batch.target)}; {type(irreducible).__name__}.lookup gave {tuple(losses.shape)}."
+                f"{selector.name!r} needs irreducible losses of shape {shape} with B = {len(batch.target)}; "
+                f"{type(irreducible).__name__}.lookup returned {tuple(losses.shape)}."
             )
         return {name: losses}
     return {}
 
 
-@torch.no_grad()
-def update_holdout_loss(
-    model: nn.Module,
-    holdout: Iterable[Batch],
-    selector: Selector,
-    holdout_loss: GroupHoldoutLoss,
-    *,
-    loss: PerExampleLoss | None = None,
-    sync: bool = False,
-) -> None:
-    """Evaluate ``model`` on ``holdout`` in eval mode and put the mean loss of every group in force.
-
-    Args:
-        model: its modes are left as found.
-        holdout: one mini-batch for a moving average (``holdout_loss.decay`` below 1), else the whole holdout set.
-        selector: gets the means.
-        holdout_loss: the running sums; reset first unless they decay.
-        loss: as for ``pick``.
-        sync: put the mean over what all ranks were given in force, a part of the holdout set each or the whole.
-
-    Raises:
-        ValueError: if a group has no holdout point (named), or a loss is not finite.
-    """
-    if holdout_loss.decay == 1:
-        holdout_loss.reset()
-    with scoring_pass(model, "eval"):
-        for batch in holdout:
-            losses = holdout_losses(selector, model_output(model, batch.input), batch.target, loss)
-            holdout_loss.update(losses, batch.group)
-    selector.set_group_holdout_loss(holdout_loss.mean(sync=sync))
+def _lazy_losses(batch: Batch, irreducible: Any, batch_size: int | None) -> LazyGroupLoss:
+    parts = [irreducible.lazy(chunk) for chunk in _chunks(batch, batch_size)]
+    losses: LazyGroupLoss = parts[0] if len(parts) == 1 else type(parts[0]).concatenated(parts)
+    return losses

@@ -93,12 +93,13 @@ def select_distributed(
 @torch.no_grad()
 def _with_total_payoff(selector: Selector, selection: Selection) -> Selection:
     """The local ``selection`` with the payoff, the counts and the index of all ranks."""
-    counts = torch.tensor([_state_checksum(selector), len(selection.positions), selection.num_non_finite])
+    facts_of_rank = [len(selection.positions), selection.num_non_finite, len(selection.scores)]
+    counts = torch.tensor([_state_checksum(selector), *facts_of_rank])
     # the payoff as integers of the same bits, so that one exchange is enough
     facts = all_gather_stacked(torch.cat([counts, selection.payoff.double().cpu().view(torch.int64)]))
-    checksums, num_selected, num_non_finite = facts[:, :3].T.tolist()
+    checksums, num_selected, num_non_finite, num_candidates = facts[:, :4].T.tolist()
     _check_equal_states(checksums)
-    payoffs = facts[:, 3:].contiguous().view(torch.float64).to(selection.payoff.device)
+    payoffs = facts[:, 4:].contiguous().view(torch.float64).to(selection.payoff.device)
     return Selection(
         positions=selection.positions,
         scores=selection.scores,
@@ -107,6 +108,8 @@ def _with_total_payoff(selector: Selector, selection: Selection) -> Selection:
         loss_weight=len(selection.positions) * num_ranks() / sum(num_selected),
         example_weights=selection.example_weights,
         index=None if selection.index is None else torch.cat(all_gather(selection.index, sizes=num_selected)),
+        num_selected=sum(num_selected),
+        num_candidates=sum(num_candidates),
     )
 
 
@@ -160,6 +163,8 @@ def _global_selection(
         loss_weight=len(own_positions) * num_ranks() / len(positions),
         example_weights=weights[owners == rank()] if weights is not None and has_selected else None,
         index=None if all_candidates is None else selector.selected_index(all_candidates, positions),
+        num_selected=len(positions),
+        num_candidates=sum(sizes),
     )
 
 

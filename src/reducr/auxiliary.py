@@ -1,0 +1,166 @@
+"""Auxiliary models trained jointly with the target model, and extra batches mixed into each step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from reducr._internal.distributed import all_reduce_sum, num_ranks
+from reducr.batch import Batch, model_output
+from reducr.batch.nested import concatenate, send_to_device
+
+MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
+
+
+def selected_loss(model: nn.Module, batch: Batch, example_weights: Tensor | None = None) -> Tensor:
+    """Return the mean cross-entropy () of ``model`` on a batch; target models and proxies minimise it.
+
+    Args:
+        model: returns logits (b, C).
+        batch: the selected examples.
+        example_weights: (b,) factor of each example's loss; None for 1.
+    """
+    output = model_output(model, batch.input)
+    if example_weights is None:
+        return F.cross_entropy(output, batch.target)
+    return (F.cross_entropy(output, batch.target, reduction="none") * example_weights).mean()
+
+
+@dataclass(frozen=True)
+class AuxiliaryModel:
+    """A model that learns from the selected examples: a proxy that scores, or a reference model that keeps learning.
+
+    Selected examples have no weights for it, also where the rule weights them for the target model.
+
+    Args:
+        model: trained in place.
+        optimizer: of its parameters.
+        loss: of (model, selected examples), a scalar.
+        is_proxy: score the candidates with this model in place of the target model.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    loss: Callable[[nn.Module, Batch], Tensor] = selected_loss
+    is_proxy: bool = False
+
+    def backward(self, selected: Batch, *, loss_weight: float) -> None:
+        """Add the gradient of ``loss_weight`` times the loss to the parameters."""
+        with torch.enable_grad():
+            (self.loss(self.model, selected) * loss_weight).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def step(self, *, num_batches: int) -> None:
+        """Step with the mean gradient over ``num_batches`` batches and all ranks."""
+        share = 1 / (num_batches * num_ranks())
+        for parameter in self.model.parameters():
+            if share != 1 and parameter.grad is not None:
+                parameter.grad = all_reduce_sum(parameter.grad * share)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the model and of its optimizer."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """What is trained beside the target model, or beside the selected examples.
+
+    Args:
+        models: trained on the examples of every step; at most one of them is a proxy.
+        extra_batches: batches of further examples, such as holdout examples, in the structure of the candidates. One is
+            appended to the selected examples of every batch; at their end they are iterated again. In one process only.
+
+    Raises:
+        ValueError: for more than one proxy.
+    """
+
+    models: Sequence[AuxiliaryModel] = ()
+    extra_batches: Iterable[Any] | ExtraBatches | None = None
+
+    def __post_init__(self) -> None:
+        if sum(model.is_proxy for model in self.models) > 1:
+            raise ValueError("Only one auxiliary model can score the candidates; got two with is_proxy=True.")
+
+    def scorer(self, model: nn.Module) -> nn.Module:
+        """Return what scores the candidates: the proxy, if there is one, or the target ``model``."""
+        return next((auxiliary.model for auxiliary in self.models if auxiliary.is_proxy), model)
+
+    def prepare(self, device: torch.device) -> None:
+        """Move the models to ``device``, and put a proxy into train mode, in which the target model scores too."""
+        for auxiliary in self.models:
+            auxiliary.model.to(device)
+            if auxiliary.is_proxy:
+                auxiliary.model.train()
+
+    def backward(self, selected: Batch, *, loss_weight: float) -> None:
+        """Add the gradients of all models for the ``selected`` examples."""
+        for auxiliary in self.models:
+            auxiliary.backward(selected, loss_weight=loss_weight)
+
+    def step(self, *, num_batches: int) -> None:
+        """Let every model step with its mean gradient over ``num_batches`` batches and all ranks."""
+        for auxiliary in self.models:
+            auxiliary.step(num_batches=num_batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the models and their optimizers; empty if there are none."""
+        states = [auxiliary.state_dict() for auxiliary in self.models]
+        return {"auxiliary_models": states} if states else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        for auxiliary, auxiliary_state in zip(self.models, state.get("auxiliary_models", ()), strict=True):
+            auxiliary.load_state_dict(auxiliary_state)
+
+    def new_extra_batches(self) -> ExtraBatches | None:
+        """Return the extra batches from the first one on."""
+        if self.extra_batches is None or isinstance(self.extra_batches, ExtraBatches):
+            return self.extra_batches
+        return ExtraBatches(self.extra_batches)
+
+
+class ExtraBatches:
+    """Batches of further examples, one of which is appended to the selected examples of every step.
+
+    The batches draw from torch's global generator where their loader does; give a DataLoader a ``generator`` of its
+    own.
+
+    Args:
+        batches: iterated again at their end.
+        transform: a function from batch to batch, such as random changes of the inputs, applied on the device.
+    """
+
+    def __init__(self, batches: Iterable[Any], *, transform: Callable[[Any], Any] | None = None) -> None:
+        self.batches = batches
+        self.transform = transform
+        self._stream: Iterator[Any] | None = None
+
+    def seek(self, num_batches: int) -> None:
+        """Continue after ``num_batches`` batches."""
+        endless = itertools.chain.from_iterable(itertools.repeat(self.batches))
+        self._stream = itertools.islice(endless, num_batches, None)
+
+    def append_to(self, selected: Any, *, num_examples: int, device: torch.device) -> Any:
+        """Return the ``num_examples`` selected examples followed by the next batch, on ``device``."""
+        if self._stream is None:
+            self.seek(0)
+        extra = send_to_device(next(self._stream), device)  # type: ignore[arg-type]  # seek has made it
+        if isinstance(selected, Batch):
+            extra = Batch(*extra)
+        return concatenate(
+            selected, extra if self.transform is None else self.transform(extra), num_examples=num_examples
+        )

@@ -1,0 +1,55 @@
+"""Checks of what a selection is made of: the rule, the irreducible losses, and every batch of candidates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from reducr._internal.checks import check_range
+from reducr.batch import Batch
+from reducr.selectors import Selector
+
+
+def check_parts(selector: Any, irreducible: Any) -> None:
+    """See that the rule is a selector, and that it gets the irreducible losses that it needs.
+
+    Raises:
+        TypeError: for a selector or irreducible of another kind.
+        ValueError: if the rule needs irreducible losses and ``irreducible`` is None.
+    """
+    if not isinstance(selector, Selector):
+        advice = f" Use reducr.make_selector({selector!r}, num_groups=...)." if isinstance(selector, str) else ""
+        raise TypeError(f"`selector` must come from reducr.make_selector; got {type(selector).__name__}.{advice}")
+    if irreducible is None and any("irreducible_loss" in need for need in selector.needs):
+        raise missing_irreducible(selector)
+    if irreducible is not None and not hasattr(irreducible, "lookup"):
+        raise TypeError(
+            f"`irreducible` must have lookup(batch) -> Tensor; got {type(irreducible).__name__}. For a model, pass "
+            "reducr.AdjustedIrreducibleLoss(reducr.LiveLogits(model))."
+        )
+
+
+def missing_irreducible(selector: Selector) -> ValueError:
+    """Return the error for a rule that gets no irreducible losses."""
+    return ValueError(
+        f"{selector.name!r} needs irreducible losses; got irreducible=None. Pass anything with lookup(batch), such as "
+        "reducr.AdjustedIrreducibleLoss(reducr.LiveLogits(model)) of a model trained on clean holdout data."
+    )
+
+
+def check_candidates(candidates: Batch, num_groups: int) -> None:
+    """See that a batch has examples, each in a group in [0, ``num_groups``).
+
+    Raises:
+        ValueError: for an empty batch, or groups that are not integers in range.
+    """
+    if candidates.target.shape[0] == 0:
+        raise ValueError("The batch has no examples: there is nothing to select from.")
+    group: Tensor = candidates.group
+    if group.is_floating_point() or group.is_complex() or group.ndim != 1:
+        raise ValueError(
+            f"A batch's group (its target, if there is none) must hold one integer per example; got {group.dtype} "
+            f"{tuple(group.shape)}. Pass integers, or say where the group is with `spec=BatchSpec(group=...)`."
+        )
+    check_range("a batch's group", group, num_groups)

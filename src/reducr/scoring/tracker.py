@@ -1,0 +1,145 @@
+"""Keep the group-holdout loss of a selector up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice, repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, model_output
+from reducr.batch.nested import send_to_device
+from reducr.scoring.holdout import GroupHoldoutLoss, Holdout
+from reducr.scoring.modes import device_of, scoring_pass, without_wrappers
+from reducr.scoring.scorer import holdout_losses
+from reducr.selectors import Selector
+
+
+class HoldoutTracker:
+    """Evaluate a model on the holdout set when it is due, and put the mean loss of every group in force.
+
+    Args:
+        holdout: the holdout set; None if there is none.
+        selector: gets the means.
+        loss: of (output, target), one value per example; None for the cross-entropy.
+        spec: where the parts of a batch are; None for the usual places.
+        sync: take means over what all ranks have seen; all ranks then call every method together.
+    """
+
+    def __init__(
+        self,
+        holdout: Holdout | None,
+        selector: Selector,
+        *,
+        loss: PerExampleLoss | None = None,
+        spec: BatchSpec | None = None,
+        sync: bool = False,
+    ) -> None:
+        self.holdout = holdout
+        self.selector = selector
+        self.sync = sync
+        self.loss = GroupHoldoutLoss(selector.num_groups)
+        """Sums of the last pass."""
+        decay = None if holdout is None else holdout.decay
+        self.moving_loss = None if decay is None else GroupHoldoutLoss(selector.num_groups, decay=decay)
+        """The moving average, if that is what is in force."""
+        self._per_example = loss
+        self._read = BatchReader(spec)
+        self._stream: Iterator[Any] | None = None
+
+    @property
+    def batches(self) -> Iterable[Any]:
+        """Of the holdout set; none if there is no holdout set."""
+        return () if self.holdout is None else self.holdout.batches
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the selector needs a holdout loss, has none yet, and there is no set to compute it on."""
+        return self.holdout is None and self.selector.needs_group_holdout_loss and self._is_first
+
+    @property
+    def refreshes_at_epoch_ends(self) -> bool:
+        """Whether refreshes happen at the ends of epochs only."""
+        holdout = self.holdout
+        return holdout is not None and holdout.refresh_steps is None and holdout.decay is None
+
+    def begin(self, model: nn.Module, *, num_steps: int) -> None:
+        """Evaluate ``model`` unless a holdout loss is in force; continue a moving average after ``num_steps`` steps."""
+        if self.holdout is None:
+            return
+        if self._is_first:
+            self.refresh(model)
+            if self.moving_loss is not None:
+                self.moving_loss.load_state_dict(self.loss.state_dict())
+                first = self._read(next(iter(self.holdout.batches)))
+                self.moving_loss.rescale(len(first.target), sync=self.sync)
+        if self.moving_loss is not None:
+            self._stream = islice(chain.from_iterable(repeat(self.holdout.batches)), num_steps, None)
+
+    def step(self, model: nn.Module, *, num_steps: int | None, is_last: bool) -> None:
+        """Refresh the holdout loss if it is due.
+
+        Args:
+            model: the target model.
+            num_steps: gradient steps so far; None if no gradient step was taken since the last call.
+            is_last: whether the epoch ends here.
+        """
+        if self.holdout is None:
+            return
+        if self.moving_loss is not None:
+            if num_steps is not None and self._stream is not None:
+                self._evaluate(model, [next(self._stream)], self.moving_loss)
+                self.selector.set_group_holdout_loss(self.moving_loss.compute(sync=self.sync))
+            return
+        every = self.holdout.refresh_steps
+        if is_last if every is None else num_steps is not None and num_steps % every == 0:
+            self.refresh(model)
+
+    def refresh(self, model: nn.Module) -> None:
+        """Evaluate ``model`` on the whole holdout set.
+
+        Raises:
+            ValueError: if there is no holdout set, a group has no example in it (named), or a loss is not finite.
+        """
+        if self.holdout is None:
+            raise ValueError("There is no holdout set to refresh the holdout loss with. Pass `holdout=`, its batches.")
+        self.loss.reset()
+        self._evaluate(model, self.holdout.batches, self.loss)
+        self.end_pass()
+
+    def add(self, output: Any, batch: Batch) -> None:
+        """Add a batch to the sums of a pass that the loop itself runs, from ``loss.reset`` to ``end_pass``.
+
+        Args:
+            output: what the model, in eval mode, returned for ``batch.input``.
+            batch: of the holdout set.
+        """
+        self.loss.update(holdout_losses(self.selector, output, batch.target, self._per_example), batch.group)
+
+    def end_pass(self) -> Tensor:
+        """Return the mean loss (G,) of a pass over the holdout set, and put it in force unless a moving average is.
+
+        Raises:
+            ValueError: if a group has no holdout example (named), or a loss is not finite.
+        """
+        mean = self.loss.compute(sync=self.sync)
+        if self.moving_loss is None or self._is_first:
+            self.selector.set_group_holdout_loss(mean)
+        return mean
+
+    @property
+    def _is_first(self) -> bool:
+        return bool(torch.isnan(self.selector.group_holdout_loss).any())
+
+    @torch.no_grad()
+    def _evaluate(self, model: nn.Module, batches: Iterable[Any], holdout_loss: GroupHoldoutLoss) -> None:
+        device, model = device_of(model), without_wrappers(model)
+        with scoring_pass(model, "eval"):
+            for batch in batches:
+                parts = self._read(send_to_device(batch, device))
+                losses = holdout_losses(
+                    self.selector, model_output(model, parts.input), parts.target, self._per_example
+                )
+                holdout_loss.update(losses, parts.group)
