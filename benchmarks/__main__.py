@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import results
+from benchmarks.chunks import chunked_scoring
 from benchmarks.harness import Effort, Figure
 from benchmarks.irreducible import stages, table_building
 from benchmarks.loading import loading
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, Callable[[Effort], Iterable[Figure]]] = {
     "growth": growth,
     "loading": loading,
     "kept_memory": kept_memory,
+    "chunked_scoring": chunked_scoring,
     "overlap_mlp": partial(overlap, "mlp"),
     "overlap_cnn": partial(overlap, "cnn"),
     "start": start,
