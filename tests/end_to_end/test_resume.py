@@ -74,6 +74,10 @@ SHORT = ["compare=[reducr,irreducible_model]", "num_steps=36", "irreducible.num_
 def test_a_run_killed_in_each_of_its_phases_ends_like_one_that_was_not(tmp_path):
     """SIGKILL as soon as the first file of a phase is there."""
     finish("run", *OPTIONS, *SHORT, "model_io.run_dir=whole", cwd=tmp_path)
+    rows = without_seconds(tmp_path / "whole" / "results.csv")[::3]
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        (method, seed) for seed in "01" for method in ("reducr", "irreducible_model")
+    ]
     process = start("run", *OPTIONS, *SHORT, "model_io.run_dir=parts", cwd=tmp_path)
     parts, left = tmp_path / "parts", dict(PHASES)
     while left:
