@@ -27,3 +27,9 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def is_long_lane(pytestconfig):
     return pytestconfig.option.markexpr != DEFAULT_LANE
+
+
+@pytest.fixture(params=[pytest.param(False, id="some"), pytest.param(True, id="all", marks=pytest.mark.long)])
+def is_exhaustive(request):
+    """False in the default lane, and True in the long one: whether to try all places where a run may resume."""
+    return request.param

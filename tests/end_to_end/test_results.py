@@ -66,6 +66,9 @@ def test_fashion_mnist(tmp_path):
     assert mean_of(rows, "reducr", "mean_accuracy") >= 0.83
 
 
+KINDS = ("adjusted", "trained", "ensemble", "multi_headed")
+
+
 class DigitsByPen(Digits):
     """Digits whose group is how heavy the pen is (two groups), which does not follow from the digit."""
 
@@ -83,8 +86,14 @@ class DigitsByParity(Digits):
         return RawData(raw.input, raw.target, raw.class_names, group=raw.target % 2, num_groups=2)
 
 
-@pytest.mark.parametrize(("datamodule", "num_outputs"), [("DigitsByPen", 20), ("DigitsByParity", 10)])
-@pytest.mark.parametrize("irreducible", ["adjusted", "trained", "ensemble", "multi_headed"])
+@pytest.mark.parametrize(
+    ("datamodule", "num_outputs", "irreducible"),
+    [
+        *(("DigitsByPen", 20, kind) for kind in KINDS),
+        ("DigitsByParity", 10, "adjusted"),
+        *(pytest.param("DigitsByParity", 10, kind, marks=pytest.mark.long) for kind in KINDS[1:]),
+    ],
+)
 def test_groups_that_are_not_the_classes(datamodule, num_outputs, irreducible, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     with initialize_config_module("reducr.configs", version_base="1.3"):

@@ -185,13 +185,13 @@ class SavingAt(TrainerCallback):
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, name):
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, name, is_exhaustive):
     """From the end of an epoch, from its middle, from the last step but one; with dropout and shuffling."""
     num_steps, steps = (15, (5, 7, 14)) if name == "accumulated" else (27, (9, 13, 26))
     whole = make_trainer(tmp_path / "whole", callbacks=[SavingAt(steps)], **RESUMED[name])
     whole.train()
     assert whole.state.global_step == num_steps
-    for step in steps:
+    for step in steps if is_exhaustive or name == "plain" else steps[1:2]:
         again = make_trainer(tmp_path / "again", **RESUMED[name])
         again.train(resume_from_checkpoint=str(tmp_path / f"whole/checkpoint-{step}"))
         seen = step // 5 * 9 + step % 5 * 2 if name == "accumulated" else step

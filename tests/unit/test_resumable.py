@@ -203,15 +203,20 @@ def test_a_loader_resumes_from_the_end_of_an_epoch(name):
     assert_resumes_at_the_end_of_an_epoch(LOADERS[name])
 
 
+def few_or_one(is_exhaustive):
+    return lambda number: [2, number // 3, number // 3 + 1, number - 2] if is_exhaustive else [number // 3 + 1]
+
+
 @pytest.mark.parametrize("name", WITH_WORKERS)
-def test_a_loader_with_workers_resumes(name):
-    assert_resumes(WITH_WORKERS[name], after=lambda number: [2, number // 3, number - 2])
+def test_a_loader_with_workers_resumes(name, is_exhaustive):
+    """From the second epoch; in the long lane also from the first and the last."""
+    assert_resumes(WITH_WORKERS[name], after=few_or_one(is_exhaustive))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("by_generator", [False, True])
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
-def test_the_state_of_a_stateful_loader_of_torchdata_is_used(num_workers, by_generator):
+def test_the_state_of_a_stateful_loader_of_torchdata_is_used(num_workers, by_generator, is_exhaustive):
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     def make():
@@ -223,7 +228,7 @@ def test_the_state_of_a_stateful_loader_of_torchdata_is_used(num_workers, by_gen
             generator=generator() if by_generator else None,
         )
 
-    every = (lambda number: range(number + 1)) if num_workers == 0 else (lambda number: [2, number // 3, number - 2])
+    every = (lambda number: range(number + 1)) if num_workers == 0 else few_or_one(is_exhaustive)
     assert_resumes(make, after=every)
     state = state_after(make, 2)["loader"]
     assert "own" in state
@@ -245,10 +250,10 @@ def test_persistent_workers_keep_the_order_of_examples(by_generator):
 @pytest.mark.parametrize(
     "options", [{}, {"use_seedable_sampler": True, "data_seed": 3}, {"dispatch_batches": True}], ids=str
 )
-def test_a_loader_prepared_by_accelerate_resumes(name, options):
+def test_a_loader_prepared_by_accelerate_resumes(name, options, is_exhaustive):
     """It reads one batch ahead, so its examples draw random numbers before the model does."""
     make = prepared(LOADERS[name], **options)
-    assert_resumes(make, after=lambda number: range(0, number + 1, 2))
+    assert_resumes(make, after=lambda number: range(0, number + 1, 1 if is_exhaustive else 5))
 
 
 @pytest.mark.parametrize("name", WITH_WORKERS)
