@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reducr._internal.buffers import FixedDtypeBuffers
 from reducr._internal.checks import check_state_keys
-from reducr._internal.distributed import all_reduce_sum, check_mode, check_mode_name, num_ranks
+from reducr._internal.distributed import all_reduce_sum, check_mode, check_mode_name
 from reducr.auxiliary import Auxiliary
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, Selection
 from reducr.batch.nested import index_batch, send_to_device, zero_inputs
@@ -162,10 +162,9 @@ class Downsampler:
         scorer = without_wrappers(self.auxiliary.scorer(model))
         batch, candidates = self._on_device(batch, device_of(model) if self._device is None else self._device)
         self.selection = selection = self._choose(candidates, scorer)
-        self._count(selection, candidates)
-        size = candidates.target.shape[0]
-        selected = index_batch(batch, selection.positions, num_examples=size)
+        selected = index_batch(batch, selection.positions, num_examples=candidates.target.shape[0])
         self._selected = zero_inputs(selected) if selection.has_nonfinite_loss else selected
+        self._count(selection, self._read(self._selected).group)
         self._returned = self._with_extra(self._selected, candidates.target.device)
         self._is_learned, self._has_read_weights = False, not self.selector.weights_examples
         self.seconds["selection_seconds"] += time.perf_counter() - started
@@ -192,7 +191,6 @@ class Downsampler:
             self.auxiliary.step(num_batches=len(self._waiting))
             self.selector.update(self.selector.merged(self._waiting))
             self._logged, self._waiting = (self._waiting, self._step_counts), []
-            self._step_counts = torch.zeros_like(self._step_counts)
             self.counts["num_steps"] += 1
         started = time.perf_counter()
         self.holdout.step(model, num_steps=self.counts["num_steps"] if has_stepped else None, is_last=is_last)
@@ -308,19 +306,16 @@ class Downsampler:
             **scoring,
         )
 
-    def _count(self, selection: Selection, candidates: Batch) -> None:
+    def _count(self, selection: Selection, groups: Tensor) -> None:
         self._waiting.append(selection)
         self.counts["num_batches"] += 1
         self.counts["num_candidates"] += selection.num_candidates or 0
         self.counts["num_selected"] += selection.num_selected or 0
-        groups = candidates.group.index_select(
-            0, selection.positions[:0] if selection.is_dummy else selection.positions
-        )
-        counts = torch.bincount(groups, minlength=self.selector.num_groups)
-        if num_ranks() > 1:
+        counts = torch.bincount(groups[:0] if selection.is_dummy else groups, minlength=self.selector.num_groups)
+        if self.distributed is not None:
             counts = all_reduce_sum(counts)
         self._group_counts += counts
-        self._step_counts += counts
+        self._step_counts = counts if len(self._waiting) == 1 else self._step_counts + counts
 
     def _with_extra(self, selected: Any, device: torch.device) -> Any:
         """The selected examples, followed by the next extra batch if there are any."""
@@ -361,6 +356,7 @@ class Downsampler:
             "counts": dict(self.counts),
             "seconds": dict(self.seconds),
             "group_counts": self._group_counts.clone(),
+            "step_counts": self._step_counts.clone(),
         }
 
     def load_progress(self, state: dict[str, Any]) -> None:
@@ -368,7 +364,8 @@ class Downsampler:
         self.generator.set_state(state["generator"].cpu())
         self._waiting = [Selection(**selection) for selection in state["waiting"]]
         self.counts, self.seconds = dict(state["counts"]), dict(state["seconds"])
-        self._group_counts = state["group_counts"].to(self._group_counts.device)
+        device = self._group_counts.device
+        self._group_counts, self._step_counts = (state[name].to(device) for name in ("group_counts", "step_counts"))
         self.auxiliary.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:

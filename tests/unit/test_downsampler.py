@@ -534,7 +534,7 @@ def test_a_copy_draws_what_the_original_draws(copied):
             lambda state: None,
             "the state of a Downsampler must hold counts, generator, group_counts, holdout_loss, seconds, ",
         ),
-        (lambda state: {}, "selector, waiting; got nothing."),
+        (lambda state: {}, "selector, step_counts, waiting; got nothing."),
         (lambda state: {**state, "epoch": 1}, "got counts, epoch, generator"),
         (
             lambda state: {**state, "selector": reducr.make_selector("reducr", num_groups=4).state_dict()},

@@ -214,6 +214,7 @@ def _current_progress(state: dict[str, Any], *, num_steps: int, num_groups: int)
         "counts": {"num_steps": num_steps, "num_batches": num_steps} | seen,
         "seconds": {"selection_seconds": state["selection_seconds"], "holdout_seconds": 0.0},
         "group_counts": torch.zeros(num_groups, dtype=torch.int64),
+        "step_counts": torch.zeros(num_groups, dtype=torch.int64),
         "random": state["random"],
         "target_seconds": state["seconds"],
         "training_seconds": state["training_seconds"],
