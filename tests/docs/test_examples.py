@@ -48,6 +48,7 @@ def test_plain():
     assert_better_than_uniform(run(EXAMPLES / "plain.py"))
 
 
+@pytest.mark.long
 def test_hugging_face():
     done = forked.run(["-W", "error", EXAMPLES / "hugging_face.py"])
     assert done.returncode == 0, done.stderr

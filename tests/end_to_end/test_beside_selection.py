@@ -60,6 +60,6 @@ def test_a_quarter_of_each_step_from_the_holdout_part(tmp_path):
         with np.load(folder / method / "selected.npz") as selected:
             assert selected["index"].shape == (12, size)
     # with one selected point a step and nine of the holdout part, it learns what that part teaches
-    options = ["compare=[uniform]", "num_steps=150", "datamodule.label_noise.train=0.9"]
+    options = ["compare=[uniform]", "num_steps=150", "holdout.refresh_steps=75", "datamodule.label_noise.train=0.9"]
     mostly, none = (run(tmp_path / str(share), *options, f"holdout_fraction={share}")[0] for share in (0.9, 0))
     assert float(mostly["uniform"]["mean_accuracy"]) > float(none["uniform"]["mean_accuracy"]) + 0.3

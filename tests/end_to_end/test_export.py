@@ -216,27 +216,34 @@ def test_tables_of_several_formats_keep_them(tmp_path):
     run(tmp_path / "again", *INTENTS, *SIZES, *given(facts), "num_candidates=10")
 
 
-@pytest.mark.parametrize("link", [(), ("--link",)])
-def test_an_image_folder(tmp_path, link):
+def test_an_image_folder(tmp_path):
     local_data.image_folder(tmp_path / "images")
     options = ["experiment=image_folder", "datamodule.image_size=8", f"datamodule.data_dir={tmp_path / 'images'}"]
     # no image, and left out
     (tmp_path / "images" / "cat" / "0.png").write_bytes(b"no image")
     folder = run(tmp_path / "run", *options, "datamodule.unreadable=skip")
-    table, facts = export(folder, "--fraction", 0.2, *link, out=tmp_path / "out")
+    exports = {
+        name: export(folder, "--fraction", 0.2, *link, out=tmp_path / name)
+        for name, link in (("copied", ()), ("linked", ("--link",)))
+    }
     paths = sorted((tmp_path / "images").glob("*/*"))
     paths = sorted(paths, key=lambda path: (path.parent.name, path.as_posix()))
     paths.remove(tmp_path / "images" / "cat" / "0.png")
     data = arrays(folder / "seed_0" / "data.npz")
-    for part, source in (("train", table["source"].to_pylist()), ("test", data["test_source"].tolist())):
-        written = sorted((tmp_path / "out" / "data" / part).glob("*/*"))
-        expected = sorted(paths[place].relative_to(tmp_path / "images") for place in source)
-        assert [path.relative_to(tmp_path / "out" / "data" / part) for path in written] == expected
-        assert all(path.is_symlink() == bool(link) for path in written)
-        assert [path.read_bytes() for path in written] == [(tmp_path / "images" / one).read_bytes() for one in expected]
-    # the made images are the same in every class
-    again = run(tmp_path / "again", *options, *given(facts), "num_candidates=10", "datamodule.overlap=allow")
-    assert len(arrays(again / "seed_0" / "data.npz")["train_target"]) == len(table)
+    for name, (table, facts) in exports.items():
+        for part, source in (("train", table["source"].to_pylist()), ("test", data["test_source"].tolist())):
+            folder = tmp_path / name / "data" / part
+            written = sorted(folder.glob("*/*"))
+            expected = sorted(paths[place].relative_to(tmp_path / "images") for place in source)
+            assert [path.relative_to(folder) for path in written] == expected
+            assert all(path.is_symlink() == (name == "linked") for path in written)
+            originals = [tmp_path / "images" / path for path in expected]
+            assert [path.read_bytes() for path in written] == [path.read_bytes() for path in originals]
+        # the made images are the same in every class
+        again = run(
+            tmp_path / f"{name} again", *options, *given(facts), "num_candidates=10", "datamodule.overlap=allow"
+        )
+        assert len(arrays(again / "seed_0" / "data.npz")["train_target"]) == len(table)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the library datasets

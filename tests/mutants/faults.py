@@ -39,6 +39,10 @@ RULES = (
 )
 SCORES = "tests/unit/test_scores.py tests/unit/test_losses.py tests/properties/test_laws.py"
 IRREDUCIBLE = "tests/unit/test_irreducible_objective.py tests/unit/test_cross_fit.py tests/unit/test_ensemble.py"
+CORE = (
+    "tests/unit/test_downsampler.py tests/unit/test_scorer.py tests/unit/test_scoring.py tests/unit/test_auxiliary.py "
+    "tests/equivalence/test_cheaper_scoring.py"
+)
 DATA = "tests/unit/test_module.py tests/unit/test_noise.py tests/unit/test_imbalance.py tests/unit/test_overlap.py"
 
 # Six faults that no test noticed once.
@@ -46,8 +50,8 @@ MUTANTS = [
     Mutant(
         "holdout_loader_reads_the_test_part",
         "pipeline/target_stage.py",
-        "holdout=ExampleLoader(holdout, batch_size",
-        "holdout=ExampleLoader(data.splits.test, batch_size",
+        "            ExampleLoader(holdout, batch_size=config.holdout.batch_size",
+        "            ExampleLoader(data.splits.test, batch_size=config.holdout.batch_size",
         PARTS,
     ),
     Mutant(
@@ -80,9 +84,9 @@ MUTANTS = [
     ),
     Mutant(
         "validation_overwrites_the_moving_holdout_loss",
-        "lightning/target.py",
-        "        if self.moving_holdout_loss is None:\n            self.selector",
-        "        if True:\n            self.selector",
+        "scoring/tracker.py",
+        "        if self.moving_loss is None or self._is_first:",
+        "        if True:",
         PARTS,
     ),
     Mutant(
@@ -317,5 +321,190 @@ MUTANTS = [
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
         "tests/unit/test_run_folder.py tests/end_to_end/test_resume.py",
+    ),
+    # Faults of the selection core and of what surrounds it.
+    Mutant(
+        "inputs_of_nonfinite_examples_are_kept",
+        "downsampler.py",
+        "self._selected = zero_inputs(selected) if selection.has_nonfinite_loss else selected",
+        "self._selected = selected",
+        CORE,
+    ),
+    Mutant(
+        "auxiliary_models_learn_twice",
+        "downsampler.py",
+        "        if self.auxiliary.models and not self._is_learned:",
+        "        if self.auxiliary.models:",
+        CORE,
+    ),
+    Mutant(
+        "extra_batches_begin_anew_after_a_resume",
+        "downsampler.py",
+        'self._extra_batches.seek(self.counts["num_batches"])',
+        "self._extra_batches.seek(0)",
+        f"{CORE} tests/equivalence/test_lightning_resume.py tests/equivalence/test_selective_loader.py",
+    ),
+    Mutant(
+        "only_the_last_micro_batch_updates",
+        "downsampler.py",
+        "self.selector.update(self.selector.merged(self._waiting))",
+        "self.selector.update(self._waiting[-1])",
+        CORE,
+    ),
+    Mutant(
+        "micro_batches_are_forgotten_in_the_state",
+        "downsampler.py",
+        '"waiting": [asdict(selection) for selection in self._waiting]',
+        '"waiting": []',
+        f"{CORE} tests/equivalence/test_selective_loader.py",
+    ),
+    Mutant(
+        "dummies_count_as_selected",
+        "downsampler.py",
+        "            0, selection.positions[:0] if selection.is_dummy else selection.positions\n",
+        "            0, selection.positions\n",
+        f"{CORE} tests/distributed/test_program.py",
+    ),
+    Mutant(
+        "a_discarded_selection_updates",
+        "downsampler.py",
+        "        self._waiting.pop()\n        self._is_learned = True",
+        "        self._is_learned = True",
+        f"{CORE} tests/unit/test_hugging_face.py tests/equivalence/test_lightning_callback.py",
+    ),
+    Mutant(
+        "old_examples_in_the_order_of_their_positions",
+        "scoring/budget.py",
+        "        age = self.step - scored_step + chance",
+        "        age = (self.step - scored_step).double()",
+        CORE,
+    ),
+    Mutant(
+        "unscored_examples_count_with_no_loss",
+        "scoring/budget.py",
+        "torch.where(scored_step < 0, self.high_loss, self.loss",
+        "torch.where(scored_step < 0, 0.0, self.loss",
+        CORE,
+    ),
+    Mutant(
+        "budget_remembers_the_first_examples",
+        "scoring/scorer.py",
+        "budget.remember(part.index, model_loss)",
+        "budget.remember(batch.index[: len(model_loss)], model_loss)",
+        CORE,
+    ),
+    Mutant(
+        "modes_are_not_restored",
+        "scoring/modes.py",
+        "                module.training = is_training",
+        "                pass",
+        CORE,
+    ),
+    Mutant(
+        "statistics_are_not_restored",
+        "scoring/modes.py",
+        "                    buffer.copy_(before)",
+        "                    pass",
+        CORE,
+    ),
+    Mutant(
+        "autocast_caches_weights_without_gradients",
+        "scoring/modes.py",
+        "torch.autocast(device_type, dtype=dtype, cache_enabled=False)",
+        "torch.autocast(device_type, dtype=dtype, cache_enabled=True)",
+        f"{CORE} tests/equivalence/test_selective_loader.py tests/equivalence/test_lightning_callback.py",
+    ),
+    Mutant(
+        "holdout_loss_in_train_mode",
+        "scoring/tracker.py",
+        'scoring_pass(model, "eval")',
+        'scoring_pass(model, "train")',
+        f"{CORE} tests/unit/test_holdout.py tests/equivalence/test_loop_and_lightning.py",
+    ),
+    Mutant(
+        "moving_holdout_loss_starts_with_the_weight_of_a_pass",
+        "scoring/tracker.py",
+        "                self.moving_loss.rescale(len(first.target), sync=self.sync)",
+        "                pass",
+        f"{CORE} tests/unit/test_holdout.py tests/equivalence/test_loop_and_lightning.py {PARTS}",
+    ),
+    Mutant(
+        "moving_holdout_loss_starts_anew_after_a_resume",
+        "scoring/tracker.py",
+        "repeat(self.holdout.batches)), num_steps, None)",
+        "repeat(self.holdout.batches)), 0, None)",
+        f"{CORE} tests/equivalence/test_lightning_resume.py",
+    ),
+    Mutant(
+        "refresh_one_step_late",
+        "scoring/tracker.py",
+        "num_steps is not None and num_steps % every == 0",
+        "num_steps is not None and num_steps % every == 1 % every",
+        f"{CORE} tests/equivalence/test_selective_loader.py",
+    ),
+    Mutant(
+        "last_batch_of_an_epoch_is_not_refreshed",
+        "training/loader.py",
+        "        self.downsampler.step(self.model, is_last=True)",
+        "        self.downsampler.step(self.model)",
+        f"{CORE} tests/equivalence/test_selective_loader.py",
+    ),
+    Mutant(
+        "selector_does_not_know_the_epoch",
+        "training/loader.py",
+        "                self.downsampler.selector.set_epoch(epoch)",
+        "                pass",
+        f"{CORE} tests/equivalence/test_selective_loader.py",
+    ),
+    Mutant(
+        "loss_of_ranks_without_its_weight",
+        "lightning/target.py",
+        "return loss * self.downsampler.loss_weight",
+        "return loss",
+        "tests/distributed/test_program.py",
+    ),
+    Mutant(
+        "ranks_share_the_holdout_sums_of_rank_0",
+        "lightning/target.py",
+        "[name for name, _ in tensors if name.startswith(own_state)]",
+        "[]",
+        "tests/distributed/test_program.py",
+    ),
+    Mutant(
+        "best_checkpoints_swapped",
+        "lightning/fit.py",
+        '            "holdout/worst_group_accuracy": folder / "best_worst_group.ckpt",\n'
+        '            "holdout/mean_accuracy": folder / "best_mean.ckpt",',
+        '            "holdout/mean_accuracy": folder / "best_worst_group.ckpt",\n'
+        '            "holdout/worst_group_accuracy": folder / "best_mean.ckpt",',
+        "tests/unit/test_callbacks.py tests/equivalence/test_lightning_resume.py tests/end_to_end/test_command_line.py",
+    ),
+    Mutant(
+        "reference_keeps_the_highest_loss",
+        "lightning/fit.py",
+        '        monitor="irreducible/loss_on_training_part",\n',
+        '        monitor="irreducible/loss_on_training_part",\n        mode="max",\n',
+        "tests/unit/test_callbacks.py tests/equivalence/test_lightning_resume.py",
+    ),
+    Mutant(
+        "learning_references_at_full_rate",
+        "pipeline/target_stage.py",
+        '        group["lr"] *= rate',
+        "        pass",
+        "tests/contract/test_configurations.py tests/end_to_end/test_beside_selection.py -k 'choice or beside'",
+    ),
+    Mutant(
+        "holdout_draws_are_not_augmented",
+        "pipeline/target_stage.py",
+        "return batch if data.augment is None else batch._replace",
+        "return batch if True else batch._replace",
+        "tests/end_to_end/test_beside_selection.py tests/contract/test_configurations.py -k 'choice or beside'",
+    ),
+    Mutant(
+        "random_states_are_not_resumed",
+        "lightning/target.py",
+        "            set_random_state(self._random_state)",
+        "            pass",
+        "tests/equivalence/test_lightning_resume.py",
     ),
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def main(words: list[str] | None = None) -> int:
     statuses = []
     for name in arguments.names or by_name:
         started = time.perf_counter()
-        status, output = outcome(by_name[name], tests=arguments.tests or by_name[name].tests.split())
+        status, output = outcome(by_name[name], tests=arguments.tests or shlex.split(by_name[name].tests))
         statuses.append(status)
         print(f"{status:9} {time.perf_counter() - started:6.0f} s  {name:45} {failure_of(output)[:120]}", flush=True)  # noqa: T201
         if status == "ERROR":
