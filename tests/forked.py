@@ -74,6 +74,10 @@ class Program:
     def kill(self):
         self.send_signal(signal.SIGKILL)
 
+    def read(self):
+        """Return what it has written to standard output so far."""
+        return Path(self._output[0].name).read_text()
+
     def communicate(self, timeout=None):
         """Wait for its end, and return what it has written to standard output and standard error."""
         self.wait(timeout)
@@ -129,15 +133,18 @@ def _become(command, folder, environment, paths):
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)  # noqa: T201
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
-        status = 1
+        status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     try:
         threading._shutdown()
         atexit._run_exitfuncs()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        if status == -signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         os._exit(status & 0xFF)
 
 
