@@ -23,6 +23,7 @@ import forked
 import reducr
 from reducr._internal.distributed import all_gather, all_gather_stacked, all_reduce_sum, num_ranks, rank, shard
 from reducr.batch import Batch, Candidates
+from reducr.downsampler import Downsampler
 from reducr.functional import per_example_cross_entropy
 from reducr.irreducible import IrreducibleTable, build_table
 from reducr.irreducible.build import merge_columns
@@ -369,6 +370,22 @@ def training():
     }
 
 
+def nan_inputs():
+    """One step in which rank 1 has candidates with NaN inputs only."""
+    torch.manual_seed(rank())
+    model = nn.Linear(NUM_FEATURES, NUM_CLASSES)
+    selector = reducr.make_selector("train_loss", num_groups=NUM_CLASSES, sampler="top_k")
+    downsampler = Downsampler(selector, fraction=0.5, distributed="global")
+    downsampler.prepare(model)
+    inputs = torch.randn(6, NUM_FEATURES)
+    if rank() == 1:
+        inputs.fill_(torch.nan)
+    inputs, targets = downsampler.select((inputs, torch.arange(6) % NUM_CLASSES), model)
+    loss = nn.functional.cross_entropy(model(inputs), targets) * downsampler.loss_weight
+    loss.backward()
+    return {"loss": loss.item(), "gradient": model.weight.grad, "is_dummy": downsampler.selection.is_dummy}
+
+
 def everything():
     """All that can be found out with one start of the processes."""
     return {
@@ -384,6 +401,7 @@ def everything():
         "holdout": holdout(num_ranks()),
         "tables": tables(),
         "training": training(),
+        "nan_inputs": nan_inputs(),
     }
 
 

@@ -250,6 +250,15 @@ def test_fifty_steps_are_those_of_one_process(of_ranks):
     assert float((expected["group_weights"][-1] - 0.25).abs().max()) > 0.01
 
 
+def test_a_rank_with_nan_inputs_only_adds_nothing_to_the_gradient(of_ranks):
+    """Its part of the mean over ranks is zero, not NaN."""
+    found = [found["nan_inputs"] for found in of_ranks]
+    assert [rank["is_dummy"] for rank in found] == [number == 1 for number in range(len(found))]
+    assert found[1]["loss"] == 0
+    assert torch.equal(found[1]["gradient"], torch.zeros_like(found[1]["gradient"]))
+    assert all(rank["loss"] > 0 and bool(rank["gradient"].isfinite().all()) for rank in found if not rank["is_dummy"])
+
+
 def test_a_rank_that_is_killed_ends_the_others(tmp_path):
     """Well within the timeout of the process group; ``run_ranks`` waits twice that and no longer."""
     statuses, errors = ranks.run_ranks("dying", 3, tmp_path, may_fail=True)

@@ -438,9 +438,22 @@ def assert_goes_on(digits, folder, *, loader, saved, budget=None, **options):
         assert reports[0].group_counts == reports[1].group_counts
 
 
+EPOCHS, STEPS = {"max_epochs": NUM_EPOCHS}, {"max_epochs": -1, "max_steps": 24}
+
+
 @pytest.mark.parametrize("has_validation", [False, True])
-@pytest.mark.parametrize("limit", [{"max_epochs": NUM_EPOCHS}, {"max_epochs": -1, "max_steps": 24}])
-@pytest.mark.parametrize("loader", ["shuffled", "stateful", "stream"])
+@pytest.mark.parametrize(
+    ("loader", "limit"),
+    [
+        ("shuffled", EPOCHS),
+        ("stateful", EPOCHS),
+        ("stream", STEPS),
+        *(
+            pytest.param(*rest, marks=pytest.mark.long)
+            for rest in [("shuffled", STEPS), ("stateful", STEPS), ("stream", EPOCHS)]
+        ),
+    ],
+)
 def test_a_resumed_training_goes_on_bit_for_bit(digits, tmp_path, loader, limit, has_validation):
     """Saved in the middle and at the end of an epoch, before the first callback and after the last; with dropout."""
     saved = ["001_batch", "004_early", "009_epoch", "013_batch", "018_epoch", "020_batch"]

@@ -328,7 +328,7 @@ MUTANTS = [
         "downsampler.py",
         "self._selected = zero_inputs(selected) if selection.has_nonfinite_loss else selected",
         "self._selected = selected",
-        CORE,
+        "tests/distributed/test_several_ranks.py -k nan_inputs",
     ),
     Mutant(
         "auxiliary_models_learn_twice",
