@@ -1,4 +1,4 @@
-"""Lightning modules for both stages, irreducible model and target model, and how to fit them."""
+"""The Lightning callback ``SelectiveTraining``, and the modules and callbacks of the training program."""
 
 from reducr.lightning.callbacks import (
     BestCheckpoints,
