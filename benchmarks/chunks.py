@@ -1,11 +1,13 @@
 """Peak memory of a step that selects 3 of 32 sequences with a small GPT-2, scored at once or in chunks.
 
-Every figure is the peak of a process of its own, less what the process had before the step. Scored in chunks, a step
+Every figure is the peak of a process of its own, less what the process had before the step, with an allocator that
+returns freed blocks at once, so that the peak is that of the tensors in use. Scored in chunks, a step
 needs what scoring one chunk and training on the selected sequences need, whatever the number of candidates.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,7 +76,7 @@ print(peak() - before)
 
 def chunked_scoring(effort: Effort) -> Iterator[Figure]:
     """Peaks over that of scoring one chunk and training on the selected sequences."""
-    repetitions = effort.repeated(3)
+    repetitions = effort.num_repetitions(3)
     floor = [_peak("one chunk") for _ in range(repetitions)]
     what = f"peak memory of a step that selects {NUM_SELECTED} of {NUM_CANDIDATES} sequences"
     for name, at_most in (("in chunks", 1.3), ("at once", None)):
@@ -87,5 +89,8 @@ def chunked_scoring(effort: Effort) -> Iterator[Figure]:
 def _peak(what: str) -> float:
     """Megabytes beyond those of a process that is ready for the step."""
     command = [sys.executable, "-c", CODE, what]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=True
+    )
     return float(done.stdout.strip())
