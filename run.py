@@ -1,4 +1,4 @@
-"""Target training, for people who know the original repository: ``python run.py experiment=NAME``."""
+"""Target training under the name of the original repository: ``python run.py experiment=NAME``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Irreducible models, for people who know the original repository: ``python run_irreducible.py experiment=NAME``."""
+"""Reference models under the name of the original repository: ``python run_irreducible.py experiment=NAME``."""
 
 import sys
 

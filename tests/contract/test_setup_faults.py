@@ -26,7 +26,7 @@ def composed(*overrides):
         (["num_candidates=5000"], "the training part has"),
         (
             ["methods.uniform.train_on=holdout", "num_candidates=120"],
-            "num_candidates=120, but the holdout part has 100 points",
+            "num_candidates=120, but the holdout part has 100 examples",
         ),
         (["compare=[reducr,rho_los]"], "unknown method 'rho_los'. Did you mean 'rho_loss'"),
         (["scoring_mode=evaluate"], "unknown scoring_mode 'evaluate'"),
@@ -110,7 +110,7 @@ def composed(*overrides):
             ["model@proxy.model=small_cnn"],
             "proxy.model (reducr.models.SmallCNN) cannot be run on inputs of shape (4, 64)",
         ),
-        (["model@irreducible.model=small_cnn"], "Choose a model for this data with model@irreducible.model=NAME"),
+        (["model@irreducible.model=small_cnn"], "Choose a model for this data with `model@irreducible.model=NAME`"),
         (
             ["model@proxy.model=mlp", "+trainer.gradient_clip_val=1"],
             "would clip the gradients of the target model together with",
@@ -121,8 +121,11 @@ def composed(*overrides):
             "most frequent class to the rarest, must be at least 1; got 0.1",
         ),
         (["holdout_fraction=1"], "holdout_fraction must be in [0, 1)"),
-        (["holdout_fraction=0.01"], "holdout_fraction=0.01 of 10 points a step is 0, which leaves none of the holdout"),
-        (["holdout_fraction=0.96"], "is 10, which leaves none of the selected points for 'uniform'"),
+        (["holdout_fraction=0.01"], "holdout_fraction=0.01 of 'uniform' draws 0 of the 10 examples per step"),
+        (
+            ["holdout_fraction=0.96"],
+            "draws 10 of the 10 examples per step from the holdout part, so none would be",
+        ),
         (
             ["+methods.reducr.warm_strat=true"],
             "unknown option 'warm_strat' of method 'reducr'. Did you mean 'warm_start'",
@@ -133,7 +136,7 @@ def composed(*overrides):
         ),
         (
             ["holdout_fraction=0.2", "distributed=local"],
-            "is for one process in this version: leave distributed=local out",
+            "works in one process only. Leave distributed=local out",
         ),
         (["warm_start=true", "irreducible.trained_on=cross_fit", "compare=[reducr]"], "cross-fitting trains two"),
         (["datamodule.input_noise.train=0.1"], "datamodule.input_noise.train"),

@@ -196,7 +196,7 @@ def test_the_console_script_is_the_command(tmp_path):
     script = Path(sys.executable).with_name("reducr")
     done = subprocess.run([script, "runn"], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 2
-    assert "there is no command 'runn'" in done.stderr
+    assert "unknown command 'runn'" in done.stderr
     assert done.stderr == reducr("runn", cwd=tmp_path).stderr
 
 

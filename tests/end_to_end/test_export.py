@@ -76,7 +76,7 @@ def test_the_best_examples_of_the_run_are_exported(digits, tmp_path, capsys):
     }
     assert json.loads(table.schema.metadata[b"reducr"])["seeds"] == [0]
     printed = capsys.readouterr().out
-    assert f"{size // 10} of {size} points, those of reducr\n" in printed
+    assert f"{size // 10} of {size} examples, chosen by reducr\n" in printed
     assert "Counted seed 0 only: seed 1 drew a different training part." in printed
 
 
@@ -107,7 +107,7 @@ def test_suspected_label_errors_are_left_out(digits, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--fraction", "10"], "fraction must be in (0, 1], the share of the candidates to keep; got 10.0."),
+        (["--fraction", "10"], "`fraction` must be in (0, 1], the fraction of the candidates to keep; got 10.0."),
         (["--fraction", "0.01"], "Cannot keep 4 examples: with at least 1 per class"),
         (
             ["--fraction", "0.1", "--method", "reduce"],
@@ -118,7 +118,7 @@ def test_suspected_label_errors_are_left_out(digits, tmp_path):
         (["--fraction", "0.1", "--seeds", "0", "1"], "Seeds 0 and 1 have different training parts"),
         (
             ["--fraction", "0.1", "--quota", "3"],
-            "--quota must be CLASS=N, a class and a whole number of points; got '3'",
+            "`--quota` must be CLASS=N, a class and a number of examples; got '3'",
         ),
         (["--fraction", "0.1", "--quota", "x=3"], "unknown class 'x' of `--quota`"),
         (["--fraction", "0.1", "--at-least", "-1"], "`--at-least` must be 0 or more; got -1."),
@@ -157,7 +157,9 @@ def test_no_run_no_selection_no_scores_no_pyarrow(digits, tmp_path, capsys, monk
     file.unlink()
     assert "No method in" in refused(copy, *options, out=out, capsys=capsys)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pyarrow is not installed: pip install 'reducr[table]'" in refused(digits, *options, out=out, capsys=capsys)
+    assert "pyarrow is not installed. Install it with: pip install 'reducr[table]'" in refused(
+        digits, *options, out=out, capsys=capsys
+    )
 
 
 def rows_of(path):
@@ -276,5 +278,5 @@ def test_data_that_has_changed_is_refused(tmp_path, capsys):
     lines = Path(tmp_path / "intents.csv").read_text().splitlines(keepends=True)
     Path(tmp_path / "intents.csv").write_text("".join([*lines[:1], *lines[:0:-1]]))
     message = refused(folder, "--fraction", "0.2", out=tmp_path / "out", capsys=capsys)
-    assert "the data is no longer that of the run: " in message
+    assert "The data has changed since the run: " in message
     assert not list(tmp_path.glob(".*.partial"))

@@ -9,16 +9,16 @@ from reducr.cli import main
     ("argument", "advice"),
     [
         ("datamodule.data_dir=étiquette", """'OPTION="VALUE"', 'OPTION=["VALUE","VALUE"]'\n"""),
-        ("datamodule.data_dir=a[1].csv", """into single ones: 'OPTION="VALUE"'"""),
+        ("datamodule.data_dir=a[1].csv", """into single quotes: 'OPTION="VALUE"'"""),
         (
             "datamodule.imbalance.train={kind:long_tail,ratio:3}",
-            "which must then have the same entries: give datamodule.imbalance.train=null before it.\n",
+            "To replace it, put datamodule.imbalance.train=null before it.\n",
         ),
         ("datamodule.imbalence.train={kind:long_tail}", "Did you mean datamodule.imbalance.train or"),
         ("holdout.refresh_step=3", "Did you mean holdout.refresh_steps"),
-        ("zzz_zzz=3", "`reducr run experiment=NAME --cfg job` lists every option.\n"),
+        ("zzz_zzz=3", "`reducr run experiment=NAME --cfg job` shows all options.\n"),
         # of the default experiment, but not of this one
-        ("datamodule.test_size=3", "`reducr run experiment=NAME --cfg job` lists every option.\n"),
+        ("datamodule.test_size=3", "`reducr run experiment=NAME --cfg job` shows all options.\n"),
     ],
 )
 def test_faults_that_hydra_finds_are_told_with_what_to_do(argument, advice, capsys, monkeypatch):
@@ -48,7 +48,7 @@ def test_without_hydra_the_extra_that_brings_it_is_named_and_help_still_works(ca
     with pytest.raises(SystemExit) as stopped:
         main(["run"])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "reducr: hydra is not installed: pip install 'reducr[train]' brings it.\n"
+    assert capsys.readouterr().err == "reducr: hydra is not installed. Install it with: pip install 'reducr[train]'\n"
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     assert stopped.value.code == 0

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a configuration, found before the first step."""
+"""Checks of a configuration against its data and its models, before the first step."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from reducr.scoring import (
 _PART_NAMES = {
     "train": "training part",
     "holdout": "holdout part",
-    "train_and_holdout": "training and holdout part together",
+    "train_and_holdout": "combined training and holdout part",
 }
 
 
 def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData, *, trains_irreducible: bool) -> None:
-    """Find what is wrong before the first step, with the data of the first seed.
+    """Check a configuration with the data of the first seed.
 
     Args:
         config: the whole configuration.
-        methods: to be trained.
-        data: of the first seed.
-        trains_irreducible: whether missing irreducible losses will be made, or must be there.
+        methods: the methods to train.
+        data: the data of the first seed.
+        trains_irreducible: whether the run trains the reference models that it needs.
 
     Raises:
-        ValueError: for options out of range, too few points for one large batch, or a model that does not fit the
-            data; says what was expected, what came and what to do.
+        ValueError: if options contradict each other, a part has fewer examples than ``num_candidates``, or a model does
+            not fit the data.
+        TypeError: if ``callbacks`` holds anything but Lightning callbacks.
     """
     _check_together(config)
     make_callbacks(config)
@@ -63,10 +64,10 @@ def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData, *
 
 
 def check_seeds(config: DictConfig, methods: Sequence[Method], datamodule: DataModule, seeds: Sequence[int]) -> None:
-    """Try the draws of further ``seeds``, whose inputs are not encoded.
+    """Check the sizes of the parts of further ``seeds``, without decoding any inputs.
 
     Raises:
-        ValueError: for a seed, which it names, with a part that lacks points.
+        ValueError: if a part of a seed has fewer examples than ``num_candidates``.
     """
     for seed in seeds:
         try:
@@ -76,18 +77,18 @@ def check_seeds(config: DictConfig, methods: Sequence[Method], datamodule: DataM
 
 
 def _check_num_candidates(config: DictConfig, methods: Sequence[Method], sizes: Mapping[str, int]) -> None:
-    """Raise ValueError unless what is trained on gives one large batch."""
+    """Raise ValueError if a part that is trained on has fewer examples than ``num_candidates``."""
     for part in dict.fromkeys(["train", *(method.train_on for method in methods if method.selector is not None)]):
         size = sum(sizes[name] for name in part.split("_and_"))
         if config.num_candidates > size:
             raise ValueError(
-                f"num_candidates={config.num_candidates}, but the {_PART_NAMES[part]} has {size} points; choose at "
+                f"num_candidates={config.num_candidates}, but the {_PART_NAMES[part]} has {size} examples. Choose at "
                 "most that many."
             )
 
 
 def _check_scoring(config: DictConfig, method: Method, data: SeedData) -> None:
-    """See that the options of the scoring pass fit the method and the model that scores."""
+    """Check the scoring options against the method and the model that scores."""
     selector = method.make_selector(data.splits.train.num_groups)
     scoring = make_scoring(config, selector)
     num_selected, _ = method.num_examples(config.fraction, config.num_candidates)
@@ -103,8 +104,8 @@ def _check_scoring(config: DictConfig, method: Method, data: SeedData) -> None:
 def _check_irreducible_model(config: DictConfig, method: Method, *, trains_irreducible: bool) -> None:
     if not trains_irreducible and config.irreducible.dir is None:
         raise ValueError(
-            f"{method.name!r} has no target training: give irreducible.dir=RUN of `reducr irreducible` to test its "
-            "model, leave it out of compare, or name one method with selection_method."
+            f"{method.name!r} tests a reference model, and `reducr train` trains none. Set `irreducible.dir=RUN` to a "
+            "run of `reducr irreducible`, or leave the method out of `compare`."
         )
     if config.irreducible.trained_on == "cross_fit":
         raise ValueError(
@@ -114,25 +115,25 @@ def _check_irreducible_model(config: DictConfig, method: Method, *, trains_irred
 
 
 def _check_warm_start(config: DictConfig, method: Method, data: SeedData, *, trains_irreducible: bool) -> None:
-    """See that there will be an irreducible model whose parameters fit the target model."""
-    given = f"warm_start of {method.name!r} begins with the parameters of the irreducible model, but"
+    """Raise ValueError unless there will be a reference model whose parameters fit the target model."""
+    fault = f"warm_start of {method.name!r} needs the parameters of the reference model, but"
     if not trains_irreducible and config.irreducible.dir is None:
-        raise ValueError(f"{given} `reducr train` trains none: give irreducible.dir=RUN, or use `reducr run`.")
+        raise ValueError(f"{fault} `reducr train` trains none. Set `irreducible.dir=RUN`, or use `reducr run`.")
     if config.irreducible.trained_on == "cross_fit":
         raise ValueError(
-            f"{given} cross-fitting trains two. Set `irreducible.trained_on=holdout`, or `warm_start=false`."
+            f"{fault} cross-fitting trains two. Set `irreducible.trained_on=holdout`, or `warm_start=false`."
         )
     node = config.model if config.irreducible.model is None else config.irreducible.model
     target = data.make_model(config.model, num_outputs=data.splits.train.num_classes, seed=0)
-    irreducible = data.make_model(node, num_outputs=data.joint_labels.num_labels, seed=0)
-    shapes, own = (
-        {name: tuple(value.shape) for name, value in one.state_dict().items()} for one in (irreducible, target)
+    reference = data.make_model(node, num_outputs=data.joint_labels.num_labels, seed=0)
+    expected, shapes = (
+        {name: tuple(value.shape) for name, value in model.state_dict().items()} for model in (target, reference)
     )
-    if shapes != own:
-        name = next(name for name in [*own, *shapes] if own.get(name) != shapes.get(name))
+    if shapes != expected:
+        name = next(name for name in [*expected, *shapes] if expected.get(name) != shapes.get(name))
         raise ValueError(
-            f"{given} its {name} is {shapes.get(name, 'not there')} where the target model's is "
-            f"{own.get(name, 'not there')}. Leave irreducible.model at null, or warm_start at false."
+            f"{fault} its {name} is {shapes.get(name, 'missing')}, and that of the target model is "
+            f"{expected.get(name, 'missing')}. Leave irreducible.model at null, or warm_start at false."
         )
 
 
@@ -142,31 +143,32 @@ def _check_method(config: DictConfig, method: Method, data: SeedData, *, trains_
     _, num_drawn = method.num_examples(config.fraction, config.num_candidates)
     if num_drawn and config.distributed is not None:
         raise ValueError(
-            f"holdout_fraction={method.holdout_fraction} of {method.name!r} is for one process in this version: leave "
+            f"holdout_fraction={method.holdout_fraction} of {method.name!r} works in one process only. Leave "
             f"distributed={config.distributed} out, or set it to 0."
         )
     if num_drawn > len(data.splits.holdout):
         raise ValueError(
-            f"holdout_fraction={method.holdout_fraction} draws {num_drawn} points a step, but the holdout part has "
-            f"{len(data.splits.holdout)}; choose a smaller share."
+            f"holdout_fraction={method.holdout_fraction} draws {num_drawn} examples per step, but the holdout part has "
+            f"{len(data.splits.holdout)}. Choose a smaller share."
         )
     needs_irreducible = any("irreducible_loss" in field for field in selector.needs)
     if needs_irreducible and not trains_irreducible and config.irreducible.dir is None:
         raise ValueError(
-            f"{method.name!r} needs irreducible losses and `reducr train` trains no irreducible model: run `reducr "
-            "irreducible` with the same experiment and seeds and give irreducible.dir=RUN, the folder it leaves, or "
-            "use `reducr run`, which does both."
+            f"{method.name!r} needs irreducible losses, and `reducr train` trains no reference model. Run `reducr "
+            "irreducible` with the same experiment and seeds and set `irreducible.dir=RUN` to its run folder, or use "
+            "`reducr run`, which does both."
         )
     if needs_irreducible and method.train_on != "train":
-        given = f"methods.{method.name}.train_on={method.train_on} with a rule that needs irreducible losses"
+        setting = f"methods.{method.name}.train_on={method.train_on} with a rule that needs irreducible losses"
         if config.irreducible.trained_on == "cross_fit":
             raise ValueError(
-                f"{given}: cross-fitted models give losses for the training part only. Set "
+                f"{setting}: cross-fitted models give losses for the training part only. Set "
                 "`irreducible.trained_on=holdout` and `irreducible.lookup=live`, or `train_on=train`."
             )
         if config.irreducible.lookup == "table":
             raise ValueError(
-                f"{given}: a table has rows for the training part only. Set irreducible.lookup=live, or train_on=train."
+                f"{setting}: a table has rows for the training part only. Set `irreducible.lookup=live`, or "
+                "`train_on=train`."
             )
     if "features" in selector.needs:
         scorer = config.model if config.proxy.model is None else config.proxy.model
@@ -210,7 +212,7 @@ def _check_augment(data: SeedData) -> None:
         raise ValueError(
             f"datamodule.augment ({type(data.augment).__name__}) cannot be run on inputs of shape "
             f"{tuple(probe.input.shape)} and type {probe.input.dtype}: {str(error).rstrip('.')}. Choose another one, "
-            "or none: augment@datamodule.augment=none."
+            "or `augment@datamodule.augment=none`."
         ) from error
 
 
@@ -222,6 +224,5 @@ def _check_model(option: str, node: DictConfig, data: SeedData, num_outputs: int
         choice = "model" if option == "model" else f"model@{option}"
         raise ValueError(
             f"{option} ({node._target_}) cannot be run on inputs of shape {tuple(probe.input.shape)} and type "
-            f"{probe.input.dtype}: {error}. Choose a model for this data with {choice}=NAME, or set its "
-            "sizes."
+            f"{probe.input.dtype}: {error}. Choose a model for this data with `{choice}=NAME`, or set its sizes."
         ) from error

@@ -253,13 +253,16 @@ def load_config(folder: Path) -> DictConfig:
 def option_error(error: OmegaConfBaseException) -> ValueError | None:
     """The error of an unknown option or a value of the wrong type; None for any other error."""
     name = error.full_key
-    if isinstance(error, ConfigKeyError) and name is not None:
+    if name is None:
+        return None
+    if isinstance(error, ConfigKeyError) and is_dataclass(error.object_type):
         near = difflib.get_close_matches(name, list(_option_names()), n=3, cutoff=0.6)
         suggestion = f"Did you mean {' or '.join(near)}? " if near else ""
         return ValueError(f"There is no option {name}. {suggestion}`reducr run --cfg job` shows all options.")
-    if not isinstance(error, ValidationError) or name is None:
-        return None
-    return ValueError(f"{name} must be {_expected(name)}; got {error.value!r}.")
+    hint = _type_hint(name)
+    if isinstance(error, ValidationError) and hint is not None:
+        return ValueError(f"{name} must be {_description(hint)}; got {error.value!r}.")
+    return None
 
 
 def _option_names(section: type = Config, prefix: str = "") -> Iterator[str]:
@@ -302,16 +305,19 @@ def _rename_values(plain: dict[str, Any]) -> None:
             plain[section][option] = new_values[value]
 
 
-def _expected(name: str) -> str:
-    """The type of an option in words."""
-    section: Any = Config
-    *path, last = name.partition("[")[0].split(".")
-    for part in path:
-        section = typing.get_type_hints(section)[part]
-    hint = typing.get_type_hints(section)[last]
+def _type_hint(name: str) -> Any:
+    """The type of an option, a section, or an item such as ``seeds[0]``; None if it has no type."""
+    hint: Any = Config
+    option, bracket, _ = name.partition("[")
+    for part in option.split("."):
+        hint = typing.get_type_hints(hint).get(part) if is_dataclass(hint) else None
+    return typing.get_args(hint)[0] if bracket and typing.get_origin(hint) is list else hint
+
+
+def _description(hint: Any) -> str:
+    """A type in words."""
     if typing.get_origin(hint) is list:
-        (item,) = typing.get_args(hint)
-        return _TYPE_NAMES[item] if "[" in name else f"a list of {_PLURALS[item]}"
+        return f"a list of {_PLURALS[typing.get_args(hint)[0]]}"
     if typing.get_origin(hint) is dict or is_dataclass(hint):
         return "a mapping of options"
     kinds = typing.get_args(hint) or (hint,)

@@ -1,4 +1,4 @@
-"""Irreducible stages that an earlier run, or several parallel ones, left on disk."""
+"""``stage.json`` of an irreducible stage, and the stages that earlier runs have left on disk."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def write_record(
     seconds_by_part: Mapping[str, float],
     steps_by_model: Mapping[str, int],
 ) -> None:
-    """Write ``stage.json``: what a stage belongs to, how it was made, and what it cost.
+    """Write ``stage.json``: the data and options that a stage was made with, and its cost.
 
     Args:
-        folder: of the stage.
-        fingerprints: of the part that tables have rows for (``train``) and that models are trained on
+        folder: the stage's folder.
+        fingerprints: of the part that tables have rows for (``train``) and the part that models are trained on
             (``irreducible``).
-        settings: of the models and tables, plain values.
-        seconds_by_part: for each model and table.
-        steps_by_model: gradient steps.
+        settings: options of the models and tables, plain values.
+        seconds_by_part: wall-clock time of each model and table.
+        steps_by_model: gradient steps of each model.
     """
     record = {
         "format": _FORMAT,
@@ -48,7 +48,7 @@ def write_record(
 
 
 def has_record(folder: Path) -> bool:
-    """Whether ``folder`` holds a stage, or a part of one that was interrupted."""
+    """Whether ``folder`` holds a stage, complete or interrupted."""
     return (folder / _RECORD).is_file()
 
 
@@ -57,56 +57,56 @@ class FinishedStages:
     """The stages of one seed that ``irreducible.dir`` names.
 
     Args:
-        records: what ``stage.json`` says, by folder: one for each run that has this seed.
-        fingerprint: of the training part at hand.
+        records: contents of ``stage.json`` by folder, one for each run that has this seed.
+        fingerprint: of the current training part.
     """
 
     records: Mapping[Path, dict[str, Any]]
     fingerprint: DataFingerprint
 
     @classmethod
-    def of(
-        cls, given: str | Sequence[str], *, seed: int, fingerprints: Mapping[str, DataFingerprint]
+    def read(
+        cls, patterns: str | Sequence[str], *, seed: int, fingerprints: Mapping[str, DataFingerprint]
     ) -> FinishedStages:
         """Read the records of the stages.
 
         Args:
-            given: a run folder, a pattern such as ``runs/irreducible/*``, or a list of them.
+            patterns: a run folder, a pattern such as ``runs/irreducible/*``, or a list of them.
             seed: of the data.
-            fingerprints: of the parts at hand, as in ``write_record``.
+            fingerprints: of the current parts, as in ``write_record``.
 
         Raises:
             FileNotFoundError: if there is no finished stage of the seed.
-            ValueError: if one belongs to other data.
+            ValueError: if a stage belongs to other data.
         """
-        patterns = [given] if isinstance(given, str) else list(given)
-        named = [Path(match) for pattern in patterns for match in sorted(glob.glob(pattern)) or [pattern]]  # noqa: PTH207
-        stages = [_stage_folder(folder, seed) for folder in named]
-        # of several runs only those that have this seed; a single one must have it
+        given = [patterns] if isinstance(patterns, str) else list(patterns)
+        folders = [Path(match) for pattern in given for match in sorted(glob.glob(pattern)) or [pattern]]  # noqa: PTH207
+        stages = [_stage_folder(folder, seed) for folder in folders]
+        # A single folder must have this seed; of several, those without it are left out.
         stages = [stage for stage in stages if len(stages) == 1 or has_record(stage)]
         if not stages:
-            raise FileNotFoundError(f"irreducible.dir={given} holds no finished irreducible stage of seed {seed}.")
+            raise FileNotFoundError(f"irreducible.dir={patterns} holds no finished irreducible stage of seed {seed}.")
         return cls({stage: _read_record(stage, fingerprints) for stage in stages}, fingerprints["train"])
 
     def table(
         self, name: str, groups: Sequence[int] | None, settings: Mapping[str, Any]
     ) -> tuple[IrreducibleTable, float]:
-        """The table of that name, or the columns of its groups' own tables put together; and its cost in seconds.
+        """The table ``table_NAME``, or the columns of its groups' own tables combined; and its cost in seconds.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if no stage has it.
             ValueError: if it was made with other ``settings``, or is damaged.
         """
         stage = self._stage_with(f"table_{name}", settings)
         if stage is not None:
-            return self._loaded(stage, name)
+            return self._load(stage, name)
         if groups is None:
             raise FileNotFoundError(
                 f"no irreducible table table_plain in {self._names}: build it with `reducr irreducible` and "
                 "gradient_weighted_class=null, and name its run folder in irreducible.dir too."
             )
-        parts = [(group, self._stage_with(f"table_class_{group}", settings)) for group in groups]
-        missing = [group for group, part in parts if part is None]
+        stages = {group: self._stage_with(f"table_class_{group}", settings) for group in groups}
+        missing = [group for group, stage in stages.items() if stage is None]
         if missing:
             raise FileNotFoundError(
                 f"no irreducible table table_{name} in {self._names}, and none for class "
@@ -114,17 +114,17 @@ class FinishedStages:
                 "gradient_weighted_class=all`, or the missing ones with gradient_weighted_class=NUMBER, and name all "
                 "run folders in irreducible.dir."
             )
-        loaded = {group: self._loaded(part, f"class_{group}") for group, part in parts if part is not None}
-        values = np.stack([loaded[group][0].values[:, group] for group in groups], axis=1)
-        columns = np.full((len(values), loaded[groups[0]][0].values.shape[1]), np.nan, dtype=values.dtype)
-        columns[:, list(groups)] = values
-        return IrreducibleTable(columns, kind="group_loss"), sum(seconds for _, seconds in loaded.values())
+        tables = {group: self._load(stage, f"class_{group}") for group, stage in stages.items() if stage is not None}
+        losses = np.stack([tables[group][0].values[:, group] for group in groups], axis=1)
+        values = np.full((len(losses), tables[groups[0]][0].values.shape[1]), np.nan, dtype=losses.dtype)
+        values[:, list(groups)] = losses
+        return IrreducibleTable(values, kind="group_loss"), sum(seconds for _, seconds in tables.values())
 
     def checkpoint(self, name: str, settings: Mapping[str, Any]) -> tuple[Path, float, int]:
-        """The checkpoint of the model of that name, the seconds it took to train, and its gradient steps.
+        """The checkpoint of the model ``name``, the seconds that its training took, and its gradient steps.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if no stage has it.
             ValueError: if it was made with other ``settings``.
         """
         stage = self._stage_with(f"{name}/model.ckpt", settings)
@@ -142,28 +142,34 @@ class FinishedStages:
         return " or ".join(map(str, self.records))
 
     def _stage_with(self, name: str, settings: Mapping[str, Any]) -> Path | None:
-        """The first stage that has a file or folder ``name``, made with these ``settings``; None where none has one."""
-        stages = [stage for stage in self.records if (stage / name).exists()]
-        others = []
-        for stage in stages:
-            made_with = self.records[stage]["settings"]
-            other = next((option for option, value in settings.items() if made_with[option] != value), None)
-            if other is None:
+        """The first stage that has a file or folder ``name`` made with ``settings``; None if no stage has the name.
+
+        Raises:
+            ValueError: if all that have the name were made with other settings.
+        """
+        mismatches = []
+        for stage, record in self.records.items():
+            if not (stage / name).exists():
+                continue
+            made_with = record["settings"]
+            option = next((option for option, value in settings.items() if made_with[option] != value), None)
+            if option is None:
                 return stage
-            others.append(
-                f"{stage / name} was made with irreducible.{other}={made_with[other]}; this run has {settings[other]}."
+            mismatches.append(
+                f"{stage / name} was made with irreducible.{option}={made_with[option]}; this run has "
+                f"{settings[option]}."
             )
-        if others:
-            raise ValueError(f"{others[0]} Use the same value, or make it with this one by `reducr irreducible`.")
+        if mismatches:
+            raise ValueError(f"{mismatches[0]} Use the same value, or make it again with `reducr irreducible`.")
         return None
 
-    def _loaded(self, stage: Path, name: str) -> tuple[IrreducibleTable, float]:
+    def _load(self, stage: Path, name: str) -> tuple[IrreducibleTable, float]:
         table = load_table(stage / f"table_{name}", fingerprint=self.fingerprint)
         return table, self.records[stage]["seconds"][name]
 
 
 def _stage_folder(folder: Path, seed: int) -> Path:
-    """The stage of ``seed`` where ``folder`` is that of a whole run; else ``folder`` itself."""
+    """The stage of ``seed`` if ``folder`` is a run folder; else ``folder`` itself."""
     in_run = folder / f"seed_{seed}" / "irreducible"
     return in_run if in_run.is_dir() else folder
 
@@ -172,8 +178,8 @@ def _read_record(stage: Path, fingerprints: Mapping[str, DataFingerprint]) -> di
     path = stage / _RECORD
     if not path.is_file():
         raise FileNotFoundError(
-            f"irreducible.dir={stage} is not a finished irreducible stage: {_RECORD} is missing. Give the folder of a "
-            "run of `reducr irreducible` or `reducr run` that has this seed, or its seed_N/irreducible."
+            f"irreducible.dir={stage} is not a finished irreducible stage: {_RECORD} is missing. Give a run folder of "
+            "`reducr irreducible` or `reducr run` that has this seed, or its seed_N/irreducible."
         )
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if record.get("format") != _FORMAT:
@@ -187,12 +193,11 @@ def _read_record(stage: Path, fingerprints: Mapping[str, DataFingerprint]) -> di
     # Cross-fitted models are trained on the training part alone.
     parts = ("train",) if settings["trained_on"] == "cross_fit" else ("train", "irreducible")
     for part in parts:
-        made_for = DataFingerprint.from_dict(record["data_fingerprints"][part])
-        differences = made_for.differences(fingerprints[part])
+        differences = DataFingerprint.from_dict(record["data_fingerprints"][part]).differences(fingerprints[part])
         if differences:
             what = "does not belong to this data" if part == "train" else "was trained on another holdout part"
             raise ValueError(
-                f"irreducible.dir={stage} {what}: {'; '.join(differences)}. Use the data, seed and options it was "
-                "made with, or make one for this data with `reducr irreducible`."
+                f"irreducible.dir={stage} {what}: {'; '.join(differences)}. Use the data, seed and options that it was "
+                "made with, or make a stage for this data with `reducr irreducible`."
             )
     return record

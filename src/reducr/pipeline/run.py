@@ -1,4 +1,4 @@
-"""``reducr run``, ``reducr irreducible`` and ``reducr train``: from a configuration to a run folder."""
+"""The commands ``reducr run``, ``irreducible``, ``train`` and ``resume``: from a configuration to a run folder."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import contextlib
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from reducr._internal.distributed import barrier, broadcast, is_main_rank, process_group, raising_on_all_ranks
-from reducr._internal.files import remove_partial_files, replaced_atomically, write_text_atomically
+from reducr._internal.files import remove_partial_files, write_text_atomically
 from reducr._internal.run_folder import (
     CHECKPOINT_RULES,
     ResultRow,
@@ -27,9 +25,10 @@ from reducr._internal.run_folder import (
     write_results,
     write_start,
 )
-from reducr.data import DataModule, RawData, Splits
+from reducr.data import DataModule, RawData
 from reducr.pipeline.checks import check_seeds, check_setup
 from reducr.pipeline.config import checked_config, load_config
+from reducr.pipeline.data_record import record_data
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import Method, SeedData, build, methods_of, seeds_of
@@ -38,43 +37,43 @@ from reducr.reports import make_console, write_report
 
 
 def run_experiment(config: DictConfig) -> Path:
-    """All stages for every method and seed, then the report; returns the run folder.
+    """Run all stages for every method and seed, write the report, and return the run folder.
 
-    Interrupted, it leaves what has finished as ``results.csv`` and report, and the checkpoints and selected indices
-    of what had not.
+    An interrupted run leaves ``results.csv`` and a report of the finished trainings, and the checkpoints and selected
+    indices of the unfinished one.
 
     Raises:
-        ValueError: for anything wrong with the configuration, before the first step.
-        FileExistsError: if the run folder exists.
-        KeyboardInterrupt: passed on after everything that there is has been written.
+        ValueError: for a fault in the configuration, before the first step.
+        FileExistsError: if the run folder exists and is not empty.
+        KeyboardInterrupt: on Ctrl-C, after these files are written.
     """
     return _run(checked_config(config), trains_irreducible=True)
 
 
 def run_train(config: DictConfig) -> Path:
-    """Target training alone, for every method and seed, from a finished irreducible stage; returns the run folder.
+    """Train every method for every seed, with the reference models of ``irreducible.dir``; return the run folder.
 
     Raises:
-        ValueError: as ``run_experiment``; and if a method needs irreducible losses without ``irreducible.dir``.
+        ValueError: as ``run_experiment``, and if a method needs irreducible losses and ``irreducible.dir`` is null.
     """
     return _run(checked_config(config), trains_irreducible=False)
 
 
 def run_irreducible(config: DictConfig) -> Path:
-    """Irreducible models and their table for every seed; returns the run folder.
+    """Train the reference models and build their table for every seed; return the run folder.
 
     Raises:
-        ValueError: as ``run_experiment``; and if ``gradient_weighted_class`` is not null, ``all`` or a group.
+        ValueError: as ``run_experiment``, and if ``gradient_weighted_class`` is not null, ``all`` or a group.
     """
     return _run_irreducible(checked_config(config))
 
 
 def open_data(folder: Path) -> RawData:
-    """The data of a run, read again by its stored configuration from where it was started.
+    """Read the data of a run again, by its stored configuration.
 
     Raises:
-        OSError: if a file is not there, or the folder that the run was started in.
-        ValueError: if the data or the configuration is not what it should be.
+        OSError: if a file is missing, or the directory that the run was started in.
+        ValueError: if the data or the configuration is invalid.
     """
     _, started_in = read_start(folder)
     config = load_config(folder)
@@ -83,20 +82,19 @@ def open_data(folder: Path) -> RawData:
 
 
 def resume_run(folder: Path) -> Path:
-    """Go on with an interrupted run, in its own folder, as if nothing had happened; returns that folder.
+    """Continue an interrupted run in its own folder; return that folder.
 
-    Finished irreducible models and tables are read, finished methods and seeds are not done again, and a training that
-    was under way goes on from its last checkpoint. On the CPU the results are bit for bit those of an uninterrupted
-    run, but for seconds.
+    Finished models, tables, methods and seeds are kept. An unfinished training continues from its last checkpoint. On
+    the CPU the results equal those of an uninterrupted run bit for bit, except for seconds.
 
     Raises:
-        FileNotFoundError: if the folder holds no run.
-        ValueError: if another process is at work in it, or the data is no longer that of the run.
+        FileNotFoundError: if the folder is not a run folder.
+        ValueError: if another process is using it, or the data has changed since.
     """
     command, started_in = read_start(folder)
     config = load_config(folder)
     folder = folder.resolve()
-    # the names of files in the configuration begin where the run was started
+    # Relative paths in the configuration start from this directory.
     with contextlib.chdir(started_in):
         if command == "irreducible":
             _run_irreducible(config, folder=folder)
@@ -118,13 +116,13 @@ def _train_irreducible(config: DictConfig, folder: Path | None) -> Path:
     check_seeds(config, [], datamodule, seeds[1:])
     groups = _weighted_groups(config, first.splits.train.num_groups)
     if folder is None:
-        folder = _new_folder(config, "irreducible")
-    with _claimed(folder), RunDisplay(len(seeds)) as display, _interruptible():
+        folder = _shared_new_folder(config, "irreducible")
+    with _locked(folder), RunDisplay(len(seeds)) as display, _interruptible():
         _remove_leftovers(folder)
         for seed in seeds:
             data = first if seed == first.seed else SeedData.of(datamodule, seed)
             seed_folder = folder / f"seed_{seed}"
-            _record_data(data, seed_folder, display)
+            record_data(data.splits, seed_folder, display)
             stage = IrreducibleStage(config, data, seed_folder / "irreducible", display)
             table = stage.table(groups)
             display.finish(f"seed {seed}  irreducible table of kind {table.kind}, shape {table.values.shape}")
@@ -133,29 +131,27 @@ def _train_irreducible(config: DictConfig, folder: Path | None) -> Path:
 
 
 def _weighted_groups(config: DictConfig, num_groups: int) -> tuple[int, ...] | None:
-    """The groups whose irreducible models ``reducr irreducible`` trains; None for the plain model."""
-    weighted = config.gradient_weighted_class
+    """The groups whose reference models ``reducr irreducible`` trains; None for the plain model."""
+    group = config.gradient_weighted_class
     if config.irreducible.dir is not None:
-        raise ValueError(
-            "irreducible.dir names a finished stage, which `reducr irreducible` would train: leave it out."
-        )
-    if weighted is None and config.irreducible.kind in ("adjusted", "trained"):
+        raise ValueError("`reducr irreducible` trains models, and irreducible.dir names trained ones. Leave it out.")
+    if group is None and config.irreducible.kind in ("adjusted", "trained"):
         return None
-    if weighted in (None, "all"):
+    if group in (None, "all"):
         return tuple(range(num_groups))
-    if not isinstance(weighted, int) or not 0 <= weighted < num_groups:
+    if not isinstance(group, int) or not 0 <= group < num_groups:
         raise ValueError(
             f"gradient_weighted_class must be null (the plain model), all, or a group in 0..{num_groups - 1}; got "
-            f"{weighted!r}."
+            f"{group!r}."
         )
-    return (weighted,)
+    return (group,)
 
 
 def _run(config: DictConfig, *, trains_irreducible: bool, folder: Path | None = None) -> Path:
     if config.gradient_weighted_class is not None:
         raise ValueError(
-            f"gradient_weighted_class={config.gradient_weighted_class} is an option of `reducr irreducible`; here "
-            "irreducible=trained trains a model for every class. Leave it out."
+            f"gradient_weighted_class={config.gradient_weighted_class} is an option of `reducr irreducible`. Leave it "
+            "out; `irreducible=trained` trains a model for every class."
         )
     with process_group():
         return _train(config, trains_irreducible=trains_irreducible, folder=folder)
@@ -175,15 +171,15 @@ def _train(config: DictConfig, *, trains_irreducible: bool, folder: Path | None)
         for seed in seeds:
             _check_finished_stage(config, methods, data_of(seed))
     if folder is None:
-        folder = _new_folder(config, "run" if trains_irreducible else "train")
+        folder = _shared_new_folder(config, "run" if trains_irreducible else "train")
     rows = read_results(folder) if has_results(folder) else []
     try:
-        with _claimed(folder), RunDisplay(len(methods) * len(seeds)) as display, _interruptible():
+        with _locked(folder), RunDisplay(len(methods) * len(seeds)) as display, _interruptible():
             _remove_leftovers(folder)
             for seed in seeds:
-                left = _left_to_do(methods, seed, rows, display)
-                for finished in _run_seed(config, left, data_of(seed), folder, display) if left else ():
-                    rows += finished
+                unfinished = _unfinished_methods(methods, seed, rows, display)
+                for new_rows in _run_seed(config, unfinished, data_of(seed), folder, display) if unfinished else ():
+                    rows += new_rows
                     if is_main_rank():
                         write_results(folder, rows)
     finally:
@@ -199,8 +195,10 @@ def _train(config: DictConfig, *, trains_irreducible: bool, folder: Path | None)
     return folder
 
 
-def _left_to_do(methods: Sequence[Method], seed: int, rows: Sequence[ResultRow], display: RunDisplay) -> list[Method]:
-    """The methods of which an interrupted run has no results for this seed."""
+def _unfinished_methods(
+    methods: Sequence[Method], seed: int, rows: Sequence[ResultRow], display: RunDisplay
+) -> list[Method]:
+    """The methods without results for this seed; all of them, except in an interrupted run."""
     finished = {row.method for row in rows if row.seed == seed}
     for method in methods:
         if method.name in finished:
@@ -209,7 +207,7 @@ def _left_to_do(methods: Sequence[Method], seed: int, rows: Sequence[ResultRow],
 
 
 def _check_finished_stage(config: DictConfig, methods: Sequence[Method], data: SeedData) -> None:
-    """Read what ``irreducible.dir`` must hold before the first step, so that a wrong table is refused then."""
+    """Read all that is needed from ``irreducible.dir``, so that a wrong table is an error before the first step."""
     stage = IrreducibleStage(config, data, folder=Path(), display=RunDisplay(0))
     for method in methods:
         if method.selector is None:
@@ -220,19 +218,19 @@ def _check_finished_stage(config: DictConfig, methods: Sequence[Method], data: S
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lightning turns Ctrl-C during a fit into an exit, after its callbacks have saved the state; turn it back."""
+    """Raise KeyboardInterrupt on Ctrl-C. During a fit Lightning raises SystemExit, after callbacks have saved state."""
     try:
         yield
-    except SystemExit as stopped:
-        raise KeyboardInterrupt from stopped
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
 
 
 def _run_seed(
     config: DictConfig, methods: Sequence[Method], data: SeedData, folder: Path, display: RunDisplay
 ) -> Iterator[list[ResultRow]]:
-    """Every method for one seed; the rows of each as it finishes."""
+    """Train every method for one seed; yield the rows of each when it finishes."""
     seed_folder = folder / f"seed_{data.seed}"
-    _record_data(data, seed_folder, display)
+    record_data(data.splits, seed_folder, display)
     stage = IrreducibleStage(config, data, seed_folder / "irreducible", display)
     for method in methods:
         rows = train_method(config, method, data, stage, folder=seed_folder / method.name)
@@ -247,34 +245,38 @@ def _run_seed(
 
 
 def make_datamodule(config: DictConfig) -> DataModule:
-    """The data module of a configuration."""
+    """A new data module.
+
+    Raises:
+        TypeError: if ``datamodule._target_`` makes anything else.
+    """
     datamodule = build(config.datamodule)
     if not isinstance(datamodule, DataModule):
         raise TypeError(f"datamodule._target_ must make a reducr.data.DataModule; got {type(datamodule).__name__}.")
     return datamodule
 
 
-def _claimed(folder: Path) -> AbstractContextManager[None]:
-    """By rank 0 for all."""
+def _locked(folder: Path) -> AbstractContextManager[None]:
+    """Lock the run folder, on rank 0 for all ranks."""
     return run_lock(folder) if is_main_rank() else nullcontext()
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Of a process that was killed in this folder; by rank 0, before any goes on."""
+    """Remove the partial files of a process that was killed in this folder, on rank 0 before any rank continues."""
     if is_main_rank():
         remove_partial_files(folder)
     barrier()
 
 
-def _new_folder(config: DictConfig, command: str) -> Path:
-    """The new run folder, made by rank 0 for all."""
+def _shared_new_folder(config: DictConfig, command: str) -> Path:
+    """Create the run folder, on rank 0 for all ranks."""
     with raising_on_all_ranks():
-        folder = _made_folder(config, command) if is_main_rank() else None
-    made: Path = broadcast(folder)
-    return made
+        folder = _create_folder(config, command) if is_main_rank() else None
+    shared_folder: Path = broadcast(folder)
+    return shared_folder
 
 
-def _made_folder(config: DictConfig, command: str) -> Path:
+def _create_folder(config: DictConfig, command: str) -> Path:
     run_dir = config.model_io.run_dir
     folder = create_run_folder(
         Path(config.model_io.home_dir), config.name, run_dir=None if run_dir is None else Path(run_dir)
@@ -283,46 +285,3 @@ def _made_folder(config: DictConfig, command: str) -> Path:
     write_text_atomically(folder / "command.txt", f"{sys.argv[0]} {shlex.join(sys.argv[1:])}\n")
     write_start(folder, command=command)
     return folder
-
-
-def _record_data(data: SeedData, folder: Path, display: RunDisplay) -> None:
-    """Print the notes of the data; write which original points are where, and which labels were corrupted."""
-    for note in data.splits.notes:
-        display.console.print(note, highlight=False)
-    arrays = recorded_arrays(data.splits)
-    path = folder / "data.npz"
-    if path.is_file():
-        check_same_data(path, arrays)
-        return
-    if not is_main_rank():
-        return
-    with replaced_atomically(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
-def recorded_arrays(splits: Splits) -> dict[str, Any]:
-    """What ``data.npz`` says of the parts; see docs/metrics.md."""
-    arrays: dict[str, Any] = {"class_names": np.array(splits.class_names), "notes": np.array(splits.notes, dtype=str)}
-    if splits.group_names is not None:
-        arrays["group_names"] = np.array(splits.group_names)
-    for part, points in splits.by_name().items():
-        arrays |= {f"{part}_{name}": getattr(points, name).numpy() for name in ("source", "target", "group")}
-        if points.is_corrupted is not None:
-            arrays[f"{part}_is_corrupted"] = points.is_corrupted.numpy()
-    return arrays
-
-
-def check_same_data(path: Path, arrays: Mapping[str, Any]) -> None:
-    """See that the data is that which a run began with.
-
-    Raises:
-        ValueError: if it is not; names the first array that differs.
-    """
-    with np.load(path) as before:
-        for name in before.keys() | arrays.keys():
-            is_same = name in before and name in arrays and np.array_equal(before[name], arrays[name])
-            if not is_same and name != "notes":
-                raise ValueError(
-                    f"the data is no longer that of the run: {name} is not what {path} says. Bring back the files that "
-                    "the run began with, or begin a new one."
-                )

@@ -1,4 +1,4 @@
-"""What a run is made of: its methods, its seeds, the data of each, and models and optimisers from a configuration."""
+"""Methods, seeds and data of a run, and the objects that its configuration describes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from reducr.models.preprocessed import Preprocessed
 from reducr.scoring import Scoring, ScoringBudget, num_selected_of
 from reducr.selectors import Selector, make_selector
 
-# names of the original repository, and ours
 METHOD_ALIASES = {
     "robust_reducible_loss_selection": "reducr",
     "reducible_loss_selection": "rho_loss",
@@ -43,6 +42,7 @@ METHOD_ALIASES = {
     "ce_loss_minus_conditional_entropy": "loss_minus_conditional_entropy",
     "ce_loss_plus_conditional_entropy": "loss_plus_conditional_entropy",
 }
+"""Method names of the original repository -> our names."""
 TRAINED_ON = ("train", "holdout", "train_and_holdout")
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _STREAMS = ("target", "irreducible", "selection", "order", "holdout")
@@ -50,15 +50,15 @@ _STREAMS = ("target", "irreducible", "selection", "order", "holdout")
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One line of the comparison.
+    """A method of the comparison.
 
     Args:
         name: a key of the ``methods`` configuration.
-        selector: a key of ``SELECTORS``; None for the irreducible model itself.
-        train_on: ``train``, ``train_and_holdout`` or ``holdout``.
-        options: of the selector.
-        warm_start: whether the target model begins with the parameters of the irreducible model.
-        holdout_fraction: share of the points of every gradient step that are drawn from the holdout part, in [0, 1).
+        selector: a key of ``SELECTORS``; None for the reference model itself.
+        train_on: parts to select from: ``train``, ``train_and_holdout`` or ``holdout``.
+        options: keyword arguments of the selector.
+        warm_start: whether the target model starts from the parameters of the reference model.
+        holdout_fraction: share of the examples of each gradient step that are drawn from the holdout part, in [0, 1).
     """
 
     name: str
@@ -69,31 +69,31 @@ class Method:
     holdout_fraction: float = 0.0
 
     def num_examples(self, fraction: float, num_candidates: int) -> tuple[int, int]:
-        """How many points of every gradient step are selected, and how many drawn from the holdout part.
+        """Numbers of examples of each gradient step that are selected, and that are drawn from the holdout part.
 
-        Together they are as many as ``fraction`` of the candidates.
+        Their sum is ``fraction`` of the candidates.
 
         Raises:
-            ValueError: for a holdout fraction outside [0, 1), or one that leaves none of either.
+            ValueError: if the holdout fraction is outside [0, 1), or one of the two would be 0.
         """
         share = self.holdout_fraction
         if not (is_finite_number(share) and 0 <= share < 1):
             raise ValueError(
-                "holdout_fraction must be in [0, 1), the share of the points of every gradient step that are drawn "
+                "holdout_fraction must be in [0, 1), the share of the examples of each gradient step that are drawn "
                 f"from the holdout part; got {share} for {self.name!r}."
             )
-        in_all = num_selected_of(fraction, num_candidates)
-        drawn = math.floor(share * in_all + 0.5)
-        if drawn == in_all or (share and not drawn):
+        total = num_selected_of(fraction, num_candidates)
+        num_drawn = math.floor(share * total + 0.5)
+        if num_drawn == total or (share and not num_drawn):
             raise ValueError(
-                f"holdout_fraction={share} of {in_all} points a step is {drawn}, which leaves none of "
-                f"{'the selected' if drawn else 'the holdout'} points for {self.name!r}: choose another share, or more "
-                "candidates."
+                f"holdout_fraction={share} of {self.name!r} draws {num_drawn} of the {total} examples per step from "
+                f"the holdout part, so none would be {'selected' if num_drawn else 'drawn'}. Choose another share, or "
+                "more candidates."
             )
-        return in_all - drawn, drawn
+        return total - num_drawn, num_drawn
 
     def make_selector(self, num_groups: int) -> Selector:
-        """A fresh selector."""
+        """A new selector."""
         if self.selector is None:
             raise ValueError(f"method {self.name!r} has no selector.")
         return make_selector(self.selector, num_groups=num_groups, **self.options)
@@ -101,16 +101,16 @@ class Method:
 
 @dataclass(frozen=True)
 class SeedData:
-    """The data of one seed, what its irreducible model predicts, and what models need to know of the inputs.
+    """The data of one seed.
 
     Args:
-        seed: of the draws.
+        seed: of the random draws.
         splits: the parts.
-        joint_labels: labels that the plain irreducible model predicts.
-        preprocess: what every model does to its inputs first; None for nothing.
-        augment: random changes of the inputs trained on; None for none.
-        facts: of the preprocessed inputs: ``num_features``, ``in_channels`` and ``image_size``, or what the data set
-            says of them, such as ``num_tokens``.
+        joint_labels: the labels that the plain reference model predicts.
+        preprocess: applied to the inputs of every model; None for nothing.
+        augment: random changes of the inputs in training; None for none.
+        facts: properties of the preprocessed inputs that models need: ``num_features``, ``in_channels`` and
+            ``image_size``, or properties given by the data set such as ``num_tokens``.
     """
 
     seed: int
@@ -122,9 +122,9 @@ class SeedData:
 
     @classmethod
     def of(cls, datamodule: DataModule, seed: int) -> SeedData:
-        """Make the splits of ``seed``."""
+        """Draw the parts of ``seed``."""
         splits = datamodule.splits(seed=seed)
-        holdout = splits.holdout  # clean, so a group that follows from the target does so without exception
+        holdout = splits.holdout  # clean labels, so any mapping from targets to groups shows without exceptions
         joint_labels = JointLabels.of(
             holdout.target, holdout.group, num_classes=holdout.num_classes, num_groups=holdout.num_groups
         )
@@ -137,27 +137,27 @@ class SeedData:
         return cls(seed, splits, joint_labels, datamodule.preprocess, datamodule.augment, facts | dict(splits.facts))
 
     def make_model(self, node: DictConfig, *, num_outputs: int, seed: int) -> nn.Module:
-        """A new model for these inputs; its initial parameters depend on ``seed`` alone."""
+        """A new model for these inputs. Its initial parameters depend only on ``seed``."""
         return self.preprocessed(make_model(node, num_outputs=num_outputs, seed=seed, facts=self.facts))
 
     def preprocessed(self, model: nn.Module) -> nn.Module:
-        """``model`` with this data set's preprocessing in front of it."""
+        """``model`` preceded by the preprocessing of this data set."""
         return model if self.preprocess is None else Preprocessed(copy.deepcopy(self.preprocess), model)
 
     def training_examples(self, train_on: str) -> ExampleDataset:
-        """The points a method may select from."""
+        """The examples that a method selects from."""
         train, holdout = self.splits.train, self.splits.holdout
         return {"train": train, "holdout": holdout}.get(train_on) or train.concatenated(holdout)
 
 
 def stream_seed(seed: int, stream: str) -> int:
-    """A seed for one of the independent streams of randomness of a run."""
+    """The seed of one of a run's independent random streams."""
     return mixed_seed(seed, _STREAMS.index(stream))
 
 
 @contextmanager
 def scoped_seed(seed: int) -> Iterator[None]:
-    """Draw from ``seed`` inside the block; torch's global random state is afterwards as it was before."""
+    """Seed torch's global random state inside the block, and restore it afterwards."""
     with torch.random.fork_rng():
         torch.random.manual_seed(seed)
         yield
@@ -167,12 +167,12 @@ def methods_of(config: DictConfig) -> list[Method]:
     """The methods to compare, in order.
 
     Raises:
-        ValueError: for a name that is not in ``methods`` (with the nearest ones), or one that comes twice.
+        ValueError: if a name is not in ``methods``, or occurs twice; names the nearest methods.
     """
     names = [config.selection_method] if config.selection_method is not None else list(config.compare)
     names = [METHOD_ALIASES.get(name, name) for name in names]
     if len(set(names)) != len(names) or not names:
-        raise ValueError(f"compare must name at least one method, each once; got {names}.")
+        raise ValueError(f"`compare` must name at least one method, each once; got {names}.")
     methods = []
     for name in names:
         if name not in config.methods:
@@ -181,7 +181,7 @@ def methods_of(config: DictConfig) -> list[Method]:
         if values["train_on"] not in TRAINED_ON:
             raise unknown_name(f"methods.{name}.train_on", values["train_on"], TRAINED_ON)
         check_options(f"method {name!r}", Method, values)
-        # what is said of all methods, where this one says nothing
+        # Options for all methods, which a method may override.
         common = {option: config[option] for option in ("warm_start", "holdout_fraction")} if values["selector"] else {}
         values["options"] = values.get("options") or {}
         methods.append(Method(name=name, **common | values))
@@ -192,7 +192,7 @@ def seeds_of(config: DictConfig) -> list[int]:
     """The seeds to run, in order.
 
     Raises:
-        ValueError: if there is none, or one is negative or comes twice.
+        ValueError: if there is none, or one is negative or occurs twice.
     """
     seeds = [config.seed] if config.seed is not None else list(config.seeds)
     if not seeds or len(set(seeds)) != len(seeds) or any(not isinstance(s, int) or s < 0 for s in seeds):
@@ -236,10 +236,7 @@ def make_scoring(config: DictConfig, selector: Selector, *, num_examples: int | 
 
 
 def build(node: DictConfig, **options: Any) -> Any:
-    """What ``node._target_`` makes; an error within it comes as it was raised.
-
-    Hydra wraps the errors of what it makes, which hides the message that is meant for the user.
-    """
+    """Instantiate ``node``. An error of its ``_target_`` is raised as it is, without Hydra's wrapper."""
     if OmegaConf.is_config(node):
         node = OmegaConf.create(with_current_targets(OmegaConf.to_container(node, resolve=True)))
     try:
@@ -251,15 +248,18 @@ def build(node: DictConfig, **options: Any) -> Any:
 
 
 def make_model(node: DictConfig, *, num_outputs: int, seed: int, facts: Mapping[str, int]) -> nn.Module:
-    """A new model whose initial parameters depend on ``seed`` alone.
+    """A new model. Its initial parameters depend only on ``seed``.
 
-    Options that its configuration leaves at null are taken from ``facts``, where they are among them.
+    Options that are null in ``node`` are taken from ``facts``.
+
+    Raises:
+        TypeError: if ``node`` makes anything but a module.
     """
     known = {name: value for name, value in facts.items() if name in node and node[name] is None}
     with scoped_seed(seed):
         model = build(node, num_classes=num_outputs, **known)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model._target_ must make a torch.nn.Module; {node._target_} made {type(model).__name__}.")
+        raise TypeError(f"model._target_ must make a torch.nn.Module; {node._target_} made a {type(model).__name__}.")
     return model
 
 
@@ -284,12 +284,12 @@ def make_callbacks(config: DictConfig) -> list[pl.Callback]:
 
 
 def make_optimizer(node: DictConfig) -> partial[torch.optim.Optimizer]:
-    """A function from parameters to an optimiser.
+    """A function that makes the optimiser of given parameters.
 
     Raises:
-        TypeError: if the node lacks ``_partial_: true``.
+        TypeError: if ``node`` lacks ``_partial_: true``.
     """
     optimizer = build(node)
     if not isinstance(optimizer, partial):
-        raise TypeError(f"the optimizer configuration of {node._target_} needs `_partial_: true`.")
+        raise TypeError(f"The optimizer {node._target_} needs `_partial_: true` in its configuration.")
     return optimizer

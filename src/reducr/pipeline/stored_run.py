@@ -14,9 +14,10 @@ from reducr.data import DataModule, ExampleLoader
 from reducr.functional import per_example_cross_entropy
 from reducr.lightning import model_state
 from reducr.pipeline.config import load_config
+from reducr.pipeline.data_record import check_same_data, recorded_arrays
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
-from reducr.pipeline.run import check_same_data, make_datamodule, recorded_arrays
+from reducr.pipeline.run import make_datamodule
 from reducr.pipeline.setup import METHOD_ALIASES, SeedData
 from reducr.scoring import scoring_pass
 

@@ -1,4 +1,4 @@
-"""The target stage: one method trained for one seed, its checkpoints tested."""
+"""The target stage: train one method for one seed and test its checkpoints."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def train_method(
 
     Args:
         config: the whole configuration.
-        method: what to train.
-        data: of the seed.
-        stage: gives the irreducible losses, and shows progress.
-        folder: gets ``csv/metrics.csv``, ``checkpoints/`` with one file for each rule, ``selected.npz``,
-            ``test_accuracy.csv``, ``test_predictions.npz`` and ``point_loss.npy``; what an interrupted run has left in
-            it is gone on with.
+        method: the method to train.
+        data: the data of the seed.
+        stage: provides the irreducible losses, and shows progress.
+        folder: receives ``csv/metrics.csv``, ``checkpoints/`` with one file for each rule, ``selected.npz``,
+            ``test_accuracy.csv``, ``test_predictions.npz`` and ``point_loss.npy``. An interrupted training in it is
+            continued.
 
     Returns:
         One row for each checkpoint rule.
@@ -64,22 +64,24 @@ def train_method(
     checkpoints = folder / "checkpoints"
     if is_main_rank():
         if Checkpoints(resume_folder(folder)).newest() is None:
-            shutil.rmtree(folder, ignore_errors=True)  # interrupted before there was anything to go on from
+            shutil.rmtree(folder, ignore_errors=True)  # interrupted before the first checkpoint
         folder.mkdir(parents=True, exist_ok=True)
     barrier()
     if method.selector is None:
         return _test_irreducible_model(method, data, stage, folder)
-    points = data.training_examples(method.train_on)
-    module, irreducible_seconds = _target_module(config, method, data, stage, num_examples=len(points))
+    examples = data.training_examples(method.train_on)
+    module, irreducible_seconds = _target_module(config, method, data, stage, num_examples=len(examples))
     candidates = ExampleLoader(
-        points,
+        examples,
         batch_size=config.num_candidates,
         shuffle=True,
         drop_last=True,
         seed=stream_seed(data.seed, "order"),
         sync=True,
     )
-    recorder = SelectionRecorder(folder / "selected.npz", num_examples=len(points), is_corrupted=points.is_corrupted)
+    recorder = SelectionRecorder(
+        folder / "selected.npz", num_examples=len(examples), is_corrupted=examples.is_corrupted
+    )
     loggers = [_logger(node, method, data.seed, folder) for node in config.logger.values()]
     names = data.splits.group_names or data.splits.class_names
     stage.display.begin(f"seed {data.seed}: {method.name}", config.num_steps, group_names=names)
@@ -102,7 +104,7 @@ def train_method(
         )
     fit_seconds = module.earlier_seconds + time.perf_counter() - started - module.test_seconds
     counts = module.downsampler.report()
-    rows = _tested(
+    rows = _test_checkpoints(
         method,
         data,
         module.model,
@@ -118,20 +120,20 @@ def train_method(
     )
     if config.record.point_losses:
         module.model.load_state_dict(model_state(checkpoints / "last.ckpt"))
-        _write_per_example_losses(module.model, points, folder / "point_loss.npy")
+        _write_losses(module.model, examples, folder / "point_loss.npy")
     return rows
 
 
 def resume_folder(folder: Path) -> Path:
-    """Where in the ``folder`` of a method a training is gone on with from, until its results are written."""
+    """The states that an interrupted training in ``folder`` resumes from; removed once its results are written."""
     return folder / "checkpoints" / "resume"
 
 
 def _logger(node: DictConfig, method: Method, seed: int, folder: Path) -> Any:
-    """A logger of one training; ``{method}`` and ``{seed}`` in its options are filled in."""
+    """A new logger. ``{method}`` and ``{seed}`` in its options are replaced."""
     options: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
-    named = {name: value.format(method=method.name, seed=seed) for name, value in options.items() if "{" in str(value)}
-    return build(node)(save_dir=folder, **named)
+    names = {name: value.format(method=method.name, seed=seed) for name, value in options.items() if "{" in str(value)}
+    return build(node)(save_dir=folder, **names)
 
 
 def _target_module(
@@ -206,18 +208,15 @@ def _holdout_draws(data: SeedData, num_drawn: int) -> ExtraBatches:
 
 
 def _test_irreducible_model(method: Method, data: SeedData, stage: IrreducibleStage, folder: Path) -> list[ResultRow]:
-    """The irreducible model has one checkpoint, chosen by ``irreducible.checkpoint_rule``: all rules test it."""
+    """Test the reference model. It has one checkpoint, chosen by ``irreducible.checkpoint_rule``, for all rules."""
     trained = stage.plain_model()
-    model = trained.model
-    joint = data.joint_labels.num_joint_groups
-    state = model.state_dict()
-    return _tested(
+    return _test_checkpoints(
         method,
         data,
-        model,
-        dict.fromkeys(CHECKPOINT_RULES, state),
+        trained.model,
+        dict.fromkeys(CHECKPOINT_RULES, trained.model.state_dict()),
         folder,
-        num_joint_groups=joint,
+        num_joint_groups=data.joint_labels.num_joint_groups,
         steps=trained.steps,
         irreducible_seconds=trained.seconds,
         selection_seconds=0.0,
@@ -228,7 +227,7 @@ def _test_irreducible_model(method: Method, data: SeedData, stage: IrreducibleSt
     )
 
 
-def _tested(
+def _test_checkpoints(
     method: Method,
     data: SeedData,
     model: nn.Module,
@@ -238,7 +237,7 @@ def _tested(
     num_joint_groups: int | None = None,
     **costs: Any,
 ) -> list[ResultRow]:
-    """Test the state of every checkpoint rule; writes ``test_accuracy.csv`` and ``test_predictions.npz``."""
+    """Test the state of each checkpoint rule; write ``test_accuracy.csv`` and ``test_predictions.npz``."""
     rows, lines = [], []
     predictions: dict[str, Any] = {}
     for rule, state in state_by_rule.items():
@@ -268,14 +267,14 @@ def _tested(
 
 
 @torch.no_grad()
-def _write_per_example_losses(model: nn.Module, points: ExampleDataset, path: Path) -> None:
-    """Write the loss of every training point (N,) float32, in eval mode."""
+def _write_losses(model: nn.Module, examples: ExampleDataset, path: Path) -> None:
+    """Write the loss of every training example in eval mode, (N,) float32."""
     device = next(model.parameters()).device
     losses = []
     with scoring_pass(model, "eval"):
-        for batch in ExampleLoader(points, batch_size=_TEST_BATCH_SIZE, sync=True):
-            own = per_example_cross_entropy(model(batch.input.to(device)).cpu(), batch.target)
-            losses.append(torch.cat(all_gather(own)))
+        for batch in ExampleLoader(examples, batch_size=_TEST_BATCH_SIZE, sync=True):
+            batch_losses = per_example_cross_entropy(model(batch.input.to(device)).cpu(), batch.target)
+            losses.append(torch.cat(all_gather(batch_losses)))
     if is_main_rank():
         with replaced_atomically(path) as temporary, temporary.open("wb") as file:
             np.save(file, torch.cat(losses).numpy().astype(np.float32))
@@ -290,9 +289,18 @@ def evaluate(
     num_groups: int,
     num_joint_groups: int | None = None,
 ) -> dict[str, Tensor]:
-    """Accuracies of ``model`` in eval mode (see ``metrics.ClassificationReport``), on the model's device.
+    """Test ``model`` in eval mode on its own device.
 
-    ``prediction`` (N,) int64 is the class predicted for every point, in order, of all ranks.
+    Args:
+        model: predicts (B, C) logits, or (B, C * ``num_joint_groups``) for a joint model.
+        batches: the test examples in order; on several ranks, each rank's share.
+        num_classes: C.
+        num_groups: G.
+        num_joint_groups: groups per class in the labels of a joint reference model; None for any other model.
+
+    Returns:
+        The values of ``metrics.ClassificationReport``, and ``prediction`` (N,) int64, the predicted class of every
+        example of all ranks.
     """
     report = ClassificationReport(num_classes=num_classes, num_groups=num_groups)
     device = next(model.parameters()).device
