@@ -349,7 +349,7 @@ MUTANTS = [
         "downsampler.py",
         "self.selector.update(self.selector.merged(self._waiting))",
         "self.selector.update(self._waiting[-1])",
-        CORE,
+        f"{CORE} tests/equivalence/test_selective_loader.py",
     ),
     Mutant(
         "micro_batches_are_forgotten_in_the_state",
@@ -361,8 +361,8 @@ MUTANTS = [
     Mutant(
         "dummies_count_as_selected",
         "downsampler.py",
-        "            0, selection.positions[:0] if selection.is_dummy else selection.positions\n",
-        "            0, selection.positions\n",
+        "groups[:0] if selection.is_dummy else groups",
+        "groups",
         f"{CORE} tests/distributed/test_program.py",
     ),
     Mutant(

@@ -25,10 +25,14 @@ ROOT = Path(__file__).parents[2]
 STATUS = {0: "SURVIVED", 1: "killed"}
 
 
+class StaleMutantError(ValueError):
+    """The code has changed, and a mutant no longer fits it."""
+
+
 def mutated(text: str, mutant: Mutant) -> str:
     """The text of the mutant's file with its change."""
     if text.count(mutant.old) != 1:
-        raise ValueError(
+        raise StaleMutantError(
             f"mutant {mutant.name!r}: its old text must occur once in src/reducr/{mutant.file}; it occurs "
             f"{text.count(mutant.old)} times. Bring tests/mutants/faults.py up to date."
         )
@@ -64,7 +68,10 @@ def main(words: list[str] | None = None) -> int:
     statuses = []
     for name in arguments.names or by_name:
         started = time.perf_counter()
-        status, output = outcome(by_name[name], tests=arguments.tests or shlex.split(by_name[name].tests))
+        try:
+            status, output = outcome(by_name[name], tests=arguments.tests or shlex.split(by_name[name].tests))
+        except StaleMutantError as error:
+            status, output = "ERROR", str(error)
         statuses.append(status)
         print(f"{status:9} {time.perf_counter() - started:6.0f} s  {name:45} {failure_of(output)[:120]}", flush=True)  # noqa: T201
         if status == "ERROR":

@@ -13,10 +13,7 @@ BLOCK_BYTES = 2**26
 FAULTS = f"""
 import resource, sys
 import torch
-from reducr.cli import main
 
-num_first_blocks = int(sys.argv[1])
-main(["run", "--cfg", "job"])  # like every training command
 torch.set_num_threads(1)
 for _ in range(num_first_blocks):
     torch.ones({BLOCK_BYTES}, dtype=torch.uint8)
@@ -24,6 +21,21 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     torch.ones({BLOCK_BYTES}, dtype=torch.uint8)
 print("\\n", (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 5)
+"""
+# a small allocation at its edge can make a block too small for the next one, hence the first 30
+OF_A_COMMAND = f"""
+from reducr.cli import main
+
+main(["run", "--cfg", "job"])  # like every training command
+num_first_blocks = 30
+{FAULTS}
+"""
+OF_THE_FUNCTION = f"""
+from reducr._internal.memory import keep_freed_memory
+
+keep_freed_memory()
+num_first_blocks = 0
+{FAULTS}
 """
 
 
@@ -37,14 +49,16 @@ def pages_mapped_anew(output):
     return float(output.splitlines()[-1])
 
 
-def test_freed_memory_is_kept_for_the_next_block():
-    # a small allocation at its edge can make a block too small for the next one, hence the first 30
-    assert pages_mapped_anew(forked.run(["-c", FAULTS, 30], env=environment(), check=True).stdout) < 100
+def test_a_command_keeps_freed_memory_for_the_next_block():
+    assert pages_mapped_anew(forked.run(["-c", OF_A_COMMAND], env=environment(), check=True).stdout) < 100
 
 
 def test_allocator_settings_of_the_user_are_kept():
+    """The allocator reads its environment when an interpreter starts."""
     pages = BLOCK_BYTES / os.sysconf("SC_PAGESIZE")
-    # the allocator reads its environment when an interpreter starts
-    told = environment(MALLOC_MMAP_THRESHOLD_="1000000")
-    done = subprocess.run([sys.executable, "-c", FAULTS, "0"], env=told, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", OF_THE_FUNCTION]
+    settings = environment(MALLOC_MMAP_THRESHOLD_="1000000")
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=True)
     assert pages_mapped_anew(done.stdout) > 0.9 * pages
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert pages_mapped_anew(done.stdout) < 0.5 * pages
