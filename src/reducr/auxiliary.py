@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,24 +13,29 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reducr._internal.distributed import all_reduce_sum, num_ranks
-from reducr.batch import Batch, model_output
+from reducr._internal.endless import EndlessBatches
+from reducr.batch import Batch, PerExampleLoss, model_output
 from reducr.batch.nested import concatenate, send_to_device
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 
 
-def selected_loss(model: nn.Module, batch: Batch, example_weights: Tensor | None = None) -> Tensor:
-    """Return the mean cross-entropy () of ``model`` on a batch; target models and proxies minimise it.
+def selected_loss(
+    model: nn.Module, batch: Batch, example_weights: Tensor | None = None, *, loss: PerExampleLoss | None = None
+) -> Tensor:
+    """Return the mean loss () of ``model`` on a batch; target models and proxies minimise it.
 
     Args:
         model: returns logits (b, C).
         batch: the selected examples.
         example_weights: (b,) factor of each example's loss; None for 1.
+        loss: of (output, target), one value per example; None for the cross-entropy.
     """
     output = model_output(model, batch.input)
-    if example_weights is None:
+    if loss is None and example_weights is None:
         return F.cross_entropy(output, batch.target)
-    return (F.cross_entropy(output, batch.target, reduction="none") * example_weights).mean()
+    losses = F.cross_entropy(output, batch.target, reduction="none") if loss is None else loss(output, batch.target)
+    return (losses if example_weights is None else losses * example_weights).mean()
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,17 @@ class AuxiliaryModel:
         self.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the model and of its optimizer."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Return the state of the model and of its optimizer, and the gradients accumulated since its last step."""
+        gradients = [parameter.grad for parameter in self.model.parameters()]
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "gradients": gradients}
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, gradient in zip(self.model.parameters(), state["gradients"], strict=True):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Auxiliary:
             appended to the selected examples of every batch; at their end they are iterated again. In one process only.
 
     Raises:
+        TypeError: for models of another kind.
         ValueError: for more than one proxy.
     """
 
@@ -92,8 +102,13 @@ class Auxiliary:
     extra_batches: Iterable[Any] | ExtraBatches | None = None
 
     def __post_init__(self) -> None:
-        if sum(model.is_proxy for model in self.models) > 1:
-            raise ValueError("Only one auxiliary model can score the candidates; got two with is_proxy=True.")
+        if isinstance(self.models, AuxiliaryModel) or not all(isinstance(m, AuxiliaryModel) for m in self.models):
+            raise TypeError("`models` must be a sequence of AuxiliaryModel. Pass `models=[AuxiliaryModel(...)]`.")
+        num_proxies = sum(model.is_proxy for model in self.models)
+        if num_proxies > 1:
+            raise ValueError(
+                f"Only one auxiliary model can score the candidates; got {num_proxies} with is_proxy=True."
+            )
 
     def scorer(self, model: nn.Module) -> nn.Module:
         """Return what scores the candidates: the proxy, if there is one, or the target ``model``."""
@@ -123,43 +138,42 @@ class Auxiliary:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
-        for auxiliary, auxiliary_state in zip(self.models, state.get("auxiliary_models", ()), strict=True):
+        states = state.get("auxiliary_models", ())
+        if len(states) != len(self.models):
+            raise ValueError(
+                f"The state is of {len(states)} auxiliary models, and this training has {len(self.models)}."
+            )
+        for auxiliary, auxiliary_state in zip(self.models, states, strict=True):
             auxiliary.load_state_dict(auxiliary_state)
 
     def new_extra_batches(self) -> ExtraBatches | None:
-        """Return the extra batches from the first one on."""
-        if self.extra_batches is None or isinstance(self.extra_batches, ExtraBatches):
-            return self.extra_batches
-        return ExtraBatches(self.extra_batches)
+        """Return the extra batches, from the first one on, for one training."""
+        if isinstance(self.extra_batches, ExtraBatches):
+            return ExtraBatches(self.extra_batches.stream.batches, transform=self.extra_batches.transform)
+        return None if self.extra_batches is None else ExtraBatches(self.extra_batches)
 
 
 class ExtraBatches:
     """Batches of further examples, one of which is appended to the selected examples of every step.
 
-    The batches draw from torch's global generator where their loader does; give a DataLoader a ``generator`` of its
-    own.
-
     Args:
-        batches: iterated again at their end.
+        batches: iterated again at their end. A resume is exact for lists, and for loaders that read in a fixed order or
+            draw it from a generator of their own.
         transform: a function from batch to batch, such as random changes of the inputs, applied on the device.
+
+    Raises:
+        ValueError: for batches that can be iterated once only; when one is appended, if there is none, or if it has
+            another structure than the candidates.
     """
 
     def __init__(self, batches: Iterable[Any], *, transform: Callable[[Any], Any] | None = None) -> None:
-        self.batches = batches
+        self.stream = EndlessBatches(batches, name="Extra batches")
         self.transform = transform
-        self._stream: Iterator[Any] | None = None
-
-    def seek(self, num_batches: int) -> None:
-        """Continue after ``num_batches`` batches."""
-        endless = itertools.chain.from_iterable(itertools.repeat(self.batches))
-        self._stream = itertools.islice(endless, num_batches, None)
 
     def append_to(self, selected: Any, *, num_examples: int, device: torch.device) -> Any:
         """Return the ``num_examples`` selected examples followed by the next batch, on ``device``."""
-        if self._stream is None:
-            self.seek(0)
-        extra = send_to_device(next(self._stream), device)  # type: ignore[arg-type]  # seek has made it
-        if isinstance(selected, Batch):
+        extra = send_to_device(next(self.stream), device)
+        if isinstance(selected, Batch) and isinstance(extra, list | tuple) and len(extra) == len(selected):
             extra = Batch(*extra)
         return concatenate(
             selected, extra if self.transform is None else self.transform(extra), num_examples=num_examples

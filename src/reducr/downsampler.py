@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from reducr.scoring import (
     Scoring,
     ScoringForward,
     check_candidates,
+    check_options,
     check_parts,
     device_of,
     holdout_of,
@@ -80,6 +82,7 @@ class Downsampler:
         num_selected_of(fraction, 1)
         check_mode_name(distributed)
         check_parts(selector, irreducible)
+        check_options({"spec": (spec, BatchSpec), "scoring": (scoring, Scoring), "auxiliary": (auxiliary, Auxiliary)})
         self.scoring = Scoring() if scoring is None else scoring
         self.scoring.check_fit(selector, fraction=fraction, distributed=distributed)
         self.auxiliary = Auxiliary() if auxiliary is None else auxiliary
@@ -109,11 +112,12 @@ class Downsampler:
         self._num_selected = partial(num_selected_of, fraction)
         self._extra_batches = self.auxiliary.new_extra_batches()
         self._forward: ScoringForward | None = None
-        self._device: torch.device | None = None
         self._read = BatchReader(spec)
         self._waiting: list[Selection] = []
-        self._selected: Any = None
-        self._returned: Any = None
+        self.selected: Batch | None = None
+        """The parts of the selected examples of the last batch, without extra ones."""
+        self.returned: Batch | None = None
+        """The parts of what ``select`` returned last, extra examples included."""
         self._is_learned = True
         self._has_read_weights = True
         self._step_counts = torch.zeros_like(self._group_counts)
@@ -129,14 +133,14 @@ class Downsampler:
                 number of processes.
         """
         check_mode(self.distributed)
-        self._device = device = device_of(model)
+        device = device_of(model)
         for module in self.stateful_modules().values():
             module.to(device)
         self.auxiliary.prepare(device)
         self._group_counts, self._step_counts = self._group_counts.to(device), self._step_counts.to(device)
         self._waiting = [send_to_device(selection, device) for selection in self._waiting]
-        if self._extra_batches is not None:
-            self._extra_batches.seek(self.counts["num_batches"])
+        if self._extra_batches is not None and self._extra_batches.stream.position != self.counts["num_batches"]:
+            self._extra_batches.stream.seek(self.counts["num_batches"])
         if self.holdout.is_missing:
             raise ValueError(
                 f"{self.selector.name!r} needs the holdout loss before its first selection. Pass `holdout=`, batches "
@@ -158,17 +162,24 @@ class Downsampler:
             model: the target model. A proxy among the auxiliary models scores in its place.
         """
         started = time.perf_counter()
+        if self._waiting:
+            self._check_weights_read()
         self._teach_auxiliary()
         scorer = without_wrappers(self.auxiliary.scorer(model))
-        batch, candidates = self._on_device(batch, device_of(model) if self._device is None else self._device)
+        batch, candidates = self._on_device(batch, device_of(model))
         self.selection = selection = self._choose(candidates, scorer)
-        selected = index_batch(batch, selection.positions, num_examples=candidates.target.shape[0])
-        self._selected = zero_inputs(selected) if selection.has_nonfinite_loss else selected
-        self._count(selection, self._read(self._selected).group)
-        self._returned = self._with_extra(self._selected, candidates.target.device)
+        returned = index_batch(batch, selection.positions, num_examples=candidates.target.shape[0])
+        if selection.has_nonfinite_loss:
+            returned = zero_inputs(returned)
+        self.selected = self.returned = self._read(returned)
+        self._count(selection, self.selected.group)
+        if self._extra_batches is not None:
+            num_examples, device = len(self.selected.target), candidates.target.device
+            returned = self._extra_batches.append_to(returned, num_examples=num_examples, device=device)
+            self.returned = self._read(returned)
         self._is_learned, self._has_read_weights = False, not self.selector.weights_examples
         self.seconds["selection_seconds"] += time.perf_counter() - started
-        return self._returned
+        return returned
 
     def step(self, model: nn.Module, *, is_last: bool = False) -> None:
         """Call after a gradient step: update the selector, and refresh the holdout loss when it is due.
@@ -182,11 +193,7 @@ class Downsampler:
         """
         has_stepped = bool(self._waiting)
         if has_stepped:
-            if not self._has_read_weights:
-                raise RuntimeError(
-                    f"{self.selector.name!r} weights the loss of each example, and this loop did not read "
-                    "`example_weights`. Multiply the losses with them before the mean."
-                )
+            self._check_weights_read()
             self._teach_auxiliary()
             self.auxiliary.step(num_batches=len(self._waiting))
             self.selector.update(self.selector.merged(self._waiting))
@@ -198,20 +205,12 @@ class Downsampler:
 
     def discard(self) -> None:
         """Forget the last selection, which was not trained on after all: it does not update the selector."""
+        if not self._waiting:
+            raise RuntimeError("There is no selection to discard: every one has been stepped with.")
         self._waiting.pop()
-        self._is_learned = True
+        self._is_learned = self._has_read_weights = True
 
     # ---- what a loop reads
-
-    @property
-    def selected(self) -> Batch | None:
-        """The parts of the selected examples of the last batch, without extra ones; None before the first."""
-        return None if self._selected is None else self._read(self._selected)
-
-    @property
-    def returned(self) -> Batch | None:
-        """The parts of what ``select`` returned last, extra examples included; None before the first batch."""
-        return None if self._returned is None else self._read(self._returned)
 
     @property
     def loss_weight(self) -> float:
@@ -317,17 +316,17 @@ class Downsampler:
         self._group_counts += counts
         self._step_counts = counts if len(self._waiting) == 1 else self._step_counts + counts
 
-    def _with_extra(self, selected: Any, device: torch.device) -> Any:
-        """The selected examples, followed by the next extra batch if there are any."""
-        if self._extra_batches is None:
-            return selected
-        num_selected = self._read(selected).target.shape[0]
-        return self._extra_batches.append_to(selected, num_examples=num_selected, device=device)
+    def _check_weights_read(self) -> None:
+        if not self._has_read_weights:
+            raise RuntimeError(
+                f"{self.selector.name!r} weights the loss of each example, and this loop did not read "
+                "`example_weights`. Multiply the losses with them before the mean."
+            )
 
     def _teach_auxiliary(self) -> None:
         """Add the gradients of the auxiliary models for the examples that ``select`` returned last, once."""
-        if self.auxiliary.models and not self._is_learned:
-            self.auxiliary.backward(self._read(self._returned), loss_weight=self.loss_weight)
+        if self.auxiliary.models and not self._is_learned and self.returned is not None:
+            self.auxiliary.backward(self.returned, loss_weight=self.loss_weight)
         self._is_learned = True
 
     def _forward_of(self, scorer: nn.Module) -> ScoringForward:
@@ -350,6 +349,8 @@ class Downsampler:
 
     def progress(self) -> dict[str, Any]:
         """Return the state beside that of ``stateful_modules``: counters, random numbers, auxiliary models."""
+        if self._waiting:
+            self._teach_auxiliary()  # the gradients are part of the state
         return self.auxiliary.state_dict() | {
             "generator": self.generator.get_state(),
             "waiting": [asdict(selection) for selection in self._waiting],
@@ -365,12 +366,17 @@ class Downsampler:
         self._waiting = [Selection(**selection) for selection in state["waiting"]]
         self.counts, self.seconds = dict(state["counts"]), dict(state["seconds"])
         device = self._group_counts.device
-        self._group_counts, self._step_counts = (state[name].to(device) for name in ("group_counts", "step_counts"))
+        counts = (state[name].to(device, copy=True) for name in ("group_counts", "step_counts"))
+        self._group_counts, self._step_counts = counts
+        self._logged = ([], self._step_counts)
+        self.selection = self.selected = self.returned = None
+        self._is_learned = self._has_read_weights = True
         self.auxiliary.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that later selections depend on, and the report so far."""
-        return {name: module.state_dict() for name, module in self.stateful_modules().items()} | self.progress()
+        modules = {name: copy.deepcopy(module.state_dict()) for name, module in self.stateful_modules().items()}
+        return modules | self.progress()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned.

@@ -10,7 +10,7 @@ from torch import nn
 
 import reducr
 from reducr.auxiliary import Auxiliary, AuxiliaryModel, ExtraBatches, selected_loss
-from reducr.batch import Batch
+from reducr.batch import Batch, BatchSpec
 from reducr.batch.nested import concatenate
 from reducr.downsampler import Downsampler
 
@@ -94,7 +94,7 @@ def test_a_selection_that_was_not_trained_on_teaches_nothing(selected):
 
 def test_two_proxies_are_refused():
     first, second = models(2)
-    with pytest.raises(ValueError, match=r"Only one auxiliary model can score the candidates; got two"):
+    with pytest.raises(ValueError, match=r"Only one auxiliary model can score the candidates; got 2"):
         Auxiliary([AuxiliaryModel(model, adamw(model), is_proxy=True) for model in (first, second)])
 
 
@@ -121,7 +121,7 @@ def test_the_state_of_the_models_and_their_optimizers_goes_on(selected):
 def test_extra_batches_follow_one_after_another_and_start_again(selected):
     batches = [selected.take(torch.tensor(positions)) for positions in ([0, 1], [2, 3], [4])]
     extra = ExtraBatches(batches, transform=lambda batch: batch._replace(input=-batch.input))
-    extra.seek(2)
+    extra.stream.seek(2)
     joined = [extra.append_to(selected, num_examples=8, device=CPU) for _ in range(3)]
     assert [one.index[8:].tolist() for one in joined] == [[4], [0, 1], [2, 3]]
     for one in joined:
@@ -212,3 +212,187 @@ def test_weights_scale_the_losses(selected):
     losses = nn.functional.cross_entropy(model(selected.input), selected.target, reduction="none")
     torch.testing.assert_close(selected_loss(model, selected, weights), (losses * weights).sum() / 8)
     torch.testing.assert_close(selected_loss(model, selected, torch.ones(8)), selected_loss(model, selected))
+
+
+# what is refused, and what is kept
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ([], "Extra batches hold no batch"),
+        (iter([1]), "a list_iterator can be iterated only once"),
+        (
+            [{"x": np.ones((2, 4), np.float32), "label": torch.zeros(2).long()}],
+            r"batch\['x'\] is a Tensor of torch.float32",
+        ),
+        (
+            [{"x": torch.ones(2, 4).double(), "label": torch.zeros(2).long()}],
+            "Tensor of torch.float64 in an extra batch",
+        ),
+        (
+            [{"x": torch.ones(2, 4), "label": [0, 1]}],
+            r"batch\['label'\] is a Tensor of torch.int64 there and a list in",
+        ),
+        (
+            [{"x": torch.ones(2, 5), "label": torch.zeros(2).long()}],
+            r"is a Tensor \(2, 4\) there and a Tensor \(2, 5\)",
+        ),
+        (
+            [{"x": torch.ones(2, 4), "label": torch.zeros(3).long()}],
+            r"has 2 rows in batch\['x'\] and 3 in batch\['label'\]",
+        ),
+        ([(torch.ones(2, 4), torch.zeros(2).long())], "batch is a dict there and a tuple in an extra batch"),
+    ],
+)
+def test_extra_batches_that_do_not_fit_are_refused(extra, message):
+    spec = BatchSpec(input="x", target="label")
+    with pytest.raises(ValueError, match=message):
+        next(
+            iter(
+                reducr.SelectiveLoader(
+                    [{"x": torch.randn(8, 4), "label": torch.arange(8) % 3}],
+                    nn.Linear(4, 3),
+                    reducr.make_selector("train_loss", num_groups=3),
+                    fraction=0.25,
+                    spec=spec,
+                    auxiliary=Auxiliary(extra_batches=extra),
+                )
+            )
+        )
+
+
+def test_lists_and_tuples_stand_for_each_other():
+    """A DataLoader yields lists of what a list of batches has as tuples."""
+    batch = (torch.randn(8, 4), torch.arange(8) % 3)
+    auxiliary = Auxiliary(extra_batches=[[torch.zeros(2, 4), torch.tensor([0, 1])]])
+    selector = reducr.make_selector("train_loss", num_groups=3)
+    loader = reducr.SelectiveLoader([batch], nn.Linear(4, 3), selector, fraction=0.25, auxiliary=auxiliary)
+    assert [tuple(one.shape) for one in next(iter(loader))] == [(4, 4), (4,)]
+
+
+def test_every_extra_batch_is_used_whatever_the_epochs(selected):
+    """A loader of an epoch goes on where the one before stopped, and reads no batch twice to get there."""
+    reads = []
+
+    class Counted(list):
+        def __iter__(self):
+            for one in super().__iter__():
+                reads.append(1)
+                yield one
+
+    extra = Counted([selected.take(torch.tensor([number])) for number in range(5)])
+    selector = reducr.make_selector("train_loss", num_groups=3)
+    loader = reducr.SelectiveLoader(
+        [selected] * 3, nn.Linear(4, 3), selector, fraction=0.2, auxiliary=Auxiliary(extra_batches=extra)
+    )
+    appended = [int(batch.index[-1]) for _ in range(4) for batch in loader]
+    assert appended == [number % 5 for number in range(12)]
+    assert len(reads) == 12
+    copied = copy.deepcopy(loader.downsampler)
+    assert int(copied.select(selected, nn.Linear(4, 3)).index[-1]) == 12 % 5
+
+
+def test_a_state_is_a_copy_and_loading_starts_afresh(selected):
+    def loader():
+        model, slow = models(2)
+        auxiliary = Auxiliary([AuxiliaryModel(slow, adamw(slow))])
+        selector = reducr.make_selector("reducr", num_groups=3, use_irreducible=False, step_size=0.1)
+        return slow, reducr.SelectiveLoader(
+            [selected] * 3, model, selector, fraction=0.25, holdout=[selected], auxiliary=auxiliary
+        )
+
+    slow, used = loader()
+    state = used.state_dict()
+    kept = copy.deepcopy(state)
+    for _ in range(2):
+        next(iter(used))
+        used.load_state_dict(state)
+        assert str(state) == str(kept)
+        assert len(list(used)) == 3
+        assert sum(used.report().group_counts) == used.report().num_selected == 6
+        used.load_state_dict(state)
+    fresh, other = loader()
+    assert len(list(used)) == len(list(other)) == 3
+    assert_equal(slow, fresh)
+
+
+def test_gradients_of_auxiliary_models_are_part_of_the_state(selected):
+    """In the middle of an accumulation."""
+
+    def parts():
+        model, slow = models(2)
+        auxiliary = Auxiliary([AuxiliaryModel(slow, torch.optim.SGD(slow.parameters(), lr=0.1))])
+        return model, slow, Downsampler(reducr.make_selector("train_loss", num_groups=3), auxiliary=auxiliary)
+
+    (model, slow, whole), (_, again, rest) = parts(), parts()
+    for number in range(4):
+        whole.select(selected._replace(input=selected.input * number), model)
+        if number == 2:
+            rest.load_state_dict(copy.deepcopy(whole.state_dict()))
+        elif number == 3:
+            rest.select(selected._replace(input=selected.input * number), model)
+    whole.step(model)
+    rest.step(model)
+    assert_equal(slow, again)
+    assert whole.metrics().keys() == rest.metrics().keys()
+    assert rest.metrics()["select/group_count/0"] == whole.metrics()["select/group_count/0"]
+
+
+def test_a_loop_may_change_the_batch_that_it_got(selected):
+    model, slow = models(2)
+    auxiliary = Auxiliary([AuxiliaryModel(slow, adamw(slow))])
+    batches = [{"input": selected.input, "label": selected.target}] * 2
+    loader = reducr.SelectiveLoader(
+        batches, model, reducr.make_selector("group_dro", num_groups=3), auxiliary=auxiliary, weights_examples=True
+    )
+    for batch in loader:
+        batch.pop("label")
+        assert loader.example_weights.shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scoring": {"mode": "eval"}}, "`scoring` must be a reducr.Scoring; got dict."),
+        ({"auxiliary": []}, "`auxiliary` must be a reducr.Auxiliary; got list."),
+        ({"spec": {"target": 1}}, "`spec` must be a reducr.BatchSpec; got dict."),
+    ],
+)
+def test_options_of_another_kind_are_refused(options, message):
+    with pytest.raises(TypeError, match=message):
+        Downsampler(reducr.make_selector("uniform", num_groups=3), **options)
+
+
+def test_models_of_another_kind_and_number_are_refused(selected):
+    (model,) = models(1)
+    one = AuxiliaryModel(model, adamw(model))
+    with pytest.raises(TypeError, match="`models` must be a sequence of AuxiliaryModel"):
+        Auxiliary(one)
+    selector = reducr.make_selector("uniform", num_groups=3)
+    state = Downsampler(selector, auxiliary=Auxiliary([one])).state_dict()
+    with pytest.raises(ValueError, match="The state is of 1 auxiliary models, and this training has 2"):
+        Downsampler(selector, auxiliary=Auxiliary([one, one])).load_state_dict(state)
+
+
+def test_nothing_to_discard_is_said(selected):
+    with pytest.raises(RuntimeError, match="There is no selection to discard"):
+        Downsampler(reducr.make_selector("uniform", num_groups=3)).discard()
+
+
+def test_the_plain_loop_minimises_the_loss_that_it_scores_by_and_needs_steps_and_batches(selected):
+    (model,) = models(1)
+    before = copy.deepcopy(model)
+
+    def loss(output, target):
+        return 3 * nn.functional.cross_entropy(output, target, reduction="none")
+
+    downsampler = Downsampler(reducr.make_selector("uniform", num_groups=3), fraction=1.0, loss=loss)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reducr.train(model, [selected], downsampler, optimizer, num_steps=1)
+    (gradient,) = torch.autograd.grad(selected_loss(before, selected), before.weight)
+    torch.testing.assert_close(model.weight, before.weight - 0.3 * gradient)
+    with pytest.raises(ValueError, match="num_steps must be a whole number of at least 1; got 0"):
+        reducr.train(model, [selected], downsampler, optimizer, num_steps=0)
+    with pytest.raises(ValueError, match="`candidates` hold no batch"):
+        reducr.train(model, [], downsampler, optimizer, num_steps=1)

@@ -63,46 +63,82 @@ def zero_inputs(batch: Any) -> Any:
     return batch
 
 
-def concatenate(first: Any, second: Any, *, num_examples: int, place: str = "batch") -> Any:
+def concatenate(first: Any, second: Any, *, num_examples: int) -> Any:
     """Return the examples of ``first`` followed by those of ``second``, a batch of the same structure.
 
     Args:
         first: a batch of ``num_examples`` examples; entries that belong to it as a whole are kept.
-        second: a batch of any number of examples.
+        second: a batch of any number of examples. Lists and tuples may stand for each other.
         num_examples: of ``first``.
-        place: of these entries in the batch, for messages.
 
     Raises:
-        ValueError: if the structures differ; names the place.
+        ValueError: if structures or dtypes differ, or entries of ``second`` differ in length; names the place.
 
     Example:
         >>> concatenate({"x": torch.zeros(1), "id": ["a"]}, {"x": torch.ones(1), "id": ["b"]}, num_examples=1)
         {'x': tensor([0., 1.]), 'id': ['a', 'b']}
     """
-    if _has_axes(first) and type(first) is type(second):
-        return torch.cat([first, second]) if isinstance(first, Tensor) else np.concatenate([first, second])
-    if isinstance(first, _CONSTANTS) or not (isinstance(first, _SEQUENCES) or _is_tree(first)):
-        return first
-    if not isinstance(second, type(first)):
-        raise ValueError(  # noqa: TRY004  (a fault of the data)
-            f"Extra batches need the structure of the candidates: {place} is a {type(first).__name__} there and a "
-            f"{type(second).__name__} in an extra batch."
-        )
-    if (
-        isinstance(first, _SEQUENCES)
-        and place != "batch"
-        and not _Indexing(slice(None), num_examples).is_container(first)
-    ):
-        return type(first)([*first, *second])
-    others = _entries(second)
+    return _Concatenation(num_examples)(first, second, "batch")
 
-    def join(entry: Any, at: str, key: Any) -> Any:
+
+class _Concatenation:
+    """Walks two batches of the same structure and joins everything that has one row per example."""
+
+    def __init__(self, num_examples: int) -> None:
+        self.num_examples = num_examples
+        self.lengths: dict[str, int] = {}
+
+    def __call__(self, first: Any, second: Any, place: str) -> Any:
+        if isinstance(first, _CONSTANTS) or (isinstance(first, Tensor | np.ndarray) and not first.ndim):
+            return first
+        if isinstance(first, Tensor | np.ndarray):
+            return self.join_rows(first, second, place)
+        if isinstance(first, _SEQUENCES) != isinstance(second, _SEQUENCES) or _is_tree(first) != _is_tree(second):
+            raise self.mismatch(place, type(first).__name__, type(second).__name__)
+        if isinstance(first, _SEQUENCES) and place != "batch" and not self.is_container(first):
+            self.check_length(second, place)
+            return type(first)([*first, *second])
+        entries, others = _entries(first), _entries(second)
+        if isinstance(first, _SEQUENCES) and len(first) != len(second):
+            raise self.mismatch(
+                place, f"{type(first).__name__} of {len(first)}", f"{type(second).__name__} of {len(second)}"
+            )
+        keys = iter(entries)
+        return _rebuilt(first, lambda entry, at: self.join_entry(entry, others, next(keys), f"{place}{at}"))
+
+    def join_entry(self, entry: Any, others: Mapping[Any, Any], key: Any, place: str) -> Any:
         if key not in others:
-            raise ValueError(f"Extra batches need the structure of the candidates: {place}{at} is missing in one.")
-        return concatenate(entry, others[key], num_examples=num_examples, place=f"{place}{at}")
+            raise ValueError(f"Extra batches need the structure of the candidates: {place} is missing in one.")
+        return self(entry, others[key], place)
 
-    keys = iter(_entries(first))
-    return _rebuilt(first, lambda entry, at: join(entry, at, next(keys)))
+    def join_rows(self, first: Any, second: Any, place: str) -> Any:
+        kinds = [
+            f"{type(value).__name__} of {value.dtype}" if _has_axes(value) else type(value).__name__
+            for value in (first, second)
+        ]
+        if kinds[0] != kinds[1]:
+            raise self.mismatch(place, *kinds)
+        if first.shape[1:] != second.shape[1:]:
+            raise self.mismatch(place, *(f"{type(value).__name__} {tuple(value.shape)}" for value in (first, second)))
+        self.check_length(second, place)
+        return torch.cat([first, second]) if isinstance(first, Tensor) else np.concatenate([first, second])
+
+    def is_container(self, entries: Any) -> bool:
+        return _Indexing(slice(None), self.num_examples).is_container(entries)
+
+    def check_length(self, value: Any, place: str) -> None:
+        self.lengths[place] = len(value)
+        if len(set(self.lengths.values())) > 1:
+            (other, length), *_ = self.lengths.items()
+            raise ValueError(
+                f"An extra batch has {length} rows in {other} and {len(value)} in {place}. They must agree."
+            )
+
+    def mismatch(self, place: str, expected: str, actual: str) -> ValueError:
+        return ValueError(
+            f"Extra batches need the structure of the candidates: {place} is a {expected} there and a {actual} in an "
+            "extra batch."
+        )
 
 
 class _Indexing:
@@ -201,6 +237,8 @@ def _rebuilt(tree: Any, change: Callable[[Any, str], Any]) -> Any:
         return type(tree)([change(entry, f"[{number}]") for number, entry in enumerate(tree)])
     if isinstance(tree, Mapping):
         entries = {key: change(entry, f"[{key!r}]") for key, entry in tree.items()}
+        if not isinstance(tree, dict) and not hasattr(tree, "__copy__"):
+            return entries  # a copy could share its entries with the original
         try:
             rebuilt: Any = copy.copy(tree)
             for key, entry in entries.items():

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reducr._internal.distributed import num_ranks, rank
 from reducr._internal.names import check_options
 from reducr._internal.rng import random_state, set_random_state
+from reducr.auxiliary import Auxiliary, ExtraBatches
 from reducr.batch.report import SelectionReport
 from reducr.downsampler import Downsampler
 from reducr.lightning.resumed_loader import ResumedLoader
@@ -56,9 +57,9 @@ class SelectiveTraining(pl.Callback):
         refresh_steps: optimizer steps between two passes over ``holdout``; None for the end of every epoch.
         weights_examples: promise that the module multiplies the loss of each example with this callback's
             ``example_weights``. Rules that weight examples are refused without it.
-        options: ``loss``, ``spec``, ``scoring``, ``auxiliary``, ``distributed`` and ``seed``: see ``Downsampler``. On
-            several ranks the loss that ``training_step`` returns is multiplied with the ``loss_weight`` of the selected
-            examples.
+        options: ``loss``, ``spec``, ``scoring``, ``auxiliary`` (its extra batches go through the hooks as in
+            validation), ``distributed`` and ``seed``: see ``Downsampler``. On several ranks the loss that
+            ``training_step`` returns is multiplied with the ``loss_weight`` of the selected examples.
 
     Raises:
         ValueError: for an option out of range; at the start of ``fit`` for manual optimization, a strategy that shards
@@ -91,6 +92,11 @@ class SelectiveTraining(pl.Callback):
         holdout = holdout_of(holdout, refresh_steps)
         if holdout is not None:
             holdout = replace(holdout, batches=_HookedBatches(holdout.batches, self))
+        auxiliary: Auxiliary | None = options.get("auxiliary")
+        extra = None if auxiliary is None else auxiliary.new_extra_batches()
+        if auxiliary is not None and extra is not None:
+            extra = ExtraBatches(_HookedBatches(extra.stream.batches, self), transform=extra.transform)
+            options["auxiliary"] = replace(auxiliary, extra_batches=extra)
         self.downsampler = Downsampler(selector, irreducible, fraction=fraction, holdout=holdout, **options)
         check_example_weights(selector, weights_examples)
         self.random_state: dict[str, Any] | None = None
@@ -315,7 +321,7 @@ class SelectiveTraining(pl.Callback):
 
 
 class _HookedBatches:
-    """Batches of the holdout set after the hooks for validation batches."""
+    """Holdout batches and extra batches after the hooks for validation batches."""
 
     def __init__(self, batches: Iterable[Any], callback: SelectiveTraining) -> None:
         self.batches = batches

@@ -1,7 +1,7 @@
 """The scoring pass: its options, precision, chunks and budget, and the holdout loss."""
 
 from reducr.scoring.budget import ScoringBudget
-from reducr.scoring.checks import check_candidates, check_parts
+from reducr.scoring.checks import check_candidates, check_options, check_parts
 from reducr.scoring.forward import ScoringForward, shrunk
 from reducr.scoring.holdout import GroupHoldoutLoss, Holdout, holdout_of
 from reducr.scoring.modes import device_of, scoring_pass, without_wrappers
@@ -31,6 +31,7 @@ __all__ = [
     "ScoringForward",
     "check_candidates",
     "check_model_output",
+    "check_options",
     "check_parts",
     "device_of",
     "dropout_samples",

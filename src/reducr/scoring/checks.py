@@ -30,6 +30,13 @@ def check_parts(selector: Any, irreducible: Any) -> None:
         )
 
 
+def check_options(options: dict[str, tuple[Any, type]]) -> None:
+    """Raise TypeError for an option that is neither None nor of its type; names both."""
+    for name, (value, kind) in options.items():
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"`{name}` must be a reducr.{kind.__name__}; got {type(value).__name__}.")
+
+
 def missing_irreducible(selector: Selector) -> ValueError:
     """Return the error for a rule that gets no irreducible losses."""
     return ValueError(

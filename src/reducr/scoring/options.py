@@ -35,9 +35,9 @@ class Scoring:
             the candidates, or a ``ScoringBudget``, of which every training uses its own copy. None scores all.
         batch_size: score the candidates in chunks of at most this many, of equal size as far as possible, so that
             memory depends on the chunk and not on B; None for all at once. In mode ``eval`` scores are the same up to
-            rounding. In the other modes dropout is drawn for each chunk, and batch norms use the statistics of each
-            chunk (with ``train`` the running statistics are updated once per chunk), so scores of a model with batch
-            norms depend on ``batch_size``.
+            rounding, but for rules with MC-dropout, which draw it for each chunk. In the other modes dropout is drawn
+            for each chunk, and batch norms use the statistics of each chunk (with ``train`` the running statistics are
+            updated once per chunk), so scores of a model with batch norms depend on ``batch_size``.
 
     Raises:
         ValueError: for an unknown mode, another precision, or a number out of range.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice, repeat
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from reducr._internal.endless import EndlessBatches
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, model_output
 from reducr.batch.nested import send_to_device
 from reducr.scoring.holdout import GroupHoldoutLoss, Holdout
@@ -47,7 +47,9 @@ class HoldoutTracker:
         """The moving average, if that is what is in force."""
         self._per_example = loss
         self._read = BatchReader(spec)
-        self._stream: Iterator[Any] | None = None
+        self._stream = (
+            None if holdout is None or decay is None else EndlessBatches(holdout.batches, name="Holdout batches")
+        )
 
     @property
     def batches(self) -> Iterable[Any]:
@@ -69,14 +71,15 @@ class HoldoutTracker:
         """Evaluate ``model`` unless a holdout loss is in force; continue a moving average after ``num_steps`` steps."""
         if self.holdout is None:
             return
-        if self._is_first:
+        is_new = self.moving_loss is not None and not bool(self.moving_loss.counts.any())
+        if self._is_first or is_new:
             self.refresh(model)
-            if self.moving_loss is not None:
-                self.moving_loss.load_state_dict(self.loss.state_dict())
-                first = self._read(next(iter(self.holdout.batches)))
-                self.moving_loss.rescale(len(first.target), sync=self.sync)
-        if self.moving_loss is not None:
-            self._stream = islice(chain.from_iterable(repeat(self.holdout.batches)), num_steps, None)
+        if self.moving_loss is not None and is_new:
+            self.moving_loss.load_state_dict(self.loss.state_dict())
+            first = self._read(next(iter(self.holdout.batches)))
+            self.moving_loss.rescale(len(first.target), sync=self.sync)
+        if self._stream is not None and self._stream.position != num_steps:
+            self._stream.seek(num_steps)
 
     def step(self, model: nn.Module, *, num_steps: int | None, is_last: bool) -> None:
         """Refresh the holdout loss if it is due.

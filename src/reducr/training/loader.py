@@ -98,6 +98,11 @@ class SelectiveLoader:
         """Epoch of the current pass, or of the next one."""
         return self.loader.epoch
 
+    @property
+    def position(self) -> int:
+        """Batches yielded in this epoch, also before a resume."""
+        return self.loader.position
+
     def set_epoch(self, epoch: int) -> None:
         """Begin the next pass as this epoch."""
         self.loader.set_epoch(epoch)

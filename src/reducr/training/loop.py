@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reducr._internal.checks import check_count
 from reducr.auxiliary import selected_loss
 from reducr.batch import Batch, Selection
 from reducr.downsampler import Downsampler
@@ -27,15 +28,21 @@ def train(
 
     Args:
         model: trained in place, on the device of the batches.
-        candidates: large batches of one epoch; iterated again for every further epoch.
+        candidates: large batches of one epoch, each a ``Batch``; iterated again for every further epoch.
         downsampler: the selection, with its rule, reference model and holdout set.
         optimizer: of the model's parameters.
         num_steps: gradient steps to take.
         augment: random changes of the candidates' inputs, before they are scored.
         on_step: called after every step with its number from 1, the selected batch, the selection and the loss.
 
+    Raises:
+        ValueError: for no candidates, or fewer steps than one.
+
     Source: REDUCR (arXiv 2312.00486), Algorithm 1.
     """
+    check_count("num_steps", num_steps)
+    if not len(candidates):
+        raise ValueError("`candidates` hold no batch. Pass at least one large batch.")
     downsampler.prepare(model)
     model.train()
     step = 0
@@ -45,9 +52,9 @@ def train(
             if augment is not None:
                 batch = batch._replace(input=augment(batch.input))  # noqa: PLW2901
             selected = downsampler.select(batch, model)
-            loss = selected_loss(model, selected, downsampler.example_weights)
+            loss = selected_loss(model, selected, downsampler.example_weights, loss=downsampler.loss)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            (loss * downsampler.loss_weight).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
             downsampler.step(model, is_last=number == len(candidates))
             step += 1
