@@ -71,38 +71,10 @@ def train_method(
         return _test_irreducible_model(method, data, stage, folder)
     examples = data.training_examples(method.train_on)
     module, irreducible_seconds = _target_module(config, method, data, stage, num_examples=len(examples))
-    candidates = ExampleLoader(
-        examples,
-        batch_size=config.num_candidates,
-        shuffle=True,
-        drop_last=True,
-        seed=stream_seed(data.seed, "order"),
-        sync=True,
-    )
     recorder = SelectionRecorder(
         folder / "selected.npz", num_examples=len(examples), is_corrupted=examples.is_corrupted
     )
-    loggers = [_logger(node, method, data.seed, folder) for node in config.logger.values()]
-    names = data.splits.group_names or data.splits.class_names
-    stage.display.begin(f"seed {data.seed}: {method.name}", config.num_steps, group_names=names)
-    started = time.perf_counter()
-    with scoped_seed(stream_seed(data.seed, "target")):
-        steps = fit_target(
-            module,
-            candidates,
-            num_steps=config.num_steps,
-            refresh_steps=config.holdout.refresh_steps or len(candidates),
-            folder=checkpoints,
-            callbacks=[
-                *make_callbacks(config),
-                recorder,
-                RunProgress(stage.display.advance, stage.display.show_weights),
-            ],
-            loggers=loggers,
-            trainer_options=config.trainer,
-            resume_seconds=config.model_io.resume_seconds,
-        )
-    fit_seconds = module.earlier_seconds + time.perf_counter() - started - module.test_seconds
+    steps, fit_seconds = _fit(config, method, data, stage, module, recorder=recorder)
     counts = module.downsampler.report()
     rows = _test_checkpoints(
         method,
@@ -122,6 +94,48 @@ def train_method(
         module.model.load_state_dict(model_state(checkpoints / "last.ckpt"))
         _write_losses(module.model, examples, folder / "point_loss.npy")
     return rows
+
+
+def _fit(
+    config: DictConfig,
+    method: Method,
+    data: SeedData,
+    stage: IrreducibleStage,
+    module: TargetModule,
+    *,
+    recorder: SelectionRecorder,
+) -> tuple[int, float]:
+    """Train ``module``, and return its gradient steps and its seconds, without those of tests."""
+    folder = recorder.path.parent
+    candidates = ExampleLoader(
+        data.training_examples(method.train_on),
+        batch_size=config.num_candidates,
+        shuffle=True,
+        drop_last=True,
+        seed=stream_seed(data.seed, "order"),
+        sync=True,
+    )
+    loggers = [_logger(node, method, data.seed, folder) for node in config.logger.values()]
+    names = data.splits.group_names or data.splits.class_names
+    stage.display.begin(f"seed {data.seed}: {method.name}", config.num_steps, group_names=names)
+    started = time.perf_counter()
+    with scoped_seed(stream_seed(data.seed, "target")):
+        steps = fit_target(
+            module,
+            candidates,
+            num_steps=config.num_steps,
+            refresh_steps=config.holdout.refresh_steps or len(candidates),
+            folder=folder / "checkpoints",
+            callbacks=[
+                *make_callbacks(config),
+                recorder,
+                RunProgress(stage.display.advance, stage.display.show_weights),
+            ],
+            loggers=loggers,
+            trainer_options=config.trainer,
+            resume_seconds=config.model_io.resume_seconds,
+        )
+    return steps, module.earlier_seconds + time.perf_counter() - started - module.test_seconds
 
 
 def resume_folder(folder: Path) -> Path:
