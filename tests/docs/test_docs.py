@@ -44,7 +44,7 @@ def test_readmes_library_example_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     first, *_, last = done.stdout.splitlines()
-    assert first == "290 of 2900 candidates selected (0.100) in 10 batches and 10 steps"
+    assert first == "290 of 2900 candidates selected (0.100)"
     assert re.fullmatch(r"group 2: \d+ selected, weight 0\.\d{4}", last)
 
 
