@@ -383,7 +383,12 @@ def nan_inputs():
     inputs, targets = downsampler.select((inputs, torch.arange(6) % NUM_CLASSES), model)
     loss = nn.functional.cross_entropy(model(inputs), targets) * downsampler.loss_weight
     loss.backward()
-    return {"loss": loss.item(), "gradient": model.weight.grad, "is_dummy": downsampler.selection.is_dummy}
+    return {
+        "loss": loss.item(),
+        "gradient": model.weight.grad,
+        "is_dummy": downsampler.selection.is_dummy,
+        "report": downsampler.report(),
+    }
 
 
 def everything():

@@ -259,6 +259,14 @@ def test_a_rank_with_nan_inputs_only_adds_nothing_to_the_gradient(of_ranks):
     assert all(rank["loss"] > 0 and bool(rank["gradient"].isfinite().all()) for rank in found if not rank["is_dummy"])
 
 
+def test_a_report_counts_what_all_ranks_select_and_no_dummies(of_ranks):
+    count = len(of_ranks)
+    for report in (found["nan_inputs"]["report"] for found in of_ranks):
+        assert (report.num_candidates, report.num_selected) == (6 * count, 3 * count)
+        assert sum(report.group_counts) == 3 * count
+        assert report.num_non_finite == 0  # counted when the step is taken
+
+
 def test_a_rank_that_is_killed_ends_the_others(tmp_path):
     """Well within the timeout of the process group; ``run_ranks`` waits twice that and no longer."""
     statuses, errors = ranks.run_ranks("dying", 3, tmp_path, may_fail=True)

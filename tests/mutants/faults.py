@@ -363,7 +363,7 @@ MUTANTS = [
         "downsampler.py",
         "groups[:0] if selection.is_dummy else groups",
         "groups",
-        f"{CORE} tests/distributed/test_program.py",
+        "tests/distributed/test_several_ranks.py -k report",
     ),
     Mutant(
         "a_discarded_selection_updates",
@@ -406,13 +406,6 @@ MUTANTS = [
         "                    buffer.copy_(before)",
         "                    pass",
         CORE,
-    ),
-    Mutant(
-        "autocast_caches_weights_without_gradients",
-        "scoring/modes.py",
-        "torch.autocast(device_type, dtype=dtype, cache_enabled=False)",
-        "torch.autocast(device_type, dtype=dtype, cache_enabled=True)",
-        f"{CORE} tests/equivalence/test_selective_loader.py tests/equivalence/test_lightning_callback.py",
     ),
     Mutant(
         "holdout_loss_in_train_mode",

@@ -3,7 +3,9 @@ import re
 import pytest
 import torch
 
-from reducr.scoring import GroupHoldoutLoss
+import reducr
+from reducr.functional import per_example_cross_entropy
+from reducr.scoring import GroupHoldoutLoss, Holdout, HoldoutTracker
 
 
 def minibatches(num_batches, seed=0):
@@ -151,3 +153,23 @@ def test_groups_of_narrow_integers_are_groups():
     for dtype in (torch.int32, torch.uint8, torch.bool):
         holdout.update(torch.tensor([1.0, 3.0]), torch.tensor([0, 1]).to(dtype))
     assert holdout.sums.tolist() == [3.0, 9.0, 0.0]
+
+
+def test_a_moving_average_starts_with_the_weight_of_one_batch():
+    """A pass over three batches would otherwise outweigh the batches of the first steps threefold."""
+    torch.manual_seed(0)
+    model, selector = torch.nn.Linear(4, 2), reducr.make_selector("reducr", num_groups=2)
+    inputs, targets = torch.randn(30, 4), torch.arange(30) % 2
+    batches = list(zip(inputs.split(10), targets.split(10), strict=True))
+    tracker = HoldoutTracker(Holdout(batches, decay=0.5), selector)
+    tracker.begin(model, num_steps=0)
+    before = per_example_cross_entropy(model(inputs), targets).double()
+    whole = torch.stack([before[targets == group].mean() for group in range(2)])
+    torch.testing.assert_close(selector.group_holdout_loss, whole, rtol=0, atol=1e-6)
+    assert float(tracker.moving_loss.counts.sum()) == pytest.approx(10)
+    with torch.no_grad():
+        model.weight.mul_(3)
+    tracker.step(model, num_steps=1, is_last=False)
+    after = per_example_cross_entropy(model(inputs[:10]), targets[:10]).double()
+    first = torch.stack([after[targets[:10] == group].mean() for group in range(2)])
+    torch.testing.assert_close(selector.group_holdout_loss, (whole + 2 * first) / 3, rtol=0, atol=1e-6)
