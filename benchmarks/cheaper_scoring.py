@@ -40,10 +40,10 @@ from reducr.batch import Batch
 from reducr.data import ExampleLoader
 from reducr.downsampler import Downsampler
 from reducr.metrics import summary
+from reducr.pipeline.evaluation import evaluate
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import SeedData, build, make_optimizer, methods_of, scoped_seed, stream_seed
-from reducr.pipeline.target_stage import evaluate
 from reducr.scoring import Holdout, IrreducibleLookup, Scoring, ScoringBudget
 
 SETTINGS = {

@@ -36,8 +36,8 @@ from reducr.data import ExampleLoader
 from reducr.exports import ORDERS, ExportOptions, export_run
 from reducr.metrics import summary
 from reducr.pipeline import run_experiment
+from reducr.pipeline.evaluation import evaluate
 from reducr.pipeline.setup import SeedData, build, make_optimizer, scoped_seed, stream_seed
-from reducr.pipeline.target_stage import evaluate
 from reducr.reports.statistics import estimate
 from reducr.scoring import num_selected_of
 

@@ -39,8 +39,8 @@ from reducr._internal.files import replaced_atomically
 from reducr.batch import Batch
 from reducr.data import ExampleLoader
 from reducr.metrics import summary
+from reducr.pipeline.evaluation import evaluate
 from reducr.pipeline.setup import SeedData, build, make_optimizer, methods_of, scoped_seed, stream_seed
-from reducr.pipeline.target_stage import evaluate
 from reducr.scoring import num_selected_of
 
 SETTINGS = {

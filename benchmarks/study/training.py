@@ -17,8 +17,8 @@ from reducr._internal.run_folder import CHECKPOINT_RULES
 from reducr.auxiliary import selected_loss
 from reducr.data import ExampleDataset, ExampleLoader
 from reducr.metrics import worst
+from reducr.pipeline.evaluation import evaluate
 from reducr.pipeline.setup import SeedData, make_optimizer, methods_of, scoped_seed, stream_seed
-from reducr.pipeline.target_stage import evaluate
 from reducr.scoring import num_selected_of
 
 _NUM_CHECKPOINTS = 12

@@ -1,4 +1,4 @@
-"""Every YAML is one choice that composes, and every method and experiment runs for a few steps."""
+"""Every configuration composes, and every method, choice and experiment runs for a few steps."""
 
 import contextlib
 import copy
@@ -58,7 +58,7 @@ TINY_BERT = [
 ]
 TINY_RESNET = "{hidden_sizes:[8,8],depths:[1,1]}"
 TINY_CONVNEXT = "{hidden_sizes:[8,8,8,8],depths:[1,1,1,1]}"
-# by the beginning of an experiment's name: who makes its data, and the options that make models and batches small
+# Prefix of the experiment's name -> function that makes its data, options that make models and batches small.
 LOCAL = {
     "digits": (None, []),
     "fashion_mnist": (local_data.fashion_mnist, ["datamodule.holdout_size=100", "num_candidates=40"]),
@@ -97,7 +97,7 @@ LOCAL = {
 
 @pytest.fixture(scope="module")
 def local_options(tmp_path_factory):
-    """The options that point an experiment to small made data in its official layout, and keep it small."""
+    """Options that point an experiment to small synthetic data in its official layout, and keep it small."""
     folders = {}
 
     def options(experiment):
@@ -164,7 +164,7 @@ def test_a_selector_of_another_package_is_a_method_without_a_yaml(monkeypatch):
     monkeypatch.setattr(register, "SELECTORS", dict(reducr.SELECTORS) | {"margin": Margin})
     register.register()
     config = composed("methods.margin.options.power=3")
-    # what has no default, or one that a YAML file cannot hold, is given with a plus
+    # Options without a default, or with one that YAML cannot hold, are left out.
     assert config.methods.margin == {
         "selector": "margin",
         "train_on": "train",
@@ -173,7 +173,7 @@ def test_a_selector_of_another_package_is_a_method_without_a_yaml(monkeypatch):
     assert list(config.methods)[-3:] == ["margin", "irreducible_model", "uniform_with_holdout"]
 
 
-def test_a_selector_that_cannot_be_imported_hinders_no_other_method(monkeypatch):
+def test_a_selector_that_cannot_be_imported_leaves_other_methods_usable(monkeypatch):
     class Broken(dict):
         def __getitem__(self, name):
             if name == "margin":
@@ -277,7 +277,7 @@ def test_every_experiment_runs(experiment, local_options, tmp_path):
 
 
 def test_published_settings(local_options):
-    """The figures of the papers and their configurations, one of each data set."""
+    """Settings of the paper and its public configurations, for one experiment of each data set."""
     published = {
         "cifar10_resnet18_robust": (320, 10_000, 1e-3, 0.01, 100, 10),
         "cifar100_resnet18_robust": (320, 20_000, 1e-3, 0.01, 100, 5),
@@ -353,7 +353,7 @@ CHOICES = {
     "bald": (["selection_method=bald", "model.dropout=0.2"], None),
 }
 SMALL_CNN = ["model=small_cnn", "model.widths=[4,4,4]"]
-# experiments of other inputs and groups than digits: the proxy and its size, and options
+# Experiments with other inputs and groups than digits -> proxy, its size, further options.
 OTHERS = {
     "table": ("small_text", "proxy.model.hidden_size=8", []),
     "image_folder": ("small_cnn", "proxy.model.widths=[2,2,2]", SMALL_CNN),
@@ -372,7 +372,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("choice", "experiment"), PAIRS)
 def test_every_choice_runs_for_every_kind_of_data(choice, experiment, local_options, tmp_path):
-    """Texts, images, groups of classes (superclasses), and groups beside the classes (joint outcomes)."""
+    """Texts, images, groups of classes (superclasses), and groups that differ from the classes (joint labels)."""
     model, small, others = OTHERS[experiment]
     local = [option for option in local_options(experiment) if not option.startswith("model.")]
     chosen, table = CHOICES[choice]
@@ -401,7 +401,7 @@ def test_every_choice_runs_for_every_kind_of_data(choice, experiment, local_opti
         assert np.isfinite(values).all()
 
 
-def test_a_fixed_weight_of_zero_skips_that_classs_model(tmp_path):
+def test_a_fixed_weight_of_zero_skips_the_model_of_the_class(tmp_path):
     weights = "methods.fixed_weights.options.group_weights=[0,1,0,0,0,0,0,0,0,2]"
     config = composed(
         *QUICK, "compare=[fixed_weights]", "irreducible=trained", weights, f"model_io.home_dir={tmp_path}"
@@ -413,8 +413,8 @@ def test_a_fixed_weight_of_zero_skips_that_classs_model(tmp_path):
 EARLY = "{_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:holdout/mean_accuracy,mode:max,min_delta:2}"
 
 
-def test_a_callback_of_lightning_takes_part_in_the_training_of_the_target_model(tmp_path):
-    """No accuracy rises by 2, so early stopping ends each method at the validation after its patience."""
+def test_a_lightning_callback_stops_the_training_of_the_target_model(tmp_path):
+    """No accuracy rises by 2, so early stopping ends each method when its patience ends."""
     (tmp_path / "callbacks").mkdir()
     (tmp_path / "callbacks" / "patient.yaml").write_text(
         "early:\n  _target_: lightning.pytorch.callbacks.EarlyStopping\n  monitor: holdout/mean_accuracy\n"
@@ -431,7 +431,7 @@ def test_a_callback_of_lightning_takes_part_in_the_training_of_the_target_model(
         folder = run_experiment(config)
         steps[patience] = {row.method: row.steps for row in read_results(folder)}
         assert OmegaConf.load(folder / "config.yaml").callbacks.early.patience == patience
-    # the first validation sets the best value, at step 2
+    # The first validation, at step 2, sets the best value.
     assert steps == {1: {"uniform": 4, "reducr": 4}, 2: {"uniform": 6, "reducr": 6}}
 
 
@@ -446,7 +446,7 @@ def test_a_callback_that_changes_nothing_leaves_the_results_as_they_are(tmp_path
 
 @pytest.mark.long
 def test_loggers(tmp_path, monkeypatch):
-    """csv, tensorboard, wandb (offline) and mlflow (local store) together, one tracker run for every method."""
+    """csv, tensorboard, wandb (offline) and mlflow (local store) together; each method is one run of a tracker."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     config = composed(*QUICK, "logger=many", "compare=[uniform,reducr]", f"model_io.home_dir={tmp_path}")

@@ -1,4 +1,4 @@
-"""Everything a user can get wrong in a configuration is told before the first step, and before a file is written."""
+"""Every fault in a configuration is an error before the first step, and before a file is written."""
 
 import re
 
@@ -142,7 +142,7 @@ def composed(*overrides):
         (["datamodule.input_noise.train=0.1"], "datamodule.input_noise.train"),
     ],
 )
-def test_a_users_fault_is_told_before_anything_is_written(arguments, message, tmp_path):
+def test_a_fault_is_an_error_before_anything_is_written(arguments, message, tmp_path):
     config = composed(*QUICK, *arguments, f"model_io.home_dir={tmp_path / 'runs'}")
     with pytest.raises((ValueError, TypeError, FileNotFoundError)) as fault:
         run_experiment(config)
@@ -168,7 +168,7 @@ def test_a_users_fault_is_told_before_anything_is_written(arguments, message, tm
         ),
     ],
 )
-def test_a_value_of_the_wrong_type_is_told_with_the_type_it_must_have(options, message):
+def test_a_value_of_the_wrong_type_is_an_error_that_names_the_type(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         checked_config(OmegaConf.create(options))
 
@@ -182,7 +182,7 @@ def test_a_value_of_the_wrong_type_is_told_with_the_type_it_must_have(options, m
         ("experiment=typo", "reducr: In experiment/typo: There is no option num_step. Did you mean num_steps? `reducr"),
     ],
 )
-def test_the_command_line_tells_it_in_the_same_words(argument, message, tmp_path, capsys, monkeypatch):
+def test_the_command_line_shows_these_errors(argument, message, tmp_path, capsys, monkeypatch):
     (tmp_path / "experiment").mkdir()
     for name, option in {"wrong": "num_steps: many", "typo": "num_step: 3"}.items():
         (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{option}\n")

@@ -1,4 +1,4 @@
-"""A finished irreducible stage is used for what it was made for, and nothing else."""
+"""A finished irreducible stage serves the data and settings that it was made with, and no others."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def composed(*overrides):
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    """Folders of runs of `reducr irreducible` by kind; all classes' models, and those of one kind the plain one too."""
+    """Run folders of `reducr irreducible`: models of all classes by kind, and the plain model."""
     home = tmp_path_factory.mktemp("stages")
     folders = {
         kind: run_irreducible(
@@ -36,7 +36,7 @@ def train(folder, stage, *overrides, method="reducr"):
     return run_train(composed(*options, *overrides))
 
 
-def test_single_models_serve_as_trained_however_they_were_asked_for(stages, tmp_path):
+def test_models_of_single_classes_serve_irreducible_trained(stages, tmp_path):
     row, *_ = read_results(train(tmp_path / "run", stages["adjusted"], "irreducible=trained"))
     record = json.loads((stages["adjusted"] / "seed_0" / "irreducible" / "stage.json").read_text())
     assert row.irreducible_seconds == pytest.approx(record["seconds"]["all"], rel=1e-4)
@@ -85,7 +85,7 @@ def test_the_seconds_of_the_stage_are_part_of_the_total(stages, tmp_path):
         ("plain", ["seed=null", "seeds=[0,1]"], "is not a finished irreducible stage"),
     ],
 )  # fmt: skip
-def test_a_stage_made_otherwise_is_refused_before_anything_is_written(stage, options, message, stages, tmp_path):
+def test_a_stage_with_other_settings_is_an_error_before_anything_is_written(stage, options, message, stages, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError)) as fault:
         train(tmp_path / "run", stages[stage], *options)
     assert message in str(fault.value)
@@ -104,10 +104,10 @@ def test_a_table_serves_another_target_model(stages, tmp_path):
     assert {row.steps for row in rows} == {2}
 
 
-def test_twins_belong_to_any_holdout_part(tmp_path):
-    twins = ["irreducible.trained_on=cross_fit"]
-    stage = run_irreducible(composed(*twins, f"model_io.run_dir={tmp_path / 'twins'}"))
-    rows = read_results(train(tmp_path / "run", stage, *twins, "datamodule.label_noise.holdout=0.1"))
+def test_cross_fitted_models_serve_any_holdout_part(tmp_path):
+    cross_fit = ["irreducible.trained_on=cross_fit"]
+    stage = run_irreducible(composed(*cross_fit, f"model_io.run_dir={tmp_path / 'cross_fit'}"))
+    rows = read_results(train(tmp_path / "run", stage, *cross_fit, "datamodule.label_noise.holdout=0.1"))
     assert {row.steps for row in rows} == {2}
 
 
@@ -120,7 +120,7 @@ def test_a_record_of_another_version_is_refused(stages, tmp_path):
         train(tmp_path / "run", tmp_path)
 
 
-def test_the_irreducible_stage_keeps_which_points_are_where(stages, tmp_path):
+def test_the_irreducible_stage_records_the_parts_of_the_data(stages, tmp_path):
     folder = train(tmp_path / "run", stages["plain"])
     with np.load(stages["plain"] / "seed_0" / "data.npz") as kept, np.load(folder / "seed_0" / "data.npz") as same:
         assert sorted(kept) == sorted(same)
@@ -128,8 +128,8 @@ def test_the_irreducible_stage_keeps_which_points_are_where(stages, tmp_path):
             np.testing.assert_array_equal(kept[name], same[name])
 
 
-def test_a_seed_that_cannot_be_drawn_is_told_before_the_first_one_trains(tmp_path):
-    """Two holdout points a class and four wrong labels: some seeds change both of a class, others do not."""
+def test_a_seed_that_cannot_be_drawn_is_an_error_before_any_training(tmp_path):
+    """With two holdout examples per class and four wrong labels, some seeds corrupt both examples of a class."""
     few = ["datamodule.holdout_size=20", "datamodule.label_noise.holdout=0.2"]
     seeds = ["seed=null", "seeds=[0,1,2,3,4,5]"]
     for run, options in ((run_experiment, ["compare=[uniform]"]), (run_irreducible, [])):

@@ -17,11 +17,11 @@ from reducr.cli import main
         ("datamodule.imbalence.train={kind:long_tail}", "Did you mean datamodule.imbalance.train or"),
         ("holdout.refresh_step=3", "Did you mean holdout.refresh_steps"),
         ("zzz_zzz=3", "`reducr run experiment=NAME --cfg job` shows all options.\n"),
-        # of the default experiment, but not of this one
+        # an option of the default experiment, but not of this one
         ("datamodule.test_size=3", "`reducr run experiment=NAME --cfg job` shows all options.\n"),
     ],
 )
-def test_faults_that_hydra_finds_are_told_with_what_to_do(argument, advice, capsys, monkeypatch):
+def test_hydras_errors_come_with_advice(argument, advice, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["reducr"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(SystemExit) as stopped:
@@ -33,7 +33,7 @@ def test_faults_that_hydra_finds_are_told_with_what_to_do(argument, advice, caps
     assert f"Did you mean {argument.partition('=')[0]} " not in errors
 
 
-def test_another_kind_of_a_change_that_a_yaml_makes_is_given_after_null():
+def test_null_makes_room_for_another_kind_of_imbalance():
     from hydra import compose, initialize_config_module
 
     name = "datamodule.imbalance.train"
@@ -42,7 +42,7 @@ def test_another_kind_of_a_change_that_a_yaml_makes_is_given_after_null():
     assert dict(config.datamodule.imbalance.train) == {"kind": "long_tail", "ratio": 3}
 
 
-def test_without_hydra_the_extra_that_brings_it_is_named_and_help_still_works(capsys, monkeypatch):
+def test_without_hydra_help_works_and_other_commands_name_the_extra(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["reducr"])
     monkeypatch.setitem(sys.modules, "hydra", None)
     with pytest.raises(SystemExit) as stopped:

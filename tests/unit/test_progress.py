@@ -17,7 +17,7 @@ def run_task(display):
     return next(task for task in display._progress.tasks if task.description == "run")
 
 
-def test_the_whole_run_is_as_far_as_the_steps_of_its_methods(display):
+def test_the_bar_of_the_run_counts_the_steps_of_methods(display):
     display.begin("seed 0: irreducible model plain", 30)
     display.advance(30, None)
     assert run_task(display).completed == 0  # of no method
@@ -32,7 +32,7 @@ def test_the_whole_run_is_as_far_as_the_steps_of_its_methods(display):
     assert display.console.file.getvalue().strip() == "seed 0  reducr"
 
 
-def test_the_line_below_says_the_worst_group_and_the_largest_weights(display):
+def test_the_line_shows_the_worst_group_and_the_largest_weights(display):
     names = ["plane", "a class with a long name", "ship", "cat"]
     display.begin("seed 0: reducr", 3, group_names=names)
     display.advance(1, 0.5)

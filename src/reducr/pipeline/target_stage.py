@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 import time
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reducr._internal.distributed import all_gather, barrier, is_main_rank
-from reducr._internal.files import replaced_atomically, write_text_atomically
+from reducr._internal.distributed import barrier, is_main_rank
 from reducr._internal.run_folder import CHECKPOINT_RULES, ResultRow
 from reducr.auxiliary import Auxiliary, AuxiliaryModel, ExtraBatches
 from reducr.batch import Batch
-from reducr.data import ExampleDataset, ExampleLoader
+from reducr.data import ExampleLoader
 from reducr.downsampler import Downsampler
-from reducr.functional import per_example_cross_entropy
 from reducr.lightning import RunProgress, SelectionRecorder, TargetModule, fit_target, model_state
-from reducr.metrics import ClassificationReport, summary
+from reducr.pipeline.evaluation import TEST_BATCH_SIZE, evaluate_checkpoints, write_losses
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.setup import (
     Method,
@@ -38,10 +30,8 @@ from reducr.pipeline.setup import (
     scoped_seed,
     stream_seed,
 )
-from reducr.scoring import Holdout, scoring_pass
+from reducr.scoring import Holdout
 from reducr.training.checkpoints import Checkpoints
-
-_TEST_BATCH_SIZE = 1000
 
 
 def train_method(
@@ -68,7 +58,7 @@ def train_method(
         folder.mkdir(parents=True, exist_ok=True)
     barrier()
     if method.selector is None:
-        return _test_irreducible_model(method, data, stage, folder)
+        return _evaluate_reference_model(method, data, stage, folder)
     examples = data.training_examples(method.train_on)
     module, irreducible_seconds = _target_module(config, method, data, stage, num_examples=len(examples))
     recorder = SelectionRecorder(
@@ -76,7 +66,7 @@ def train_method(
     )
     steps, fit_seconds = _fit(config, method, data, stage, module, recorder=recorder)
     counts = module.downsampler.report()
-    rows = _test_checkpoints(
+    rows = evaluate_checkpoints(
         method,
         data,
         module.model,
@@ -92,7 +82,7 @@ def train_method(
     )
     if config.record.point_losses:
         module.model.load_state_dict(model_state(checkpoints / "last.ckpt"))
-        _write_losses(module.model, examples, folder / "point_loss.npy")
+        write_losses(module.model, examples, folder / "point_loss.npy")
     return rows
 
 
@@ -191,7 +181,7 @@ def _target_module(
         distributed=config.distributed,
         seed=stream_seed(data.seed, "selection"),
     )
-    test = ExampleLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE, sync=True)
+    test = ExampleLoader(data.splits.test, batch_size=TEST_BATCH_SIZE, sync=True)
     module = TargetModule(
         model,
         downsampler,
@@ -221,10 +211,10 @@ def _holdout_draws(data: SeedData, num_drawn: int) -> ExtraBatches:
     return ExtraBatches(draws, transform=augmented)
 
 
-def _test_irreducible_model(method: Method, data: SeedData, stage: IrreducibleStage, folder: Path) -> list[ResultRow]:
+def _evaluate_reference_model(method: Method, data: SeedData, stage: IrreducibleStage, folder: Path) -> list[ResultRow]:
     """Test the reference model. It has one checkpoint, chosen by ``irreducible.checkpoint_rule``, for all rules."""
     trained = stage.plain_model()
-    return _test_checkpoints(
+    return evaluate_checkpoints(
         method,
         data,
         trained.model,
@@ -239,91 +229,3 @@ def _test_irreducible_model(method: Method, data: SeedData, stage: IrreducibleSt
         selected_fraction=None,
         corrupted_fraction=None,
     )
-
-
-def _test_checkpoints(
-    method: Method,
-    data: SeedData,
-    model: nn.Module,
-    state_by_rule: dict[str, dict[str, Tensor]],
-    folder: Path,
-    *,
-    num_joint_groups: int | None = None,
-    **costs: Any,
-) -> list[ResultRow]:
-    """Test the state of each checkpoint rule; write ``test_accuracy.csv`` and ``test_predictions.npz``."""
-    rows, lines = [], []
-    predictions: dict[str, Any] = {}
-    for rule, state in state_by_rule.items():
-        model.load_state_dict(state)
-        batches = ExampleLoader(data.splits.test, batch_size=_TEST_BATCH_SIZE, sync=True)
-        report = evaluate(
-            model,
-            batches,
-            num_classes=data.splits.test.num_classes,
-            num_groups=data.splits.test.num_groups,
-            num_joint_groups=num_joint_groups,
-        )
-        rows.append(ResultRow(method=method.name, seed=data.seed, checkpoint_rule=rule, **(costs | summary(report))))
-        predictions[rule] = report["prediction"].numpy().astype(np.min_scalar_type(data.splits.test.num_classes - 1))
-        for part in ("class", "group"):
-            values, counts = report[f"{part}_accuracy"].tolist(), report[f"{part}_count"].tolist()
-            lines += [[rule, part, place, counts[place], f"{values[place]:.6g}"] for place in range(len(values))]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [["checkpoint_rule", "partition", "part", "count", "accuracy"], *lines]
-    )
-    if is_main_rank():
-        write_text_atomically(folder / "test_accuracy.csv", text.getvalue())
-        with replaced_atomically(folder / "test_predictions.npz") as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **predictions)
-    return rows
-
-
-@torch.no_grad()
-def _write_losses(model: nn.Module, examples: ExampleDataset, path: Path) -> None:
-    """Write the loss of every training example in eval mode, (N,) float32."""
-    device = next(model.parameters()).device
-    losses = []
-    with scoring_pass(model, "eval"):
-        for batch in ExampleLoader(examples, batch_size=_TEST_BATCH_SIZE, sync=True):
-            batch_losses = per_example_cross_entropy(model(batch.input.to(device)).cpu(), batch.target)
-            losses.append(torch.cat(all_gather(batch_losses)))
-    if is_main_rank():
-        with replaced_atomically(path) as temporary, temporary.open("wb") as file:
-            np.save(file, torch.cat(losses).numpy().astype(np.float32))
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    num_classes: int,
-    num_groups: int,
-    num_joint_groups: int | None = None,
-) -> dict[str, Tensor]:
-    """Test ``model`` in eval mode on its own device.
-
-    Args:
-        model: predicts (B, C) logits, or (B, C * ``num_joint_groups``) for a joint model.
-        batches: the test examples in order; on several ranks, each rank's share.
-        num_classes: C.
-        num_groups: G.
-        num_joint_groups: groups per class in the labels of a joint reference model; None for any other model.
-
-    Returns:
-        The values of ``metrics.ClassificationReport``, and ``prediction`` (N,) int64, the predicted class of every
-        example of all ranks.
-    """
-    report = ClassificationReport(num_classes=num_classes, num_groups=num_groups)
-    device = next(model.parameters()).device
-    predictions = []
-    with scoring_pass(model, "eval"):
-        for batch in batches:
-            logits = model(batch.input.to(device)).cpu()
-            if num_joint_groups is not None:
-                logits = logits.reshape(len(logits), -1, num_joint_groups).logsumexp(dim=2)
-            report.update(logits, batch.target, batch.group)
-            predictions.append(torch.cat(all_gather(logits.argmax(dim=1))))
-    return report.compute() | {"prediction": torch.cat(predictions)}
