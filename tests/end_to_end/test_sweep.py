@@ -72,5 +72,5 @@ def test_a_class_that_no_run_has_trained_is_named(tmp_path):
     forked.run([*command, "model_io.run_dir=three"], cwd=tmp_path, check=True)
     done = forked.run(["-m", "reducr.cli", "train", *SMALL, "seed=0", "irreducible.dir=three"], cwd=tmp_path)
     assert done.returncode == 2
-    assert "no irreducible table table_all in" in done.stderr
-    assert "none for class 0, 1, 2, 4, 5, 6, 7, 8, 9 alone" in done.stderr
+    assert "There is no table_all in" in done.stderr
+    assert "no table of class 0, 1, 2, 4, 5, 6, 7, 8, 9 alone" in done.stderr

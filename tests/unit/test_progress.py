@@ -18,7 +18,7 @@ def run_task(display):
 
 
 def test_the_bar_of_the_run_counts_the_steps_of_methods(display):
-    display.begin("seed 0: irreducible model plain", 30)
+    display.begin("seed 0: reference model plain", 30)
     display.advance(30, None)
     assert run_task(display).completed == 0  # of no method
     display.begin("seed 0: reducr", 100, group_names=["a", "b"])

@@ -190,7 +190,7 @@ class Config:
     gradient_weighted_class: int | str | None = None
 
     # for all methods; for one method: '+methods.reducr.warm_start=true'
-    warm_start: bool = False  # start the target model from the parameters of the irreducible model
+    warm_start: bool = False  # start the target model from the parameters of the reference model
     holdout_fraction: Number = 0.0  # in [0, 1): share of the examples of each gradient step drawn from the holdout part
 
     num_candidates: int = 320  # B, examples scored per step

@@ -102,17 +102,17 @@ class FinishedStages:
             return self._load(stage, name)
         if groups is None:
             raise FileNotFoundError(
-                f"no irreducible table table_plain in {self._names}: build it with `reducr irreducible` and "
-                "gradient_weighted_class=null, and name its run folder in irreducible.dir too."
+                f"There is no table_plain in {self._names}. Build it with `reducr irreducible "
+                "gradient_weighted_class=null`, and add its run folder to `irreducible.dir`."
             )
         stages = {group: self._stage_with(f"table_class_{group}", settings) for group in groups}
         missing = [group for group, stage in stages.items() if stage is None]
         if missing:
             raise FileNotFoundError(
-                f"no irreducible table table_{name} in {self._names}, and none for class "
+                f"There is no table_{name} in {self._names}, and no table of class "
                 f"{', '.join(map(str, missing))} alone. Build it with `reducr irreducible "
-                "gradient_weighted_class=all`, or the missing ones with gradient_weighted_class=NUMBER, and name all "
-                "run folders in irreducible.dir."
+                "gradient_weighted_class=all`, or the missing ones with `gradient_weighted_class=NUMBER`, and add all "
+                "run folders to `irreducible.dir`."
             )
         tables = {group: self._load(stage, f"class_{group}") for group, stage in stages.items() if stage is not None}
         losses = np.stack([tables[group][0].values[:, group] for group in groups], axis=1)
@@ -130,8 +130,8 @@ class FinishedStages:
         stage = self._stage_with(f"{name}/model.ckpt", settings)
         if stage is None:
             raise FileNotFoundError(
-                f"no irreducible model {name}/model.ckpt in {self._names}: train it with `reducr irreducible` "
-                "(gradient_weighted_class=null for the plain model, a number for that class's, all for every one's), "
+                f"There is no reference model {name}/model.ckpt in {self._names}. Train it with `reducr irreducible` "
+                "(gradient_weighted_class=null: the plain model; a number: the model of a class; all: every class), "
                 "or leave irreducible.dir out."
             )
         record = self.records[stage]

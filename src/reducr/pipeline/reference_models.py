@@ -191,7 +191,7 @@ class ReferenceModels:
         batches = ExampleLoader(
             self._training_examples(half), batch_size=self.options.batch_size, shuffle=True, seed=seed
         )
-        self.display.begin(f"seed {self.data.seed}: irreducible model {name}", self.options.num_epochs * len(batches))
+        self.display.begin(f"seed {self.data.seed}: reference model {name}", self.options.num_epochs * len(batches))
         checkpoint = self._checkpoint(name)
         with scoped_seed(seed):
             steps = fit_irreducible(
