@@ -183,6 +183,20 @@ def test_a_run_of_two_ranks_one_of_which_is_killed_goes_on_with_four(launch, tmp
     assert_same_run(tmp_path / "one" / "run", several / "run", num_steps=NUM_STEPS[launch])
 
 
+def test_a_moving_holdout_loss_of_two_ranks_is_that_of_one_process(tmp_path):
+    """Each rank keeps its own sums, which DistributedDataParallel must not copy from the first one."""
+    options = [*OPTIONS, "num_steps=24", "compare=[reducr]", "irreducible=adjusted", "holdout.refresh_steps=null"]
+    options += ["holdout.decay=0.9", "holdout.batch_size=50", "methods.reducr.options.step_size=0.05"]
+    folders = [tmp_path / name for name in ("one", "two")]
+    for num_ranks, folder in enumerate(folders, start=1):
+        folder.mkdir()
+        mode = ["distributed=global"] if num_ranks > 1 else []
+        finish(Forked, "run", *options, *mode, num_ranks=num_ranks, cwd=folder)
+    weights, of_two = (group_weights(folder / "run") for folder in folders)
+    assert float(np.ptp(weights[-1])) > 0.01
+    np.testing.assert_allclose(of_two, weights, rtol=1e-4)
+
+
 @launchers
 def test_local_selection_and_ranks_that_were_not_told(launch, tmp_path):
     """Each rank's best 5 of 50: 10 a step, balanced over the ranks' halves of the candidates."""

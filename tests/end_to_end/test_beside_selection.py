@@ -1,6 +1,7 @@
 """What a target model begins with, and what it learns beside the selected points: whole runs on real data."""
 
 import csv
+from pathlib import Path
 
 import hydra
 import numpy as np
@@ -63,3 +64,37 @@ def test_a_quarter_of_each_step_from_the_holdout_part(tmp_path):
     options = ["compare=[uniform]", "num_steps=150", "holdout.refresh_steps=75", "datamodule.label_noise.train=0.9"]
     mostly, none = (run(tmp_path / str(share), *options, f"holdout_fraction={share}")[0] for share in (0.9, 0))
     assert float(mostly["uniform"]["mean_accuracy"]) > float(none["uniform"]["mean_accuracy"]) + 0.3
+
+
+def selected_in(folder):
+    with np.load(folder / "reducr" / "selected.npz") as selected:
+        return selected["index"]
+
+
+def test_the_update_rate_slows_the_learning_of_the_reference(tmp_path):
+    """At a rate of next to nothing the reference stays as it was."""
+    options = ["compare=[reducr]", "irreducible.lookup=live"]
+    rates = {"none": [], "tiny": ["irreducible.update_rate=1e-12"], "full": ["irreducible.update_rate=1"]}
+    index = {name: selected_in(run(tmp_path / name, *options, *rate)[1]) for name, rate in rates.items()}
+    np.testing.assert_array_equal(index["tiny"], index["none"])
+    assert not np.array_equal(index["full"], index["none"])
+
+
+class Zeros(torch.nn.Module):
+    """An augmentation that leaves nothing of the inputs."""
+
+    def forward(self, inputs):
+        return torch.zeros_like(inputs)
+
+
+def test_examples_of_the_holdout_part_are_augmented_as_the_candidates_are(tmp_path, monkeypatch):
+    """From inputs of zeros the first layer learns nothing."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    options = ["compare=[uniform]", "holdout_fraction=0.5", "optimizer.weight_decay=0"]
+    options += ["+datamodule.augment._target_=test_beside_selection.Zeros"]
+    folders = [run(tmp_path / name, *options, *more)[1] for name, more in (("none", ["optimizer.lr=0"]), ("some", []))]
+    before, after = (parameters(folder, "uniform") for folder in folders)
+    first, *_ = [name for name in before if name.endswith("weight")]
+    *_, last = [name for name in before if name.endswith("bias")]
+    assert torch.equal(before[first], after[first])
+    assert not torch.equal(before[last], after[last])

@@ -119,6 +119,51 @@ def test_target_training(digits, tmp_path, options, stops):
     assert (counts["num_candidates"], counts["num_selected"]) == (NUM_STEPS * 60, NUM_STEPS * 12)
 
 
+def test_the_best_checkpoints_are_those_of_their_metrics(digits, tmp_path):
+    """Each from the first validation with the highest value of its own metric."""
+    train(digits, tmp_path, refresh_steps=1, holdout_decay=None)
+    rows = [row for row in metrics_of(tmp_path) if row["holdout/mean_accuracy"]]
+    assert len(rows) == NUM_STEPS
+    best_steps = {}
+    for rule, metric in (("best_worst_group", "worst_group_accuracy"), ("best_mean", "mean_accuracy")):
+        best = max(rows, key=lambda row: float(row[f"holdout/{metric}"]))
+        best_steps[rule] = int(best["step"])
+        checkpoint = torch.load(tmp_path / f"{rule}.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == best_steps[rule], rule
+    assert best_steps["best_worst_group"] != best_steps["best_mean"]
+
+
+def test_the_reference_model_is_that_of_the_epoch_with_the_lowest_loss_on_the_training_part(digits, tmp_path):
+    batch = digits.train.batch(torch.arange(len(digits.train)))
+
+    def fit(num_epochs, *, keeps_lowest_loss):
+        torch.random.manual_seed(3)
+        module = IrreducibleModule(
+            MLP(num_features=64, num_classes=10, hidden_sizes=[16]),
+            objective=IrreducibleObjective(lambda batch: batch.target),
+            optimizer=partial(torch.optim.AdamW, lr=0.1),
+        )
+        fit_irreducible(
+            module,
+            ExampleLoader(digits.holdout, batch_size=20, shuffle=True, seed=5),
+            training_part=ExampleLoader(digits.train, batch_size=200),
+            num_epochs=num_epochs,
+            keeps_lowest_loss=keeps_lowest_loss,
+            checkpoint=tmp_path / f"{num_epochs}_{keeps_lowest_loss}" / "model.ckpt",
+            trainer_options={"accelerator": "cpu"},
+        )
+        with torch.no_grad():
+            loss = torch.nn.functional.cross_entropy(module.model.eval()(batch.input), batch.target)
+        return module.state_dict(), float(loss)
+
+    by_epoch = [fit(num_epochs, keeps_lowest_loss=False) for num_epochs in range(1, 7)]
+    losses = [loss for _, loss in by_epoch]
+    lowest = losses.index(min(losses))
+    assert lowest < 5
+    kept, _ = fit(6, keeps_lowest_loss=True)
+    assert same_state(kept, by_epoch[lowest][0])
+
+
 @pytest.mark.parametrize("keeps_lowest_loss", [True, False])
 @pytest.mark.parametrize("kind", ["plain", "ensemble"])
 def test_irreducible_training(digits, tmp_path, kind, keeps_lowest_loss):

@@ -85,15 +85,16 @@ def assert_same(model, plain_model, selector, plain_selector):
         torch.testing.assert_close(value, plain_selector.state_dict()[key], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_the_same_points_and_parameters_as_the_plain_loop(digits, name):
+@pytest.mark.parametrize(("name", "refresh_steps"), [*((name, REFRESH_STEPS) for name in RULES), ("reducr", None)])
+def test_the_same_points_and_parameters_as_the_plain_loop(digits, name, refresh_steps):
+    """With refreshes of the holdout loss after so many steps, or at the ends of epochs."""
     model, selector, irreducible, optimizer = parts(digits, name)
     plain = []
     loop.train(
         model,
         candidates_of(digits),
         Downsampler(
-            selector, irreducible, fraction=FRACTION, holdout=Holdout(holdout_of(digits), REFRESH_STEPS), seed=SEED
+            selector, irreducible, fraction=FRACTION, holdout=Holdout(holdout_of(digits), refresh_steps), seed=SEED
         ),
         optimizer,
         num_steps=NUM_STEPS,
@@ -107,7 +108,7 @@ def test_the_same_points_and_parameters_as_the_plain_loop(digits, name):
         irreducible,
         FRACTION,
         holdout=holdout_of(digits),
-        refresh_steps=REFRESH_STEPS,
+        refresh_steps=refresh_steps,
         weights_examples=again_selector.weights_examples,
         seed=SEED,
     )

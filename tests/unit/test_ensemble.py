@@ -112,9 +112,8 @@ def test_members_equal_the_models_and_are_copies(name):
         for parameter in ensemble.member(0).parameters():
             parameter.zero_()
     assert states_differ_by(ensemble.member(0), models[0]) == 0
-    for tensor in [*member.parameters(), *member.buffers()]:
-        tensor.data.zero_()
-    assert states_differ_by(ensemble.member(2), models[2]) == 0
+    for tensor in [*member.parameters(), *member.buffers()]:  # no views: a checkpoint would hold all members
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
     again = Ensemble([ensemble.member(c) for c in range(3)])
     assert states_differ_by(again, ensemble) == 0
 
