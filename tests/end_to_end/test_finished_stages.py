@@ -56,6 +56,24 @@ def test_the_seconds_of_the_stage_are_part_of_the_total(stages, tmp_path):
     assert alone.total_seconds == alone.irreducible_seconds > 0
 
 
+def test_the_seconds_of_tables_of_single_classes_add_up(tmp_path):
+    stages = []
+    for group in (1, 9):
+        options = [
+            "irreducible=trained",
+            f"gradient_weighted_class={group}",
+            f"model_io.run_dir={tmp_path / str(group)}",
+        ]
+        stages.append(run_irreducible(composed(*options)))
+        path = stages[-1] / "seed_0" / "irreducible" / "stage.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"seconds": record["seconds"] | {f"class_{group}": 1000.0 * group}}))
+    weights = "methods.fixed_weights.options.group_weights=[0,1,0,0,0,0,0,0,0,2]"
+    stage = f"[{','.join(map(str, stages))}]"
+    row, *_ = read_results(train(tmp_path / "run", stage, "irreducible=trained", weights, method="fixed_weights"))
+    assert row.irreducible_seconds == 10_000
+
+
 @pytest.mark.parametrize(
     ("stage", "options", "message"),
     [

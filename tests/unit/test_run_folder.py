@@ -3,7 +3,16 @@ from dataclasses import replace
 
 import pytest
 
-from reducr._internal.run_folder import RESULT_COLUMNS, ResultRow, create_run_folder, read_results, write_results
+from reducr._internal.run_folder import (
+    RESULT_COLUMNS,
+    ResultRow,
+    create_run_folder,
+    is_locked,
+    read_results,
+    run_lock,
+    write_results,
+    write_start,
+)
 
 ROW = ResultRow(
     method="reducr",
@@ -57,3 +66,14 @@ def test_a_given_folder_must_be_new_or_empty(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="a run is never overwritten"):
         create_run_folder(tmp_path, "digits", run_dir=tmp_path / "file")
+
+
+def test_only_one_process_at_a_time_can_use_a_run_folder(tmp_path):
+    write_start(tmp_path, command="run")
+    with run_lock(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(ValueError, match=re.escape(f"Another process is using {tmp_path}.")), run_lock(tmp_path):
+            pass
+    assert not is_locked(tmp_path)
+    with run_lock(tmp_path):
+        pass
