@@ -275,7 +275,7 @@ def test_a_running_run_is_reported_so_far(run, tmp_path):
         assert comparison.runs[0].state == "running"
         console = Console(file=io.StringIO(), width=120)
         write_report([folder], out=folder, console=console, open_data=open_data)
-    assert "is running; the report covers what it has so far." in console.file.getvalue()
+    assert "is running; the report covers what it has so far." in " ".join(console.file.getvalue().split())
     page = (folder / "report.html").read_text()
     assert "2 of 12 trainings finished" in page
     (line,) = [line for line in (folder / "results.md").read_text().splitlines() if line.startswith("| reducr | 0 |")][
