@@ -306,7 +306,7 @@ MUTANTS = [
         "pipeline/finished_stages.py",
         "sum(seconds for _, seconds in tables.values())",
         "max(seconds for _, seconds in tables.values())",
-        "tests/end_to_end/test_sweep.py tests/end_to_end/test_command_line.py tests/end_to_end/test_finished_stages.py",
+        f"{STAGES} -k seconds",
     ),
     Mutant(
         "stage_of_other_settings_is_used",
@@ -320,7 +320,7 @@ MUTANTS = [
         "_internal/run_folder.py",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
-        "tests/unit/test_run_folder.py tests/end_to_end/test_resume.py",
+        "tests/unit/test_run_folder.py",
     ),
     # Faults of the selection core and of what surrounds it.
     Mutant(
