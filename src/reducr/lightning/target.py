@@ -79,6 +79,10 @@ class TargetModule(pl.LightningModule):
         """The optimizer of the target model."""
         return self.make_optimizer(self.model.parameters())
 
+    def on_fit_start(self) -> None:
+        """Start the clock of the training, which its caller measures too."""
+        self._started = time.perf_counter()
+
     def on_train_start(self) -> None:
         """Evaluate the holdout set before step 0; a resumed run has its holdout loss in the checkpoint."""
         with self.trainer.precision_plugin.forward_context():
