@@ -89,7 +89,7 @@ def test_accelerate(tmp_path, run_here):
     two = run("-m", "torch.distributed.run", "--nproc-per-node=2", program, tmp_path / "two")
     assert two.count("worst class") == 1
     assert figures(two)["reducr"][0] > 0.45
-    assert "of 12000 candidates selected" in two  # of 24,000, on the first of the two
+    assert "of 24000 candidates selected" in two  # of 24,000, on the first of the two
 
 
 def without_seconds(text):

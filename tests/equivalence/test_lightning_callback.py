@@ -667,6 +667,6 @@ def test_the_example_is_the_plain_one(capsys, monkeypatch):
     command = [sys.executable, examples / "lightning_callback.py"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert [line for line in ended.stdout.splitlines() if " s selecting" not in line] == expected
-    assert len(expected) == 15
+    assert len(expected) == 16
     worst = {line.split()[0]: float(line.split()[3]) for line in expected[:3]}
     assert worst["reducr"] > worst["uniform"] + 0.4
