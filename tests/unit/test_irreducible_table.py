@@ -237,3 +237,10 @@ def test_lazy_losses_equal_those_of_the_whole_batch_bit_for_bit():
     torch.testing.assert_close(selections[0][1], expected, rtol=1e-5, atol=1e-5)
     payoff = excess[selections[0][0]].double().sum(0) - 1500
     torch.testing.assert_close(selections[0][2], payoff, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("targets", [torch.tensor(1.0), torch.tensor(1), torch.tensor([[0], [1]]), torch.arange(3)])
+def test_targets_that_do_not_fit_the_logits_are_refused_before_any_row_is_read(targets):
+    shape = re.escape(str(tuple(targets.shape)))
+    with pytest.raises(ValueError, match=f"one integer for each of the 2 examples; got {targets.dtype} {shape}"):
+        AdjustedGroupLoss(torch.zeros(2, 3), targets)

@@ -38,7 +38,7 @@ def zero_one_loss(logits: Tensor, targets: Tensor) -> Tensor:
         >>> zero_one_loss(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([0, 0]))
         tensor([1., 0.])
     """
-    _check_targets(logits, targets)
+    check_targets(logits, targets)
     is_wrong = (logits.argmax(dim=1) != targets).to(selection_dtype(logits))
     return is_wrong.masked_fill_(~logits.isfinite().all(dim=1), torch.nan)
 
@@ -63,7 +63,7 @@ def per_example_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         >>> per_example_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
         tensor([1.3863, 1.3863])
     """
-    _check_targets(logits, targets)
+    check_targets(logits, targets)
     logits, targets = logits.to(selection_dtype(logits)), targets.long()
     is_trained = logits.requires_grad and torch.is_grad_enabled()
     log_probabilities = torch.log_softmax(logits, dim=1) if is_trained else _log_softmax(logits)
@@ -106,7 +106,7 @@ def adjusted_irreducible_loss(
     related to logit adjustment (Menon et al., arXiv 2007.07314).
     """
     check_gradient_weight(gradient_weight)
-    _check_targets(logits, targets)
+    check_targets(logits, targets)
     targets = targets.long()
     log_probabilities = _log_softmax(logits.to(selection_dtype(logits)))
     own = _at_targets(log_probabilities, targets)
@@ -152,7 +152,7 @@ def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient
     Source: docs/method.md section 4.
     """
     check_gradient_weight(gradient_weight)
-    _check_targets(logits, targets)
+    check_targets(logits, targets)
     logits, targets = logits.to(selection_dtype(logits)), targets.long()
     own = _at_targets(logits, targets.unsqueeze(1).expand(-1, logits.shape[2])).squeeze(1)
     all_outcomes = torch.logsumexp(logits, dim=(1, 2)).unsqueeze(1)
@@ -162,7 +162,8 @@ def adjusted_joint_irreducible_loss(logits: Tensor, targets: Tensor, *, gradient
     return torch.logaddexp(all_outcomes, group_outcomes + log_extra) - torch.logaddexp(own_outcomes, own + log_extra)
 
 
-def _check_targets(logits: Tensor, targets: Tensor) -> None:
+def check_targets(logits: Tensor, targets: Tensor) -> None:
+    """Raise a ValueError unless ``targets`` holds one integer for each row of ``logits``; reads no values."""
     if targets.shape != logits.shape[:1] or targets.is_floating_point() or targets.is_complex():
         raise ValueError(
             f"targets must be one integer for each of the {len(logits)} examples; got {targets.dtype} "

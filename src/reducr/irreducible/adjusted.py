@@ -17,6 +17,7 @@ from reducr.functional import (
     per_example_cross_entropy,
     selection_dtype,
 )
+from reducr.functional.losses import check_targets
 from reducr.irreducible.reference import target_logits
 from reducr.irreducible.table import IrreducibleTable, TableLogits, TableLoss
 
@@ -112,6 +113,9 @@ class AdjustedGroupLoss:
         gradient_weight: as for ``AdjustedIrreducibleLoss``.
         group_of_target: as for ``AdjustedIrreducibleLoss``.
 
+    Raises:
+        ValueError: unless there is one integer target for each row of the logits.
+
     Example:
         >>> from reducr.batch import Candidates
         >>> losses = AdjustedGroupLoss(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
@@ -124,6 +128,9 @@ class AdjustedGroupLoss:
     targets: Tensor
     gradient_weight: float = 10.0
     group_of_target: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_targets(self.logits, self.targets)
 
     @property
     def shape(self) -> tuple[int, ...]:
