@@ -156,6 +156,7 @@ def assert_same_run(one, other, *, num_steps):
     np.testing.assert_allclose(*tables, rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 @launchers
 def test_a_run_of_two_ranks_one_of_which_is_killed_goes_on_with_four(launch, tmp_path):
     """Two ranks until one gets SIGKILL, which ends the other in bounded time; then four; against one process."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hydra
 import numpy as np
+import pytest
 import torch
 
 from reducr.pipeline import run_experiment
@@ -71,6 +72,7 @@ def selected_in(folder):
         return selected["index"]
 
 
+@pytest.mark.long
 def test_the_update_rate_slows_the_learning_of_the_reference(tmp_path):
     """At a rate of next to nothing the reference stays as it was."""
     options = ["compare=[reducr]", "irreducible.lookup=live"]

@@ -214,7 +214,8 @@ def state_in(checkpoint):
     }
 
 
-@pytest.mark.parametrize("num_kills", [4, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("num_kills", [20])
 def test_a_run_killed_at_random_moments_goes_on_bit_for_bit(tmp_path, num_kills):
     """SIGKILL while starting, scoring, training and writing checkpoints; always on from the newest whole one."""
     folder, draw = tmp_path / "killed", random.Random(0)
