@@ -10,40 +10,108 @@ SMALLEST_QUOTA = 1e-9
 
 
 def quota_scores(
-    groups: Tensor, quotas: Tensor, *, log_probabilities: Tensor | None = None, generator: torch.Generator | None
+    groups: Tensor,
+    quotas: Tensor,
+    *,
+    num_selected: int,
+    log_probabilities: Tensor | None = None,
+    generator: torch.Generator | None,
 ) -> Tensor:
-    """Random scores: the b largest of them fill the groups' quotas of b, for every b.
+    """Random scores, of which the ``num_selected`` largest fill the quotas of the groups.
 
-    If example i is the j-th of its group g in a random order (j = 0, 1, ...), its score is::
-
-        score_i = -(j + u_g) / quotas_g          u_g uniform in [0, 1)
-
-    The next example comes from the group that is farthest behind its quota, as in a highest-averages apportionment. A
-    group gets its quota of b, rounded up or down at random without bias. A group that runs out of examples leaves the
-    rest to the others, in proportion to their quotas.
+    The expected number of examples of each group is ``expected_counts``. The number itself is that number rounded up or
+    down, without bias (``systematic_counts``). Which examples of a group come first is a random draw.
 
     Args:
         groups: (B,) integers in [0, G).
-        quotas: (G,) > 0, up to a common factor.
+        quotas: (G,), up to a common factor; > 0 for the groups that are present.
+        num_selected: b in [1, B].
         log_probabilities: (B,) finite, up to a constant in each group. The examples of a group are drawn one after
             another, without replacement, in proportion to the exponentials; None for equal probabilities.
         generator: random generator; None for torch's global one.
 
     Returns:
-        (B,) float64.
+        (B,) float64, negative. Among the b largest, and among the others, groups take turns in proportion to their
+        quotas.
 
-    Source: Sainte-Lague's method with random starts instead of 1/2; Kool, van Hoof & Welling 2019 (arXiv 1903.06059)
-        for the draw.
+    Source: Madow 1949 for systematic sampling; Kool, van Hoof & Welling 2019 (arXiv 1903.06059) for the draw.
     """
-    size, device = len(groups), groups.device
+    size, num_groups, device = len(groups), len(quotas), groups.device
     noise_device = device if generator is None else generator.device
-    uniform = torch.rand(size + len(quotas), dtype=torch.float64, generator=generator, device=noise_device).to(device)
-    keys, starts = uniform[:size], uniform[size:]
+    uniform = torch.rand(size + num_groups + 1, dtype=torch.float64, generator=generator, device=noise_device)
+    uniform = uniform.to(device)
+    keys = uniform[:size]
     if log_probabilities is not None:
         # minus Gumbel noise: the example with the smallest key is a draw in proportion to the probabilities
         keys = torch.log(-torch.log(keys.clamp(min=torch.finfo(keys.dtype).tiny))) - log_probabilities.double()
-    ranks = _ranks_in_groups(groups, keys, num_groups=len(quotas))
-    return -(ranks + starts[groups]) / quotas.double()[groups]
+    sizes = torch.bincount(groups, minlength=num_groups)
+    expected = expected_counts(sizes, quotas, num_selected=num_selected)
+    counts = systematic_counts(expected, num_selected=num_selected, uniform=uniform[size:])
+    ranks = _ranks_in_groups(groups, keys, sizes=sizes)
+    scores = -(ranks + 0.5) / quotas.double()[groups]
+    is_selected = ranks < counts[groups]
+    # below all of the selected
+    return torch.where(is_selected, scores, scores + scores.masked_fill(~is_selected, 0).amin())
+
+
+def expected_counts(sizes: Tensor, quotas: Tensor, *, num_selected: int) -> Tensor:
+    """Expected number of examples of each group: ``min(sizes_g, factor * quotas_g)``, of sum ``num_selected``.
+
+    A group with fewer examples than its quota is selected completely; what it lacks goes to the others, in proportion
+    to their quotas.
+
+    Args:
+        sizes: (G,) int64, number of candidates of each group.
+        quotas: (G,), up to a common factor; > 0 for the groups that have candidates.
+        num_selected: b, at most the sum of ``sizes``.
+
+    Returns:
+        (G,) float64.
+
+    Example:
+        >>> expected_counts(torch.tensor([9, 9, 1]), torch.tensor([1.0, 3.0, 4.0]), num_selected=6)
+        tensor([1.2500, 3.7500, 1.0000], dtype=torch.float64)
+    """
+    sizes, quotas = sizes.double(), quotas.double().clamp(min=torch.finfo(torch.float64).tiny)  # of absent groups
+    # groups are selected completely in the order of sizes / quotas; factors[k] is what is left for the others after k
+    factors_when_complete, order = (sizes / quotas).sort()
+    taken = sizes[order].cumsum(0) - sizes[order]
+    quotas_left = quotas[order].flip(0).cumsum(0).flip(0)
+    factors = (num_selected - taken) / quotas_left
+    is_enough = factors <= factors_when_complete
+    # the first; all groups are complete if there is none
+    factor = torch.where(is_enough.any(), factors[is_enough.to(torch.uint8).argmax()], torch.inf)
+    return torch.minimum(sizes, factor * quotas)
+
+
+def systematic_counts(expected: Tensor, *, num_selected: int, uniform: Tensor) -> Tensor:
+    """Round ``expected`` (G,) up or down at random: the mean of each count is its expectation, their sum is fixed.
+
+    Systematic sampling: the fractional parts are laid end to end in a random order, and those that one of the points
+    ``u, u + 1, u + 2, ...`` falls on are rounded up.
+
+    Args:
+        expected: (G,) float64 >= 0, of sum b up to rounding.
+        num_selected: b.
+        uniform: (G + 1,) independent uniform numbers in [0, 1), for the order and for u.
+
+    Returns:
+        (G,) int64, of sum b.
+
+    Example:
+        >>> systematic_counts(torch.tensor([0.5, 2.5]).double(), num_selected=3, uniform=torch.tensor([0.1, 0.2, 0.9]))
+        tensor([0, 3])
+    """
+    whole = expected.floor()
+    num_left = num_selected - whole.sum()
+    order = uniform[:-1].argsort()
+    ends = (expected - whole)[order].cumsum(0).clamp(max=num_left)
+    ends[-1] = num_left
+    # a start closer to 1 than the rounding errors of the sums could round a whole number up
+    num_points = (ends - uniform[-1].clamp(max=1 - 1e-9)).ceil()
+    is_rounded_up = torch.empty_like(num_points)
+    is_rounded_up[order] = num_points.diff(prepend=num_points.new_zeros(1))
+    return (whole + is_rounded_up).long()
 
 
 def positive_quotas(quotas: Tensor) -> Tensor:
@@ -51,12 +119,11 @@ def positive_quotas(quotas: Tensor) -> Tensor:
     return quotas.clamp(min=SMALLEST_QUOTA * quotas.max())
 
 
-def _ranks_in_groups(groups: Tensor, keys: Tensor, *, num_groups: int) -> Tensor:
-    """(B,) number of examples of the same group with a smaller key."""
+def _ranks_in_groups(groups: Tensor, keys: Tensor, *, sizes: Tensor) -> Tensor:
+    """(B,) number of examples of the same group with a smaller key; ``sizes`` (G,) are the sizes of the groups."""
     order = keys.argsort()
     order = order[groups[order].argsort(stable=True)]  # by group, then by key
-    counts = torch.bincount(groups, minlength=num_groups)
-    starts = counts.cumsum(0) - counts
+    starts = sizes.cumsum(0) - sizes
     ranks = torch.empty_like(order)
     ranks[order] = torch.arange(len(groups), device=groups.device) - starts[groups[order]]
     return ranks

@@ -106,6 +106,18 @@ class Selector(FixedDtypeBuffers):
         """Scores (B,), larger is better. They may be non-finite where a loss is."""
         raise NotImplementedError(f"{type(self).__name__} must define score().")
 
+    def score_for(
+        self, candidates: Candidates, *, num_selected: int | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Scores (B,) for a selection of ``num_selected``, which only rules such as ``QuotaSelector`` read.
+
+        Args:
+            candidates: B examples.
+            num_selected: b in [1, B]; may be None for pointwise rules.
+            generator: random generator for rules that draw.
+        """
+        return self.score(candidates, generator=generator)
+
     def payoff(self, selected: Candidates) -> Tensor:
         """Payoff (G,) float64 of the selected candidates, which ``update`` adds to the cumulative payoff."""
         return torch.zeros(self.num_groups, dtype=torch.float64, device=selected.device)
@@ -181,7 +193,7 @@ class Selector(FixedDtypeBuffers):
         """
         self.check_candidates(candidates)
         check_num_selected(num_selected, candidates.num_candidates)
-        scores = self.valid_scores(candidates, generator=generator)
+        scores = self.valid_scores(candidates, num_selected=num_selected, generator=generator)
         num_non_finite = num_nonfinite(scores)
         positions = self.sample(scores, num_selected=num_selected, num_non_finite=num_non_finite, generator=generator)
         payoff = self.total_payoff(candidates, positions)
@@ -194,18 +206,28 @@ class Selector(FixedDtypeBuffers):
             index=self.selected_index(candidates, positions),
         )
 
-    def valid_scores(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
-        """Scores (B,), minus infinity where a loss is not finite. Pointwise rules score in chunks."""
+    def valid_scores(
+        self, candidates: Candidates, *, num_selected: int | None = None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Scores (B,), minus infinity where a loss is not finite. Pointwise rules score in chunks.
+
+        Args:
+            candidates: B examples.
+            num_selected: b in [1, B]; None for pointwise rules only.
+            generator: random generator for rules that draw.
+        """
         if not self.is_pointwise:
-            return self._scores_of_finite(candidates, generator)
-        parts = (self._masked_scores(chunk, generator) for chunk in candidates.chunks())
+            return self._scores_of_finite(candidates, num_selected, generator)
+        parts = (self._masked_scores(chunk, None, generator) for chunk in candidates.chunks())
         return _concatenation(parts, num_rows=candidates.num_candidates)
 
-    def _scores_of_finite(self, candidates: Candidates, generator: torch.Generator | None) -> Tensor:
+    def _scores_of_finite(
+        self, candidates: Candidates, num_selected: int | None, generator: torch.Generator | None
+    ) -> Tensor:
         """Valid scores (B,) of a rule that sees only the candidates with finite losses."""
         losses = self.losses(candidates)
         if all(are_finite(values) for values in losses):
-            return self._masked_scores(candidates, generator)
+            return self._masked_scores(candidates, num_selected, generator)
         has_finite_loss = torch.ones(candidates.num_candidates, dtype=torch.bool, device=candidates.device)
         for loss in losses:
             has_finite_loss &= is_finite(loss).reshape(len(loss), -1).all(dim=1)
@@ -213,12 +235,15 @@ class Selector(FixedDtypeBuffers):
         scores = torch.full((candidates.num_candidates,), -torch.inf, device=candidates.device)
         if not len(rows):
             return scores
-        finite_scores = self._masked_scores(candidates.take(rows), generator)
+        num_selected = None if num_selected is None else min(num_selected, len(rows))
+        finite_scores = self._masked_scores(candidates.take(rows), num_selected, generator)
         return scores.to(finite_scores.dtype).index_copy_(0, rows, finite_scores)
 
-    def _masked_scores(self, candidates: Candidates, generator: torch.Generator | None) -> Tensor:
+    def _masked_scores(
+        self, candidates: Candidates, num_selected: int | None, generator: torch.Generator | None
+    ) -> Tensor:
         """Scores (B,) with minus infinity where the score or a loss is not finite."""
-        scores = self.score(candidates, generator=generator).detach()
+        scores = self.score_for(candidates, num_selected=num_selected, generator=generator).detach()
         losses = self.losses(candidates)
         if all(are_finite(values) for values in (scores, *losses)):
             return scores
