@@ -9,6 +9,7 @@ from reducr.selectors import SELECTORS, Selector, make_selector
 from reducr.training.checkpoints import Checkpoints
 from reducr.training.loader import SelectiveLoader
 from reducr.training.loop import train
+from reducr.training.sampler import SelectiveBatchSampler
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ScoringBudget",
     "Selection",
     "SelectionReport",
+    "SelectiveBatchSampler",
     "SelectiveLoader",
     "Selector",
     "TableLogits",

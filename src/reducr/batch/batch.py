@@ -171,8 +171,8 @@ class BatchReader:
 
     def __call__(self, batch: Any) -> Batch:
         """Return the parts of ``batch``; errors as for ``BatchSpec.of`` and ``BatchSpec.read``."""
-        if self._is_usual and type(batch) is Batch:
-            return batch
+        if type(batch) is Batch and (self._is_usual or batch.input is None):
+            return batch  # without an input it holds the candidates of a batch sampler
         if self.spec is None:
             self.spec = BatchSpec.of(batch)
         return self.spec.read(batch)

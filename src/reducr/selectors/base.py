@@ -27,6 +27,7 @@ from reducr.selectors.group_weights import GroupWeights
 from reducr.selectors.samplers import make_sampler
 
 HOLDOUT_LOSSES = ("cross_entropy", "zero_one")
+_FIELDS_OF_MODEL = frozenset({"model_loss", "logits", "features"})
 
 
 class Selector(FixedDtypeBuffers):
@@ -86,6 +87,11 @@ class Selector(FixedDtypeBuffers):
         for counter in ("step", "epoch", "num_non_finite"):
             self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
         self.register_buffer("group_holdout_loss", torch.full((num_groups,), torch.nan, dtype=torch.float64))
+
+    @property
+    def reads_model(self) -> bool:
+        """Whether the rule reads losses or outputs of the model. If not, it can choose before inputs are loaded."""
+        return bool(self.needs & _FIELDS_OF_MODEL) or self.num_dropout_samples > 0
 
     @property
     def group_weights(self) -> Tensor:
