@@ -1,9 +1,16 @@
 """Robust data downsampling: choose the best part of every large batch so that the worst class does well."""
 
 from reducr.auxiliary import Auxiliary, AuxiliaryModel, ExtraBatches
-from reducr.batch import Batch, BatchSpec, Candidates, Selection, SelectionReport
+from reducr.batch import Batch, BatchSpec, Candidates, Selection, SelectionReport, indexed
 from reducr.downsampler import Downsampler
-from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits, PlainIrreducibleLoss, TableLogits, build_logit_table
+from reducr.irreducible import (
+    AdjustedIrreducibleLoss,
+    LiveLogits,
+    PlainIrreducibleLoss,
+    Reference,
+    TableLogits,
+    build_logit_table,
+)
 from reducr.scoring import Holdout, Scoring, ScoringBudget
 from reducr.selectors import SELECTORS, Selector, make_selector
 from reducr.training.checkpoints import Checkpoints
@@ -26,6 +33,7 @@ __all__ = [
     "Holdout",
     "LiveLogits",
     "PlainIrreducibleLoss",
+    "Reference",
     "Scoring",
     "ScoringBudget",
     "Selection",
@@ -35,6 +43,7 @@ __all__ = [
     "Selector",
     "TableLogits",
     "build_logit_table",
+    "indexed",
     "make_selector",
     "train",
 ]

@@ -6,6 +6,7 @@ import torch
 from datasets import Dataset as HuggingFaceDataset
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+import reducr
 from reducr.data import ExampleDataset
 from reducr.training.columns import column_of, column_tensor, columns_of, length_of
 
@@ -65,7 +66,7 @@ def test_columns_of_data_sets(dataset, targets, groups):
 
 def test_groups_are_the_targets_unless_there_are_others():
     def lists(*arguments):
-        return [None if column is None else column.tolist() for column in columns_of(*arguments, size=4)]
+        return [None if column is None else column.tolist() for column in columns_of(*arguments, size=4)[1:]]
 
     assert lists(Files(targets=TARGETS), None, None) == [TARGETS, TARGETS]
     assert lists(Files(targets=TARGETS), None, GROUPS) == [TARGETS, GROUPS]
@@ -118,3 +119,26 @@ def test_only_map_style_data_sets_have_a_length():
         length_of(x for x in range(3))
     with pytest.raises(ValueError, match=r"The data set is empty\."):
         length_of([])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "index"),
+    [
+        (Files(targets=TARGETS), [0, 1, 2, 3]),
+        ([1, 2, 3, 4], [0, 1, 2, 3]),  # has a method called index
+        (TensorDataset(torch.tensor([7, 5, 6, 4]), INPUTS, torch.tensor(TARGETS)), [7, 5, 6, 4]),
+        (Subset(TensorDataset(torch.tensor([7, 5, 6, 4]), INPUTS, torch.tensor(TARGETS)), [3, 1]), [4, 5]),
+        (Subset(Files(targets=TARGETS), [3, 1]), [0, 1]),
+        (Subset(reducr.indexed(Files(targets=TARGETS)), [3, 1]), [3, 1]),
+        (reducr.indexed(Subset(Files(targets=TARGETS), [3, 1])), [0, 1]),
+        (HuggingFaceDataset.from_dict({"label": TARGETS, "idx": [9, 8, 7, 6]}), [9, 8, 7, 6]),
+    ],
+)
+def test_the_index_is_the_one_that_the_data_set_yields(dataset, index):
+    assert columns_of(dataset, None, None, size=len(dataset)).index.tolist() == index
+
+
+def test_an_indexed_data_set_has_the_columns_of_the_one_inside():
+    inner = Subset(Files(targets=TARGETS, groups=GROUPS), [3, 0])
+    columns = columns_of(reducr.indexed(inner), None, None, size=2)
+    assert [column.tolist() for column in columns] == [[0, 1], [1, 2], [0, 0]]

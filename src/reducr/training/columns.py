@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-_NAMES = {"targets": ("targets", "target", "labels", "label"), "groups": ("groups", "group")}
-_PLACES = {"targets": {2: 1, 3: 2, 4: 2}, "groups": {4: 3}}
+from reducr.batch.indexed import IndexedDataset
+
+_NAMES = {
+    "targets": ("targets", "target", "labels", "label"),
+    "groups": ("groups", "group"),
+    "index": ("index", "idx"),
+}
+_PLACES = {"targets": {2: 1, 3: 2, 4: 2}, "groups": {4: 3}, "index": {3: 0, 4: 0}}
 """Places in the tuples of a TensorDataset, by the number of tensors, as in ``BatchSpec.of``."""
 
 
@@ -32,8 +38,19 @@ def length_of(dataset: Any) -> int:
     return len(dataset)
 
 
-def columns_of(dataset: Any, targets: Any, groups: Any, *, size: int) -> tuple[Tensor | None, Tensor | None]:
-    """Return the targets and groups of ``size`` examples, as far as they are known; groups default to the targets.
+class Columns(NamedTuple):
+    """What is known of all examples of a data set."""
+
+    index: Tensor  # type: ignore[assignment]  # tuple.index is not needed
+    """(N,) int64, the index of each example."""
+    targets: Tensor | None
+    groups: Tensor | None
+
+
+def columns_of(dataset: Any, targets: Any, groups: Any, *, size: int) -> Columns:
+    """Return the indices, targets and groups of ``size`` examples.
+
+    The index of an example is the one that the data set yields, else its position. Groups default to the targets.
 
     Args:
         dataset: searched for what is not given; see ``column_of``.
@@ -45,12 +62,12 @@ def columns_of(dataset: Any, targets: Any, groups: Any, *, size: int) -> tuple[T
         ValueError: for targets or groups of another kind or number.
     """
     columns = {}
-    for kind, values in (("targets", targets), ("groups", groups)):
+    for kind, values in (("targets", targets), ("groups", groups), ("index", None)):
         columns[kind] = column_of(dataset, kind) if values is None else column_tensor(values, kind, size=size)
-    found = columns["targets"]
+    found, index = columns["targets"], columns["index"]
     if columns["groups"] is None and found is not None and found.ndim == 1 and found.dtype == torch.int64:
         columns["groups"] = found
-    return found, columns["groups"]
+    return Columns(torch.arange(size) if index is None else index, found, columns["groups"])
 
 
 def missing_column(kind: str, rule: str) -> ValueError:
@@ -63,19 +80,21 @@ def missing_column(kind: str, rule: str) -> ValueError:
 
 
 def column_of(dataset: Any, kind: str) -> Tensor | None:
-    """Return the targets or groups of ``dataset``, in its order; None if it does not have them as a whole.
+    """Return the targets, groups or indices of ``dataset``, in its order; None if it does not have them as a whole.
 
     They are looked for in the attributes ``targets``, ``target``, ``labels`` and ``label``, or ``groups`` and
-    ``group``; in columns of these names of a Hugging Face data set; in the tensors of a TensorDataset; and in the parts
-    of a Subset or ConcatDataset.
+    ``group``, or ``index`` and ``idx``; in columns of these names of a Hugging Face data set; in the tensors of a
+    TensorDataset; and in the parts of a Subset, a ConcatDataset or ``reducr.indexed(dataset)``.
 
     Args:
         dataset: with a length and positions.
-        kind: ``targets`` or ``groups``.
+        kind: ``targets``, ``groups`` or ``index``.
 
     Raises:
         ValueError: if there are several such attributes, or a ``target_transform`` changes the targets when read.
     """
+    if isinstance(dataset, IndexedDataset):
+        return torch.arange(len(dataset)) if kind == "index" else column_of(dataset.dataset, kind)
     if isinstance(dataset, Subset):
         whole = column_of(dataset.dataset, kind)
         return None if whole is None else whole[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
@@ -91,8 +110,10 @@ def column_of(dataset: Any, kind: str) -> Tensor | None:
         # without the transform of the rows, which may need their other columns
         values = [dataset.with_format(None)[name][:] for name in found_names]
     else:
-        found_names = [name for name in _NAMES[kind] if getattr(dataset, name, None) is not None]
-        values = [getattr(dataset, name) for name in found_names]
+        attributes = {name: getattr(dataset, name, None) for name in _NAMES[kind]}
+        # a list has a method called index
+        found_names = [name for name, value in attributes.items() if value is not None and not callable(value)]
+        values = [attributes[name] for name in found_names]
     if len(values) > 1:
         raise ValueError(
             f"{type(dataset).__name__} has {' and '.join(found_names)}: which are the {kind}? Pass `{kind}=`, a tensor "
@@ -110,7 +131,7 @@ def column_tensor(values: Any, kind: str, *, size: int) -> Tensor:
     """Return ``values`` as a tensor with ``size`` rows.
 
     Raises:
-        ValueError: for something else; groups must be one integer per example.
+        ValueError: for something else; groups and indices must be one integer per example.
     """
     try:
         tensor = torch.as_tensor(values if isinstance(values, Tensor | np.ndarray) else np.asarray(values))
@@ -121,9 +142,9 @@ def column_tensor(values: Any, kind: str, *, size: int) -> Tensor:
     tensor = tensor.detach().cpu()
     if not tensor.ndim or len(tensor) != size:
         raise ValueError(f"`{kind}` must have one row for each of the {size} examples; got {tuple(tensor.shape)}.")
-    if kind == "groups":
-        if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
-            raise ValueError(f"`groups` must hold one integer per example; got {tensor.dtype} {tuple(tensor.shape)}.")
+    if kind != "targets":
+        if tensor.ndim != 1 or not _is_integer(tensor):
+            raise ValueError(f"`{kind}` must hold one integer per example; got {tensor.dtype} {tuple(tensor.shape)}.")
         return tensor.long()
     return tensor.long() if tensor.dtype != torch.int64 and _is_integer(tensor) else tensor
 

@@ -29,6 +29,8 @@ from reducr.training.sampler_options import SamplerOptions
 _NO_MODEL = nn.Identity()
 """In the place of a model that no rule here reads; it has no parameters, so selection stays on the CPU."""
 
+_NUM_CHECKED = 256
+
 
 class SelectiveBatchSampler(Sampler[list[int]]):
     """Select the examples of every batch by their indices, so that only those are loaded.
@@ -43,7 +45,8 @@ class SelectiveBatchSampler(Sampler[list[int]]):
     those drawn ahead, so a resumed training goes on with exactly the batches that would have come.
 
     Args:
-        dataset: map-style. Example i has index i, also in ``irreducible``. No example is read.
+        dataset: map-style; none of its examples is read. The index of an example is its position, unless the data set
+            has its indices (``index``, ``idx``) or is a part of ``reducr.indexed(dataset)``.
         model: evaluated on ``holdout``.
         selector: a rule's name, or the rule; its state is part of the sampler's. By name its groups are those of the
             data set.
@@ -95,7 +98,7 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         self.num_examples = length_of(dataset)
         if not isinstance(model, nn.Module):
             raise TypeError(f"`model` must be a torch.nn.Module; got {type(model).__name__}.")
-        self.targets, self.groups = columns_of(dataset, targets, groups, size=self.num_examples)
+        self.index, self.targets, self.groups = columns_of(dataset, targets, groups, size=self.num_examples)
         if isinstance(selector, str):
             num_groups = 1 if self.groups is None else int(self.groups.max()) + 1
             selector = make_selector(selector, num_groups=num_groups)
@@ -269,20 +272,23 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         if self.downsampler.num_waiting >= self.options.accumulate_steps:
             self.downsampler.step(self.model)
         start = 0 if self.draws_from_all else number * self.num_candidates
-        candidates = self._candidates(self._order[start : start + self.num_candidates])
+        positions = self._order[start : start + self.num_candidates]
         with alone():
-            index: Tensor = self.downsampler.select(candidates, _NO_MODEL).index
-        size = len(index) // self._num_ranks * self._num_ranks
+            self.downsampler.select(self._candidates(positions), _NO_MODEL)
+        selection = self.downsampler.selection
+        chosen = positions[:0] if selection is None else positions[selection.positions]
+        size = len(chosen) // self._num_ranks * self._num_ranks
         if not size:
             raise ValueError(
-                f"Only {len(index)} of the candidates of batch {number} have finite irreducible losses, fewer than the "
-                f"{self._num_ranks} ranks. Check the table of irreducible losses."
+                f"Only {len(chosen)} of the candidates of batch {number} have finite irreducible losses, fewer than "
+                f"the {self._num_ranks} ranks. Check the table of irreducible losses."
             )
-        return index[:size]
+        return chosen[:size]
 
-    def _candidates(self, index: Tensor) -> Batch:
-        group = torch.zeros_like(index) if self.groups is None else self.groups[index]
-        return Batch(index, None, group if self.targets is None else self.targets[index], group)
+    def _candidates(self, positions: Tensor) -> Batch:
+        group = torch.zeros_like(positions) if self.groups is None else self.groups[positions]
+        target = group if self.targets is None else self.targets[positions]
+        return Batch(self.index[positions], None, target, group)
 
     # ---- checks
 
@@ -333,10 +339,11 @@ class SelectiveBatchSampler(Sampler[list[int]]):
             self._check_irreducible()
 
     def _check_irreducible(self) -> None:
-        ends = self._candidates(torch.tensor([0, self.num_examples - 1]))
+        number = min(self.num_examples, _NUM_CHECKED)
+        positions = torch.arange(number) * (self.num_examples - 1) // max(1, number - 1)  # the first to the last
         irreducible = self.downsampler.irreducible
         try:
-            score_candidates(_NO_MODEL, ends, self.selector, irreducible)
+            score_candidates(_NO_MODEL, self._candidates(positions), self.selector, irreducible)
         except Exception as error:
             raise ValueError(
                 f"{type(irreducible).__name__} gives no irreducible losses for indices and targets alone, before "
