@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+Floats = NDArray[np.float64]
+Numbers = NDArray[np.integer] | Floats
 SMALLEST_QUOTA = 1e-9
 """Smallest quota relative to the others. A quota of zero is raised to it, so examples of that group come last."""
+
+
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 def quota_scores(
@@ -38,95 +45,100 @@ def quota_scores(
     """
     size, num_groups, device = len(groups), len(quotas), groups.device
     noise_device = device if generator is None else generator.device
-    uniform = torch.rand(size + num_groups + 1, dtype=torch.float64, generator=generator, device=noise_device)
-    uniform = uniform.to(device)
+    noise = torch.rand(size + num_groups + 1, dtype=torch.float64, generator=generator, device=noise_device)
+    # so few numbers are worked out fastest on the host, which takes one transfer from an accelerator
+    log_weights = quotas[:0] if log_probabilities is None else log_probabilities
+    columns = torch.cat([column.detach().to(device, torch.float64) for column in (groups, quotas, log_weights, noise)])
+    host_groups, host_quotas, logarithms, uniform = np.split(
+        columns.cpu().numpy(), [size, size + num_groups, size + num_groups + len(log_weights)]
+    )
     keys = uniform[:size]
     if log_probabilities is not None:
         # minus Gumbel noise: the example with the smallest key is a draw in proportion to the probabilities
-        keys = torch.log(-torch.log(keys.clamp(min=torch.finfo(keys.dtype).tiny))) - log_probabilities.double()
-    sizes = torch.bincount(groups, minlength=num_groups)
+        keys = np.log(-np.log(np.maximum(keys, _TINY))) - logarithms
+    scores = _quota_scores(host_groups.astype(np.int64), host_quotas, keys, num_selected, uniform[size:])
+    return torch.from_numpy(scores).to(device)
+
+
+def _quota_scores(
+    groups: NDArray[np.int64], quotas: Floats, keys: Floats, num_selected: int, uniform: Floats
+) -> Floats:
+    """Scores (B,); the examples of a group come in the order of ``keys`` (B,). ``uniform`` as in the rounding."""
+    sizes = np.bincount(groups, minlength=len(quotas))
     expected = expected_counts(sizes, quotas, num_selected=num_selected)
-    counts = systematic_counts(expected, num_selected=num_selected, uniform=uniform[size:])
-    ranks = _ranks_in_groups(groups, keys, sizes=sizes)
-    scores = -(ranks + 0.5) / quotas.double()[groups]
-    is_selected = ranks < counts[groups]
-    # below all of the selected
-    return torch.where(is_selected, scores, scores + scores.masked_fill(~is_selected, 0).amin())
+    counts = systematic_counts(expected, num_selected=num_selected, uniform=uniform)
+    order = np.lexsort((keys, groups))
+    ranks = np.empty(len(groups))
+    ranks[order] = np.arange(len(groups)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    periods = 1 / np.maximum(quotas, _TINY)
+    scores = (ranks + 0.5) * -periods[groups]
+    lowest = ((counts - 0.5) * periods)[counts > 0].max()
+    return np.where(ranks < counts[groups], scores, scores - lowest)
 
 
-def expected_counts(sizes: Tensor, quotas: Tensor, *, num_selected: int) -> Tensor:
+def expected_counts(sizes: Numbers, quotas: Floats, *, num_selected: int) -> Floats:
     """Expected number of examples of each group: ``min(sizes_g, factor * quotas_g)``, of sum ``num_selected``.
 
     A group with fewer examples than its quota is selected completely; what it lacks goes to the others, in proportion
     to their quotas.
 
     Args:
-        sizes: (G,) int64, number of candidates of each group.
+        sizes: (G,) number of candidates of each group.
         quotas: (G,), up to a common factor; > 0 for the groups that have candidates.
         num_selected: b, at most the sum of ``sizes``.
 
     Returns:
-        (G,) float64.
+        (G,).
 
     Example:
-        >>> expected_counts(torch.tensor([9, 9, 1]), torch.tensor([1.0, 3.0, 4.0]), num_selected=6)
-        tensor([1.2500, 3.7500, 1.0000], dtype=torch.float64)
+        >>> expected_counts(np.array([9.0, 9.0, 1.0]), np.array([1.0, 3.0, 4.0]), num_selected=6)
+        array([1.25, 3.75, 1.  ])
     """
-    sizes, quotas = sizes.double(), quotas.double().clamp(min=torch.finfo(torch.float64).tiny)  # of absent groups
+    quotas = np.maximum(quotas, _TINY)  # of absent groups
+    expected: Floats = quotas * (num_selected / quotas.sum())
+    if (expected <= sizes).all():
+        return expected
     # groups are selected completely in the order of sizes / quotas; factors[k] is what is left for the others after k
-    factors_when_complete, order = (sizes / quotas).sort()
-    taken = sizes[order].cumsum(0) - sizes[order]
-    quotas_left = quotas[order].flip(0).cumsum(0).flip(0)
-    factors = (num_selected - taken) / quotas_left
-    is_enough = factors <= factors_when_complete
-    # the first; all groups are complete if there is none
-    factor = torch.where(is_enough.any(), factors[is_enough.to(torch.uint8).argmax()], torch.inf)
-    return torch.minimum(sizes, factor * quotas)
+    order = np.argsort(sizes / quotas)
+    ordered_sizes, ordered_quotas = sizes[order], quotas[order]
+    factors = (num_selected - (ordered_sizes.cumsum() - ordered_sizes)) / ordered_quotas[::-1].cumsum()[::-1]
+    is_enough = factors * ordered_quotas <= ordered_sizes
+    return np.minimum(sizes, factors[is_enough.argmax()] * quotas) if is_enough.any() else sizes.astype(np.float64)
 
 
-def systematic_counts(expected: Tensor, *, num_selected: int, uniform: Tensor) -> Tensor:
+def systematic_counts(expected: Floats, *, num_selected: int, uniform: Floats) -> Floats:
     """Round ``expected`` (G,) up or down at random: the mean of each count is its expectation, their sum is fixed.
 
     Systematic sampling: the fractional parts are laid end to end in a random order, and those that one of the points
     ``u, u + 1, u + 2, ...`` falls on are rounded up.
 
     Args:
-        expected: (G,) float64 >= 0, of sum b up to rounding.
+        expected: (G,) >= 0, of sum b up to rounding.
         num_selected: b.
         uniform: (G + 1,) independent uniform numbers in [0, 1), for the order and for u.
 
     Returns:
-        (G,) int64, of sum b.
+        (G,) whole numbers, of sum b.
 
     Example:
-        >>> systematic_counts(torch.tensor([0.5, 2.5]).double(), num_selected=3, uniform=torch.tensor([0.1, 0.2, 0.9]))
-        tensor([0, 3])
+        >>> systematic_counts(np.array([0.5, 2.5]), num_selected=3, uniform=np.array([0.1, 0.2, 0.9]))
+        array([0., 3.])
     """
-    whole = expected.floor()
-    num_left = num_selected - whole.sum()
-    order = uniform[:-1].argsort()
-    ends = (expected - whole)[order].cumsum(0).clamp(max=num_left)
+    counts = np.floor(expected)
+    num_left = num_selected - counts.sum()
+    order = np.argsort(uniform[:-1])
+    ends = np.minimum((expected - counts)[order].cumsum(), num_left)
     ends[-1] = num_left
     # a start closer to 1 than the rounding errors of the sums could round a whole number up
-    num_points = (ends - uniform[-1].clamp(max=1 - 1e-9)).ceil()
-    is_rounded_up = torch.empty_like(num_points)
-    is_rounded_up[order] = num_points.diff(prepend=num_points.new_zeros(1))
-    return (whole + is_rounded_up).long()
+    num_points = np.ceil(ends - min(uniform[-1], 1 - 1e-9))
+    num_points[1:] -= num_points[:-1].copy()
+    counts[order] += num_points
+    return counts
 
 
 def positive_quotas(quotas: Tensor) -> Tensor:
     """``quotas`` (G,), not all zero, raised to at least ``SMALLEST_QUOTA`` times the largest."""
     return quotas.clamp(min=SMALLEST_QUOTA * quotas.max())
-
-
-def _ranks_in_groups(groups: Tensor, keys: Tensor, *, sizes: Tensor) -> Tensor:
-    """(B,) number of examples of the same group with a smaller key; ``sizes`` (G,) are the sizes of the groups."""
-    order = keys.argsort()
-    order = order[groups[order].argsort(stable=True)]  # by group, then by key
-    starts = sizes.cumsum(0) - sizes
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(groups), device=groups.device) - starts[groups[order]]
-    return ranks
 
 
 def holdout_error(holdout_loss: Tensor) -> Tensor:
