@@ -53,6 +53,12 @@ def test_a_rule_by_name_gets_the_groups_of_the_data_set(rule):
     assert chosen.report().num_candidates == NUM_EXAMPLES
 
 
+def test_a_rule_by_name_gets_its_options():
+    chosen = sampler("priority_sampling", table(), holdout=CLEAN, step_size=0.25, uniform_share=0.125, num_groups=4)
+    assert (chosen.selector.uniform_share, chosen.selector.weighting.step_size) == (0.125, 0.25)
+    assert chosen.selector.num_groups == 4
+
+
 @pytest.mark.parametrize(
     ("options", "sizes"),
     [
@@ -236,7 +242,13 @@ def test_rules_that_read_no_targets_do_without():
         ({"distributed": "local"}, ValueError, "distributed='local' does not apply to a batch sampler"),
         ({"distributed": "globl"}, ValueError, "unknown distributed mode 'globl'. Did you mean 'global'"),
         ({"accumulate_steps": 0}, ValueError, "accumulate_steps must be a whole number of at least 1; got 0"),
-        ({"scoring": reducr.Scoring()}, ValueError, "unknown option 'scoring' of SelectiveBatchSampler"),
+        ({"scoring": reducr.Scoring()}, ValueError,
+         "SelectiveBatchSampler has no option 'scoring': no rule here scores with the model"),
+        ({"holdout_fraction": 0.25}, ValueError, "no option 'holdout_fraction': a batch holds indices of the training"),
+        ({"step_sise": 0.1, "selector": "priority_sampling", "irreducible": table()}, ValueError,
+         "unknown option 'step_sise' of selector 'priority_sampling' .* Did you mean 'step_size'"),
+        ({"step_size": 0.1, "selector": reducr.make_selector("uniform", num_groups=2)}, ValueError,
+         "unknown option 'step_size' of SelectiveBatchSampler with a rule that is already made"),
         ({"refresh_steps": 3}, ValueError, "refresh_steps=3 has no effect without `holdout`"),
     ],
 )  # fmt: skip

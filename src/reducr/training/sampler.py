@@ -14,7 +14,6 @@ from torch.utils.data import Sampler
 
 from reducr._internal.checks import check_count, check_range, check_state_keys
 from reducr._internal.distributed import all_gather_stacked, alone, check_mode, num_ranks, shard
-from reducr._internal.names import check_options
 from reducr._internal.rng import random_state, set_random_state
 from reducr._internal.seeds import epoch_order
 from reducr.batch import Batch, SelectionReport
@@ -24,7 +23,7 @@ from reducr.selectors import Selector, make_selector
 from reducr.training.columns import columns_of, length_of, missing_column
 from reducr.training.drawn import DrawnBatches
 from reducr.training.reader import Reader, is_told_by_accelerate
-from reducr.training.sampler_options import SamplerOptions
+from reducr.training.sampler_options import split_options
 
 _NO_MODEL = nn.Identity()
 """In the place of a model that no rule here reads; it has no parameters, so selection stays on the CPU."""
@@ -48,8 +47,8 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         dataset: map-style; none of its examples is read. The index of an example is its position, unless the data set
             has its indices (``index``, ``idx``) or is a part of ``reducr.indexed(dataset)``.
         model: evaluated on ``holdout``.
-        selector: a rule's name, or the rule; its state is part of the sampler's. By name its groups are those of the
-            data set.
+        selector: the rule, whose state is part of the sampler's; or its name. Its groups are then those of the data
+            set, and its options are given beside the others, such as ``step_size=1e-3``.
         irreducible: source of irreducible losses that does without inputs, such as a table; for rules that need it.
         batch_size: examples per batch, on each rank.
         fraction: fraction of the candidates to select, in (0, 1]; None to draw every batch from the whole data set, as
@@ -92,8 +91,7 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         groups: Any = None,
         **options: Any,
     ) -> None:
-        check_options("SelectiveBatchSampler", SamplerOptions, options)
-        self.options = SamplerOptions(**options)
+        self.options, rule_options = split_options(options, selector)
         check_count("batch_size", batch_size)
         self.num_examples = length_of(dataset)
         if not isinstance(model, nn.Module):
@@ -101,7 +99,7 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         self.index, self.targets, self.groups = columns_of(dataset, targets, groups, size=self.num_examples)
         if isinstance(selector, str):
             num_groups = 1 if self.groups is None else int(self.groups.max()) + 1
-            selector = make_selector(selector, num_groups=num_groups)
+            selector = make_selector(selector, **{"num_groups": num_groups} | rule_options)
         self.model, self.batch_size, self.drop_last = model, batch_size, self.options.drop_last
         check_mode(self.options.distributed)
         self._num_ranks = num_ranks()
