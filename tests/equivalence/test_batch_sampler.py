@@ -258,3 +258,23 @@ def test_accelerate_reads_one_batch_ahead_of_the_loop(num_workers):
         resumed.load(states[number])
         resumed.run(2)
         assert_same(whole, resumed, num_picked=number)
+
+
+def test_checkpoints_hold_the_sampler(tmp_path):
+    """With the global random states; the loop of docs/loops.md, left in the middle of a pass."""
+
+    def parts():
+        training = Training("priority_sampling", examples())
+        return training, {"model": training.model, "optimizer": training.optimizer, "sampler": training.sampler}
+
+    whole, kept = parts()
+    checkpoints = reducr.Checkpoints(tmp_path)
+    for batch in chain.from_iterable(whole.loader for _ in range(2)):
+        whole.step(batch)
+        if len(whole.picked) == 17:
+            checkpoints.save(17, **kept)
+    resumed, kept = parts()
+    assert reducr.Checkpoints(tmp_path).resume(**kept) == 17
+    assert (resumed.sampler.epoch, resumed.sampler.position) == (1, 4)
+    resumed.run(2)
+    assert_same(whole, resumed, num_picked=17)

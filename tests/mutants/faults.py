@@ -32,6 +32,7 @@ PARTS = "tests/end_to_end/test_parts_of_the_data.py"
 STAGES = "tests/end_to_end/test_finished_stages.py"
 QUOTAS = "tests/unit/test_quotas.py"
 STRATIFIED = "tests/unit/test_stratified.py"
+BATCH_SAMPLER = "tests/equivalence/test_batch_sampler.py tests/unit/test_batch_sampler.py"
 SELECTORS = "tests/contract/test_selectors.py tests/unit/test_selectors.py tests/unit/test_select_distributed.py"
 RULES = (
     "tests/unit/test_group_weights.py tests/equivalence/test_reference.py tests/equivalence/test_baselines.py "
@@ -499,5 +500,48 @@ MUTANTS = [
         "            set_random_state(self._random_state)",
         "            pass",
         "tests/equivalence/test_lightning_resume.py",
+    ),
+    # Faults of the quotas and of the batch sampler.
+    Mutant(
+        "groups_rounded_up_in_their_order",
+        "functional/quotas.py",
+        "    order = np.argsort(uniform[:-1])",
+        "    uniform = np.append(uniform[:-1], 0.5)\n    order = np.argsort(uniform[:-1])",
+        QUOTAS,
+    ),
+    Mutant(
+        "batches_drawn_ahead_count_as_trained_on",
+        "training/reader.py",
+        "                reader.num_ahead = workers._num_workers * workers._prefetch_factor",
+        "                reader.num_ahead = 0 * workers._num_workers",
+        BATCH_SAMPLER,
+    ),
+    Mutant(
+        "a_resumed_pass_draws_the_seed_of_its_loader_again",
+        "training/sampler.py",
+        "            set_random_state(self._random_state)",
+        "            pass",
+        BATCH_SAMPLER,
+    ),
+    Mutant(
+        "a_pass_ends_twice",
+        "training/sampler.py",
+        "            drawn.has_ended = True",
+        "            pass",
+        BATCH_SAMPLER,
+    ),
+    Mutant(
+        "epochs_that_accelerate_counts_are_obeyed",
+        "training/sampler.py",
+        "        if epoch != self.epoch and not is_told_by_accelerate(sys._getframe(1)):",
+        "        if epoch != self.epoch:",
+        BATCH_SAMPLER,
+    ),
+    Mutant(
+        "a_refresh_draws_global_random_numbers",
+        "training/sampler.py",
+        "        self.downsampler.holdout.keeps_random_state = True",
+        "        pass",
+        BATCH_SAMPLER,
     ),
 ]

@@ -172,6 +172,26 @@ def test_the_holdout_set_is_evaluated_at_refreshes_only_and_leaves_random_states
     assert chosen.model.training
 
 
+def test_a_pass_ends_once(monkeypatch):
+    """When the reader asks for more, or where it does not, when the next pass begins."""
+    chosen = sampler("uniform")
+    step, ends = chosen.downsampler.step, []
+
+    def counted(model, *, is_last=False):
+        ends.append(is_last)
+        step(model, is_last=is_last)
+
+    monkeypatch.setattr(chosen.downsampler, "step", counted)
+    assert len(list(chosen)) == 10
+    assert ends == [False] * 9 + [True]
+    batches = iter(chosen)
+    assert len([next(batches) for _ in range(10)]) == 10
+    assert ends.count(True) == 1
+    list(chosen)
+    assert ends.count(True) == 3
+    assert chosen.report().num_steps == 30
+
+
 def test_groups_may_be_others_than_the_targets():
     groups = torch.arange(NUM_EXAMPLES) % 3
     chosen = sampler(groups=groups, batch_size=30)
