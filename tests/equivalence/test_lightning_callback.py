@@ -471,11 +471,16 @@ def test_a_resumed_training_goes_on_bit_for_bit(digits, tmp_path, loader, limit,
     [
         ("with workers", {}, ["007_batch", "009_epoch"]),
         ("by a generator", {}, ["007_batch", "009_epoch"]),
-        ("shuffled", {"limit_train_batches": 5}, ["003_batch", "005_epoch", "010_batch", "011_batch"]),
         ("stream", {"limit_train_batches": 5}, ["003_batch", "005_epoch", "010_batch", "011_batch"]),
-        ("shuffled", {"accumulate_grad_batches": 2}, ["004_batch", "009_batch", "011_batch"]),
         ("stream", {"accumulate_grad_batches": 2}, ["004_batch", "009_epoch", "011_batch"]),
         ("shuffled", {"budget": 0.4}, ["004_batch", "009_epoch", "013_batch"]),
+        *(
+            pytest.param("shuffled", options, saved, marks=pytest.mark.long)
+            for options, saved in [
+                ({"limit_train_batches": 5}, ["003_batch", "005_epoch", "010_batch", "011_batch"]),
+                ({"accumulate_grad_batches": 2}, ["004_batch", "009_batch", "011_batch"]),
+            ]
+        ),
     ],
 )
 def test_so_does_one_with_other_loaders_and_options(digits, tmp_path, loader, options, saved):
