@@ -551,6 +551,21 @@ def test_a_refused_batch_does_not_move_the_selector(digits):
     assert callback.report().num_batches == 8
 
 
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_step_without_a_loss_does_not_move_the_selector(digits):
+    """Lightning counts it as a step, and trains on nothing."""
+
+    class Skipping(Classifier):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 3 else loss
+
+    _, callback, trainer = fit(digits, module=Skipping(net()), max_epochs=1)
+    assert trainer.global_step == 8
+    assert int(callback.downsampler.selector.step) == callback.report().num_steps == 7
+    assert callback.downsampler.num_waiting == 0
+
+
 def test_a_broken_off_training_leaves_nothing_behind(digits):
     class Breaking(Classifier):
         def training_step(self, batch, batch_idx):
