@@ -29,11 +29,13 @@ with (CONFIGS / "published" / "experiments.csv").open(newline="") as table:
     PUBLISHED = [row["experiment"] for row in csv.DictReader(table)]
 EXPERIMENTS = sorted([*PUBLISHED, *(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))])
 # Published experiments of one data set and kind of reference differ in their rule alone, and digits run every rule
-# below. The default lane composes all of them and trains one of each; superclasses are trained with other choices.
+# below. The default lane composes all of them and trains one of each; superclasses are trained with other choices, and
+# the data sets in the layout of CIFAR-10 once.
 SAME_DATA_AND_REFERENCE = re.compile("_(uniform|train_loss|payoff|weighted|irred|irred_weights|irred_weighted)(_|$)")
 TRAINED_ELSEWHERE = {name for name in PUBLISHED if SAME_DATA_AND_REFERENCE.search(name)}
 TRAINED_ELSEWHERE -= {"cifar10_resnet18_irred", "cifar10_resnet18_irred_weights"}
-TRAINED_ELSEWHERE |= {"cifar100_resnet18_robust"}
+TRAINED_ELSEWHERE |= {"cifar100_resnet18_robust", "cifar100_resnet18_rho", "cinic10_resnet18_robust", "cifar10n_worse"}
+TRAINED_ELSEWHERE |= {"cifar10_resnet18_rho", "clothing1m_main_rho", "clothing1m_main_robust_convnext", "mnli_rho"}
 METHODS = sorted([*reducr.SELECTORS, *(path.stem for path in (CONFIGS / "method").glob("*.yaml"))])
 QUICK = [
     "num_steps=4",

@@ -471,11 +471,16 @@ def test_a_resumed_training_goes_on_bit_for_bit(digits, tmp_path, loader, limit,
     [
         ("with workers", {}, ["007_batch", "009_epoch"]),
         ("by a generator", {}, ["007_batch", "009_epoch"]),
-        ("shuffled", {"limit_train_batches": 5}, ["003_batch", "005_epoch", "010_batch", "011_batch"]),
         ("stream", {"limit_train_batches": 5}, ["003_batch", "005_epoch", "010_batch", "011_batch"]),
-        ("shuffled", {"accumulate_grad_batches": 2}, ["004_batch", "009_batch", "011_batch"]),
         ("stream", {"accumulate_grad_batches": 2}, ["004_batch", "009_epoch", "011_batch"]),
         ("shuffled", {"budget": 0.4}, ["004_batch", "009_epoch", "013_batch"]),
+        *(
+            pytest.param("shuffled", options, saved, marks=pytest.mark.long)
+            for options, saved in [
+                ({"limit_train_batches": 5}, ["003_batch", "005_epoch", "010_batch", "011_batch"]),
+                ({"accumulate_grad_batches": 2}, ["004_batch", "009_batch", "011_batch"]),
+            ]
+        ),
     ],
 )
 def test_so_does_one_with_other_loaders_and_options(digits, tmp_path, loader, options, saved):
@@ -544,6 +549,21 @@ def test_a_refused_batch_does_not_move_the_selector(digits):
     assert len(module.picked) == trainer.global_step == callback.report().num_steps == 6
     assert int(callback.downsampler.selector.step) == 6
     assert callback.report().num_batches == 8
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_step_without_a_loss_does_not_move_the_selector(digits):
+    """Lightning counts it as a step, and trains on nothing."""
+
+    class Skipping(Classifier):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 3 else loss
+
+    _, callback, trainer = fit(digits, module=Skipping(net()), max_epochs=1)
+    assert trainer.global_step == 8
+    assert int(callback.downsampler.selector.step) == callback.report().num_steps == 7
+    assert callback.downsampler.num_waiting == 0
 
 
 def test_a_broken_off_training_leaves_nothing_behind(digits):

@@ -153,7 +153,7 @@ def merge_columns(table: IrreducibleTable | None) -> IrreducibleTable:
     if bool((num_owners > 1).any()):
         raise ValueError(
             f"group {int((num_owners > 1).nonzero()[0])} has a column on {int(num_owners.max())} ranks; every group "
-            "must belong to one. Use reducr._internal.distributed.shard(num_groups)."
+            "must belong to one. Let rank r train the groups r, r + R, r + 2R, ... of R ranks."
         )
     values[:, ~is_own] = 0
     all_reduce_sum_(values.view(torch.int32))

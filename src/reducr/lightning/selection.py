@@ -106,6 +106,7 @@ class SelectiveTraining(pl.Callback):
         self._global_step = 0
         self._is_selecting = False
         self._selected: Any = None
+        self._is_forgotten = False
         self._places: list[dict[str, Any]] = []
         self._replaced: list[tuple[Any, str, Any]] = []
 
@@ -271,11 +272,18 @@ class SelectiveTraining(pl.Callback):
         self.downsampler.selector.set_epoch(self.trainer.current_epoch)
         with self._scorer.autocast():
             self._selected = self.downsampler.select(batch, self._scorer)
+        self._is_forgotten = False
         return self._selected
 
     def training_step(self, step: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Return the module's output, with its loss multiplied by the loss weight of this rank."""
+        """Return the module's output, with its loss multiplied by the loss weight of this rank.
+
+        Lightning trains on nothing if the output is None, so the selection is forgotten.
+        """
         output, weight = step(*arguments, **options), self.downsampler.loss_weight
+        if output is None and self._is_selecting and not self._is_forgotten:
+            self.downsampler.discard()
+            self._is_forgotten = True
         if weight == 1 or output is None or not self._is_selecting:
             return output
         return {**output, "loss": output["loss"] * weight} if isinstance(output, Mapping) else output * weight
@@ -310,7 +318,7 @@ class SelectiveTraining(pl.Callback):
             self.downsampler.step(self._scorer, is_last=self.trainer.is_last_batch)
 
     def _forget_untrained(self) -> None:
-        if self._selected is not None and self.trainer.global_step == self._global_step:
+        if self._selected is not None and self.trainer.global_step == self._global_step and not self._is_forgotten:
             self.downsampler.discard()
         self._selected = None
 
