@@ -6,6 +6,7 @@ from reducr.downsampler import Downsampler
 from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits, PlainIrreducibleLoss, TableLogits, build_logit_table
 from reducr.scoring import Holdout, Scoring, ScoringBudget
 from reducr.selectors import SELECTORS, Selector, make_selector
+from reducr.training.calibration import LogitAdjustment, fit_logit_adjustment
 from reducr.training.checkpoints import Checkpoints
 from reducr.training.loader import SelectiveLoader
 from reducr.training.loop import train
@@ -24,6 +25,7 @@ __all__ = [
     "ExtraBatches",
     "Holdout",
     "LiveLogits",
+    "LogitAdjustment",
     "PlainIrreducibleLoss",
     "Scoring",
     "ScoringBudget",
@@ -33,6 +35,7 @@ __all__ = [
     "Selector",
     "TableLogits",
     "build_logit_table",
+    "fit_logit_adjustment",
     "make_selector",
     "train",
 ]

@@ -11,6 +11,7 @@ from reducr.functional.losses import (
     selection_dtype,
     zero_one_loss,
 )
+from reducr.functional.offsets import group_accuracy, logit_offsets
 from reducr.functional.quotas import holdout_error, quota_scores
 from reducr.functional.samplers import (
     exponential_rank_log_probabilities,
@@ -40,11 +41,13 @@ __all__ = [
     "excess_loss",
     "exponential_rank_log_probabilities",
     "gradient_norm",
+    "group_accuracy",
     "group_payoff",
     "group_weights",
     "gumbel_top_k",
     "holdout_error",
     "last_layer_gram",
+    "logit_offsets",
     "max_min_payoff",
     "mutual_information",
     "orthogonal_order",
