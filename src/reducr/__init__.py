@@ -1,9 +1,17 @@
 """Robust data downsampling: choose the best part of every large batch so that the worst class does well."""
 
 from reducr.auxiliary import Auxiliary, AuxiliaryModel, ExtraBatches
-from reducr.batch import Batch, BatchSpec, Candidates, Selection, SelectionReport
+from reducr.batch import Batch, BatchSpec, Candidates, Selection, SelectionReport, indexed
 from reducr.downsampler import Downsampler
-from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits, PlainIrreducibleLoss, TableLogits, build_logit_table
+from reducr.irreducible import (
+    AdjustedIrreducibleLoss,
+    LiveLogits,
+    PlainIrreducibleLoss,
+    Reference,
+    TableLogits,
+    build_logit_table,
+    fit_reference,
+)
 from reducr.scoring import Holdout, Scoring, ScoringBudget
 from reducr.selectors import SELECTORS, Selector, make_selector
 from reducr.training.calibration import LogitAdjustment, fit_logit_adjustment
@@ -27,6 +35,7 @@ __all__ = [
     "LiveLogits",
     "LogitAdjustment",
     "PlainIrreducibleLoss",
+    "Reference",
     "Scoring",
     "ScoringBudget",
     "Selection",
@@ -36,6 +45,8 @@ __all__ = [
     "TableLogits",
     "build_logit_table",
     "fit_logit_adjustment",
+    "fit_reference",
+    "indexed",
     "make_selector",
     "train",
 ]

@@ -16,7 +16,7 @@ from reducr._internal.buffers import FixedDtypeBuffers
 from reducr._internal.checks import check_state_keys
 from reducr._internal.distributed import all_reduce_sum, check_mode, check_mode_name
 from reducr.auxiliary import Auxiliary
-from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, Selection
+from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, Selection, without_index
 from reducr.batch.nested import index_batch, send_to_device, zero_inputs
 from reducr.batch.report import SelectionReport, by_group
 from reducr.scoring import (
@@ -25,6 +25,8 @@ from reducr.scoring import (
     IrreducibleLookup,
     Scoring,
     ScoringForward,
+    bind_irreducible,
+    check_apart,
     check_candidates,
     check_options,
     check_parts,
@@ -92,7 +94,7 @@ class Downsampler:
                 "`extra_batches` (`holdout_fraction` of the program) out."
             )
         self.selector = selector
-        self.irreducible = irreducible
+        self.irreducible = bind_irreducible(irreducible, selector, loss)
         self.fraction = fraction
         self.loss = loss
         self.distributed = distributed
@@ -133,6 +135,7 @@ class Downsampler:
                 number of processes.
         """
         check_mode(self.distributed)
+        check_apart(self.irreducible, model)
         device = device_of(model)
         for module in self.stateful_modules().values():
             module.to(device)
@@ -175,11 +178,11 @@ class Downsampler:
         self._count(selection, self.selected.group)
         if self._extra_batches is not None:
             num_examples, device = len(self.selected.target), candidates.target.device
-            returned = self._extra_batches.append_to(returned, num_examples=num_examples, device=device)
+            returned = self._extra_batches.append_to(without_index(returned), num_examples=num_examples, device=device)
             self.returned = self._read(returned)
         self._is_learned, self._has_read_weights = False, not self.selector.weights_examples
         self.seconds["selection_seconds"] += time.perf_counter() - started
-        return returned
+        return without_index(returned)
 
     def step(self, model: nn.Module, *, is_last: bool = False) -> None:
         """Call after a gradient step: update the selector, and refresh the holdout loss when it is due.
@@ -365,8 +368,7 @@ class Downsampler:
         self.generator.set_state(state["generator"].cpu())
         self._waiting = [Selection(**selection) for selection in state["waiting"]]
         self.counts, self.seconds = dict(state["counts"]), dict(state["seconds"])
-        device = self._group_counts.device
-        counts = (state[name].to(device, copy=True) for name in ("group_counts", "step_counts"))
+        counts = (state[name].to(self._group_counts.device, copy=True) for name in ("group_counts", "step_counts"))
         self._group_counts, self._step_counts = counts
         self._logged = ([], self._step_counts)
         self.selection = self.selected = self.returned = None

@@ -8,8 +8,11 @@ from reducr.irreducible.adjusted import AdjustedGroupLoss, AdjustedIrreducibleLo
 from reducr.irreducible.build import build_logit_table, build_loss_table, build_table
 from reducr.irreducible.cross_fit import CrossFitReference
 from reducr.irreducible.fingerprint import DataFingerprint
+from reducr.irreducible.fit import fit_reference, held_out_report
+from reducr.irreducible.held_out import HeldOutReport
+from reducr.irreducible.live import GroupIrreducibleLoss, HeadIrreducibleLoss, LiveLogits
 from reducr.irreducible.objective import WEIGHT_NORMALISATIONS, IrreducibleObjective
-from reducr.irreducible.reference import GroupIrreducibleLoss, HeadIrreducibleLoss, LiveLogits
+from reducr.irreducible.reference import Reference
 from reducr.irreducible.store import load_table, save_table
 from reducr.irreducible.table import IrreducibleTable, TableLogits, TableLoss
 
@@ -21,15 +24,19 @@ __all__ = [
     "DataFingerprint",
     "GroupIrreducibleLoss",
     "HeadIrreducibleLoss",
+    "HeldOutReport",
     "IrreducibleObjective",
     "IrreducibleTable",
     "LiveLogits",
     "PlainIrreducibleLoss",
+    "Reference",
     "TableLogits",
     "TableLoss",
     "build_logit_table",
     "build_loss_table",
     "build_table",
+    "fit_reference",
+    "held_out_report",
     "load_table",
     "save_table",
 ]
