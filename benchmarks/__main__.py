@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import results
+from benchmarks.before_loading import before_loading
 from benchmarks.chunks import chunked_scoring
 from benchmarks.harness import Effort, Figure
 from benchmarks.irreducible import stages, table_building
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, Callable[[Effort], Iterable[Figure]]] = {
     "choosing": choosing,
     "growth": growth,
     "loading": loading,
+    "before_loading": before_loading,
     "kept_memory": kept_memory,
     "chunked_scoring": chunked_scoring,
     "overlap_mlp": partial(overlap, "mlp"),

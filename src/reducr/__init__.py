@@ -18,6 +18,7 @@ from reducr.training.calibration import LogitAdjustment, fit_logit_adjustment
 from reducr.training.checkpoints import Checkpoints
 from reducr.training.loader import SelectiveLoader
 from reducr.training.loop import train
+from reducr.training.sampler import SelectiveBatchSampler
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "ScoringBudget",
     "Selection",
     "SelectionReport",
+    "SelectiveBatchSampler",
     "SelectiveLoader",
     "Selector",
     "TableLogits",

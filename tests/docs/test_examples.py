@@ -48,6 +48,17 @@ def test_plain():
     assert_better_than_uniform(run(EXAMPLES / "plain.py"))
 
 
+def test_batch_sampler():
+    """A tenth of the files is decoded, and the rule that believes the reference model has the best worst class."""
+    text = run(EXAMPLES / "batch_sampler.py")
+    line = r"^(\w+) +worst class (\d\.\d+)  mean \d\.\d+  (\d+ of \d+) files decoded$"
+    lines = {name: (float(worst), decoded) for name, worst, decoded in re.findall(line, text, flags=re.MULTILINE)}
+    assert set(lines) == {"uniform", "class_balanced", "priority_sampling"}
+    assert {decoded for _, decoded in lines.values()} == {"2080 of 21120"}
+    assert lines["priority_sampling"][0] > 0.45
+    assert max(lines["uniform"][0], lines["class_balanced"][0]) < 0.35
+
+
 @pytest.mark.long
 def test_hugging_face():
     done = forked.run(["-W", "error", EXAMPLES / "hugging_face.py"])

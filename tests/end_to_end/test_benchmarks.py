@@ -32,6 +32,7 @@ NUM_FIGURES = {
     "choosing": 3,
     "growth": 3,
     "loading": 1,
+    "before_loading": 4,
     "kept_memory": 1,
     "chunked_scoring": 2,
     "overlap_mlp": 1,

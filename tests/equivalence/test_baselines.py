@@ -34,19 +34,6 @@ def test_class_balanced_draws_with_the_probabilities_of_all_orders(groups, num_s
     assert bool(((hits - num_draws * expected).abs() <= error).all())
 
 
-@pytest.mark.parametrize("num_selected", [1, 7, 30, 60])
-def test_quotas_are_filled_in_the_order_of_the_reference(num_selected):
-    groups = torch.randint(0, 4, (60,), generator=seeded(2))
-    quotas = torch.tensor([0.5, 3.0, 1.0, 20.0])
-    generator = seeded(3)
-    scores = functional.quota_scores(groups, quotas, generator=generator)
-    chosen = groups[functional.top_k(scores, num_selected)]
-    starts = torch.rand(64, dtype=torch.float64, generator=seeded(3))[60:]
-    counts = torch.bincount(groups, minlength=4).tolist()
-    expected = slow.apportioned(counts, quotas.tolist(), starts.tolist(), num_selected)
-    assert torch.bincount(chosen, minlength=4).tolist() == expected
-
-
 @pytest.mark.parametrize(
     ("holdout_loss", "num_selected"),
     [([0.1, 0.5, 1.0, 3.0], 16), ([0.1, 0.5, 1.0, 3.0], 60), ([0.0, 0.0, 1.0, 1.0], 20), ([2.0, 0.01, 0.01, 0.01], 60)],
@@ -64,7 +51,7 @@ def test_drop_keeps_the_densities_of_the_reference(holdout_loss, num_selected):
     for _ in range(num_draws):
         positions = selector.select(Candidates(groups=groups), num_selected=num_selected, generator=generator).positions
         own = torch.bincount(groups[positions], minlength=4)
-        assert float((own - expected).abs().max()) < 1.75
+        assert float((own - expected).abs().max()) < 1 + 1e-6
         mean_counts += own / num_draws
         hits[positions] += 1
     torch.testing.assert_close(mean_counts, expected.float(), rtol=0, atol=0.15)
@@ -119,7 +106,7 @@ def test_priority_sampling_fills_quotas_of_weights_that_follow_the_holdout_losse
         counts = [40, 40, 4]
         densities = slow.drop_densities(counts, [share / n for share, n in zip(shares, counts, strict=True)], 20 / 84)
         expected = [n * density for n, density in zip(counts, densities, strict=True)]
-        assert all(abs(count - quota) < 1.75 for count, quota in zip(selected, expected, strict=True))
+        assert all(abs(count - quota) < 1 + 1e-6 for count, quota in zip(selected, expected, strict=True))
         selector.update(selection)
         cumulative = [0.9 * total - 20 * loss for total, loss in zip(cumulative, h, strict=True)]
     assert selector.cumulative_payoff.tolist() == pytest.approx(cumulative, rel=1e-6)
@@ -162,7 +149,7 @@ def test_rcap_keeps_the_quotas_of_the_reference(largest_loss, num_selected):
         candidates = Candidates(model_loss=losses, groups=groups)
         positions = selector.select(candidates, num_selected=num_selected, generator=generator).positions
         own = torch.bincount(groups[positions], minlength=5)
-        assert float((own - expected).abs().max()) < 1.75
+        assert float((own - expected).abs().max()) < 1 + 1e-6
         mean_counts += own / num_draws
     torch.testing.assert_close(mean_counts, expected.float(), rtol=0, atol=0.15)
 

@@ -65,7 +65,7 @@ MUTANTS = [
         "uniform_share_of_the_groups_present",
         "selectors/priority_sampling.py",
         "self.uniform_share / self.num_groups",
-        "self.uniform_share / len(groups.unique())",
+        "self.uniform_share / len(candidates.groups.unique())",
         QUOTAS,
     ),
     Mutant(

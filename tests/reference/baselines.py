@@ -24,13 +24,21 @@ def drop_densities(num_examples: list[int], error: list[float], density: float) 
     return densities
 
 
-def apportioned(num_examples: list[int], quotas: list[float], starts: list[float], num_selected: int) -> list[int]:
-    """Number of examples of each group if every next one goes to the group that is farthest behind its quota."""
-    counts = [0] * len(num_examples)
-    for _ in range(num_selected):
-        open_groups = [g for g in range(len(num_examples)) if counts[g] < num_examples[g]]
-        counts[min(open_groups, key=lambda g: (counts[g] + starts[g]) / quotas[g])] += 1
-    return counts
+def quota_counts(num_examples: list[int], quotas: list[float], num_selected: int) -> list[float]:
+    """Expected number of examples of each group: its quota of what groups that run out leave, which are complete."""
+    counts, is_open = [0.0] * len(quotas), [n > 0 for n in num_examples]
+    while True:
+        left = num_selected - sum(n for n, still in zip(num_examples, is_open, strict=True) if not still)
+        total = sum(quota for quota, still in zip(quotas, is_open, strict=True) if still)
+        for g, n in enumerate(num_examples):
+            counts[g] = left * quotas[g] / total if is_open[g] else float(n)
+        too_many = [g for g, n in enumerate(num_examples) if is_open[g] and counts[g] >= n]
+        if not too_many:
+            return counts
+        for g in too_many:
+            is_open[g], counts[g] = False, float(num_examples[g])
+        if not any(is_open):
+            return counts
 
 
 def dot(x: list[float], y: list[float]) -> float:

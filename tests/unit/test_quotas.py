@@ -1,10 +1,24 @@
-"""Quotas of groups that are absent, or that have a quota of zero; their draws are in ``test_baselines.py``."""
+"""Quotas of groups: their expectation, their rounding, and groups that are absent or have a quota of zero."""
 
+import itertools
+import math
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import reducr
-from reducr.functional.quotas import SMALLEST_QUOTA, holdout_error, positive_quotas
+from reducr.functional.quotas import (
+    SMALLEST_QUOTA,
+    expected_counts,
+    holdout_error,
+    positive_quotas,
+    quota_scores,
+    systematic_counts,
+)
+from reference.baselines import quota_counts
 
 ZERO_QUOTA = {
     "priority_sampling": {"uniform_share": 0.0, "step_size": 1e6},
@@ -52,7 +66,7 @@ def test_the_uniform_share_is_that_of_all_groups_also_of_absent_ones(num_selecte
     expected = num_selected * shares[0] / (shares[0] + shares[2])
     for seed in range(10):
         positions = selector.select(candidates, num_selected=num_selected, generator=seeded(seed)).positions
-        assert abs(int((positions < 100).sum()) - float(expected)) < 1.5
+        assert abs(int((positions < 100).sum()) - float(expected)) < 1
 
 
 def test_quotas_of_zero_are_raised_in_proportion_to_the_largest():
@@ -62,3 +76,86 @@ def test_quotas_of_zero_are_raised_in_proportion_to_the_largest():
 def test_a_negative_holdout_loss_is_no_error():
     """A loss with a margin, or rounding, can be below zero."""
     assert holdout_error(torch.tensor([-0.5, 0.0, 1e-7])).tolist() == pytest.approx([0.0, 0.0, 1e-7], abs=1e-12)
+
+
+# expectation and rounding
+
+GROUPS = st.lists(st.tuples(st.integers(0, 12), st.floats(1e-6, 1e6)), min_size=1, max_size=8)
+
+
+@given(GROUPS, st.data())
+def test_every_draw_lies_between_floor_and_ceil_of_the_expected_counts(sizes_and_quotas, data):
+    sizes, quotas = map(list, zip(*sizes_and_quotas, strict=True))
+    if not sum(sizes):
+        sizes[0] = 1
+    num_selected = data.draw(st.integers(1, sum(sizes)))
+    expected = quota_counts(sizes, quotas, num_selected)
+    groups = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    generator = seeded(data.draw(st.integers(0, 2**31)))
+    scores = quota_scores(groups, torch.tensor(quotas), num_selected=num_selected, generator=generator)
+    chosen = groups[scores.topk(num_selected).indices]
+    counts = torch.bincount(chosen, minlength=len(sizes)).tolist()
+    assert sum(counts) == num_selected
+    for count, mean, size in zip(counts, expected, sizes, strict=True):
+        assert math.floor(mean - 1e-4) <= count <= min(math.ceil(mean + 1e-4), size)
+
+
+@given(GROUPS, st.data())
+def test_expected_counts_are_those_of_the_plain_loop(sizes_and_quotas, data):
+    sizes, quotas = map(list, zip(*sizes_and_quotas, strict=True))
+    sizes[0] += 1
+    num_selected = data.draw(st.integers(1, sum(sizes)))
+    counts = expected_counts(np.array(sizes, dtype=float), np.array(quotas), num_selected=num_selected)
+    assert counts.tolist() == pytest.approx(quota_counts(sizes, quotas, num_selected), abs=1e-9)
+    assert (counts <= np.array(sizes)).all()
+
+
+@pytest.mark.parametrize("eighths", [[1, 7], [3, 5, 8], [0, 12, 3, 1], [20, 4, 7, 9, 0]])
+def test_rounding_is_exactly_unbiased_in_every_order(eighths):
+    """Of whole eighths, eight equally spaced starts have every outcome as often as a uniform start."""
+    expected, size = np.array(eighths) / 8, len(eighths)
+    for order in itertools.permutations(range(size)):
+        draws = [
+            systematic_counts(
+                expected, num_selected=sum(eighths) // 8, uniform=np.array([*(place / size for place in order), start])
+            )
+            for start in (np.arange(8) + 0.5) / 8
+        ]
+        assert np.mean(draws, axis=0).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("shares", "sizes", "num_selected"),
+    [
+        ([0.8, 0.2], [50, 50], 1),
+        ([0.55, *[0.05] * 9], [40] * 10, 24),
+        ([0.55, *[0.05] * 9], [4, *[40] * 9], 24),
+        ([0.9, 0.05, 0.05], [100, 100, 1], 7),
+    ],
+)
+def test_a_group_is_selected_as_often_as_its_quota(shares, sizes, num_selected):
+    """Over many draws, against the formula, within 4.5 standard deviations of a rounding at random."""
+    groups, num_draws = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)), 3000
+    selector = reducr.make_selector("priority_sampling", num_groups=len(sizes), uniform_share=0.0, step_size=1.0)
+    selector.set_group_holdout_loss(torch.ones(len(sizes)))
+    selector.weighting.update(-torch.tensor(shares).double().log())
+    candidates = reducr.Candidates(irreducible_loss=torch.ones(len(groups)), groups=groups)
+    total, generator = torch.zeros(len(sizes)), seeded(3)
+    for _ in range(num_draws):
+        positions = selector.select(candidates, num_selected=num_selected, generator=generator).positions
+        total += torch.bincount(groups[positions], minlength=len(sizes))
+    for count, mean in zip(total.tolist(), quota_counts(sizes, shares, num_selected), strict=True):
+        part = mean % 1
+        assert abs(count - num_draws * mean) <= 4.5 * (num_draws * part * (1 - part)) ** 0.5 + 1e-3
+
+
+def test_quotas_are_those_of_the_candidates_with_finite_losses():
+    """Half of the selection is of each group, though group 1 loses seven of its ten candidates."""
+    losses = torch.ones(20)
+    losses[torch.arange(10, 17)] = torch.nan
+    candidates = reducr.Candidates(irreducible_loss=losses, groups=torch.arange(20) // 10)
+    selector = reducr.make_selector("priority_sampling", num_groups=2, uniform_share=1.0)
+    selector.set_group_holdout_loss(torch.ones(2))
+    for num_selected, expected in ((4, [2, 2]), (8, [5, 3]), (20, [10, 3])):
+        selection = selector.select(candidates, num_selected=num_selected, generator=seeded(0))
+        assert torch.bincount(candidates.groups[selection.positions]).tolist() == expected

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +25,17 @@ from reducr._internal.names import unknown_name
 
 MODES = ("global", "local")
 _CHUNK_ELEMENTS = 2**22
+_IS_ALONE: ContextVar[bool] = ContextVar("is_alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Act as the only process inside the block: what runs there is the same on every rank and needs no exchange."""
+    token = _IS_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _IS_ALONE.reset(token)
 
 
 def num_ranks() -> int:
@@ -209,7 +221,7 @@ def raising_on_all_ranks() -> Iterator[None]:
 
 
 def _is_initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _IS_ALONE.get() and dist.is_available() and dist.is_initialized()
 
 
 def _device_for(tensor: Tensor) -> torch.device:

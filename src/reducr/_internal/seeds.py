@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def mixed_seed(*words: int) -> int:
@@ -15,3 +17,9 @@ def mixed_seed(*words: int) -> int:
         False
     """
     return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def epoch_order(num_examples: int, *, seed: int, epoch: int) -> Tensor:
+    """A random order (N,) int64 of ``num_examples``, which depends on ``seed`` and ``epoch`` only."""
+    generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    return torch.randperm(num_examples, generator=generator)

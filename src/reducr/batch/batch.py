@@ -172,8 +172,8 @@ class BatchReader:
 
     def __call__(self, batch: Any) -> Batch:
         """Return the parts of ``batch``; errors as for ``BatchSpec.of`` and ``BatchSpec.read``."""
-        if self._is_usual and type(batch) is Batch:
-            return batch
+        if type(batch) is Batch and (self._is_usual or batch.input is None):
+            return batch  # without an input it holds the candidates of a batch sampler
         index = index_of(batch)
         if index is not None:
             batch = without_index(batch)

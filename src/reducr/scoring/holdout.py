@@ -134,7 +134,7 @@ class GroupHoldoutLoss(FixedDtypeBuffers):
                 "A holdout batch needs one loss and one integer group per example; got losses "
                 f"{tuple(loss.shape)} and groups {tuple(groups.shape)} of {groups.dtype}."
             )
-        groups = groups.long()
+        groups = groups.to(self.counts.device, torch.int64)
         check_range("holdout groups", groups, len(self.counts))
         # the mean of a group that is absent for very long would drift once its count is denormal
         decay = torch.full_like(self.counts, self.decay).masked_fill_(self.counts < _SMALLEST_COUNT, 1.0)

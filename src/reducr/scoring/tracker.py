@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reducr._internal.endless import EndlessBatches
+from reducr._internal.rng import same_random_state
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, model_output
 from reducr.batch.nested import send_to_device
 from reducr.scoring.holdout import GroupHoldoutLoss, Holdout
@@ -45,6 +47,8 @@ class HoldoutTracker:
         decay = None if holdout is None else holdout.decay
         self.moving_loss = None if decay is None else GroupHoldoutLoss(selector.num_groups, decay=decay)
         """The moving average, if that is what is in force."""
+        self.keeps_random_state = False
+        """Whether reading the holdout set leaves the global random states as they were."""
         self._per_example = loss
         self._read = BatchReader(spec)
         self._stream = (
@@ -139,7 +143,7 @@ class HoldoutTracker:
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, batches: Iterable[Any], holdout_loss: GroupHoldoutLoss) -> None:
         device, model = device_of(model), without_wrappers(model)
-        with scoring_pass(model, "eval"):
+        with scoring_pass(model, "eval"), same_random_state() if self.keeps_random_state else nullcontext():
             for batch in batches:
                 parts = self._read(send_to_device(batch, device))
                 losses = holdout_losses(

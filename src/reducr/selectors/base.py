@@ -27,6 +27,7 @@ from reducr.selectors.group_weights import GroupWeights
 from reducr.selectors.samplers import make_sampler
 
 HOLDOUT_LOSSES = ("cross_entropy", "zero_one")
+_FIELDS_OF_MODEL = frozenset({"model_loss", "logits", "features"})
 
 
 class Selector(FixedDtypeBuffers):
@@ -88,6 +89,11 @@ class Selector(FixedDtypeBuffers):
         self.register_buffer("group_holdout_loss", torch.full((num_groups,), torch.nan, dtype=torch.float64))
 
     @property
+    def reads_model(self) -> bool:
+        """Whether the rule reads losses or outputs of the model. If not, it can choose before inputs are loaded."""
+        return bool(self.needs & _FIELDS_OF_MODEL) or self.num_dropout_samples > 0
+
+    @property
     def group_weights(self) -> Tensor:
         """(G,) float64 on the simplex, the weights of the next selection; equal for rules without group weights."""
         return self.weighting.weights()
@@ -105,6 +111,18 @@ class Selector(FixedDtypeBuffers):
     def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
         """Scores (B,), larger is better. They may be non-finite where a loss is."""
         raise NotImplementedError(f"{type(self).__name__} must define score().")
+
+    def score_for(
+        self, candidates: Candidates, *, num_selected: int | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Scores (B,) for a selection of ``num_selected``, which only rules such as ``QuotaSelector`` read.
+
+        Args:
+            candidates: B examples.
+            num_selected: b in [1, B]; may be None for pointwise rules.
+            generator: random generator for rules that draw.
+        """
+        return self.score(candidates, generator=generator)
 
     def payoff(self, selected: Candidates) -> Tensor:
         """Payoff (G,) float64 of the selected candidates, which ``update`` adds to the cumulative payoff."""
@@ -181,7 +199,7 @@ class Selector(FixedDtypeBuffers):
         """
         self.check_candidates(candidates)
         check_num_selected(num_selected, candidates.num_candidates)
-        scores = self.valid_scores(candidates, generator=generator)
+        scores = self.valid_scores(candidates, num_selected=num_selected, generator=generator)
         num_non_finite = num_nonfinite(scores)
         positions = self.sample(scores, num_selected=num_selected, num_non_finite=num_non_finite, generator=generator)
         payoff = self.total_payoff(candidates, positions)
@@ -194,18 +212,28 @@ class Selector(FixedDtypeBuffers):
             index=self.selected_index(candidates, positions),
         )
 
-    def valid_scores(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
-        """Scores (B,), minus infinity where a loss is not finite. Pointwise rules score in chunks."""
+    def valid_scores(
+        self, candidates: Candidates, *, num_selected: int | None = None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Scores (B,), minus infinity where a loss is not finite. Pointwise rules score in chunks.
+
+        Args:
+            candidates: B examples.
+            num_selected: b in [1, B]; None for pointwise rules only.
+            generator: random generator for rules that draw.
+        """
         if not self.is_pointwise:
-            return self._scores_of_finite(candidates, generator)
-        parts = (self._masked_scores(chunk, generator) for chunk in candidates.chunks())
+            return self._scores_of_finite(candidates, num_selected, generator)
+        parts = (self._masked_scores(chunk, None, generator) for chunk in candidates.chunks())
         return _concatenation(parts, num_rows=candidates.num_candidates)
 
-    def _scores_of_finite(self, candidates: Candidates, generator: torch.Generator | None) -> Tensor:
+    def _scores_of_finite(
+        self, candidates: Candidates, num_selected: int | None, generator: torch.Generator | None
+    ) -> Tensor:
         """Valid scores (B,) of a rule that sees only the candidates with finite losses."""
         losses = self.losses(candidates)
         if all(are_finite(values) for values in losses):
-            return self._masked_scores(candidates, generator)
+            return self._masked_scores(candidates, num_selected, generator)
         has_finite_loss = torch.ones(candidates.num_candidates, dtype=torch.bool, device=candidates.device)
         for loss in losses:
             has_finite_loss &= is_finite(loss).reshape(len(loss), -1).all(dim=1)
@@ -213,12 +241,15 @@ class Selector(FixedDtypeBuffers):
         scores = torch.full((candidates.num_candidates,), -torch.inf, device=candidates.device)
         if not len(rows):
             return scores
-        finite_scores = self._masked_scores(candidates.take(rows), generator)
+        num_selected = None if num_selected is None else min(num_selected, len(rows))
+        finite_scores = self._masked_scores(candidates.take(rows), num_selected, generator)
         return scores.to(finite_scores.dtype).index_copy_(0, rows, finite_scores)
 
-    def _masked_scores(self, candidates: Candidates, generator: torch.Generator | None) -> Tensor:
+    def _masked_scores(
+        self, candidates: Candidates, num_selected: int | None, generator: torch.Generator | None
+    ) -> Tensor:
         """Scores (B,) with minus infinity where the score or a loss is not finite."""
-        scores = self.score(candidates, generator=generator).detach()
+        scores = self.score_for(candidates, num_selected=num_selected, generator=generator).detach()
         losses = self.losses(candidates)
         if all(are_finite(values) for values in (scores, *losses)):
             return scores

@@ -138,7 +138,10 @@ def _global_selection(
 
     union = _gathered_fields(shared, sizes)
     all_candidates = None if selector.is_pointwise else Candidates(**union)
-    scores = union["scores"] if all_candidates is None else selector.valid_scores(all_candidates, generator=generator)
+    if all_candidates is None:
+        scores = union["scores"]
+    else:
+        scores = selector.valid_scores(all_candidates, num_selected=count, generator=generator)
     num_non_finite = num_nonfinite(scores)
     positions = selector.sample(scores, num_selected=count, num_non_finite=num_non_finite, generator=generator)
     if len(set(random_states)) > 1 and _random_state(generator, candidates.device) != random_state:

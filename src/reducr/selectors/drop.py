@@ -8,10 +8,10 @@ from torch import Tensor
 from reducr import functional
 from reducr.batch import Candidates
 from reducr.functional.quotas import positive_quotas
-from reducr.selectors.base import Selector
+from reducr.selectors.quota import QuotaSelector
 
 
-class Drop(Selector):
+class Drop(QuotaSelector):
     """Distributionally robust pruning: the higher a group's holdout error, the more of its examples are kept.
 
     With ``n_g`` candidates and holdout loss ``h_g`` of group g::
@@ -28,14 +28,12 @@ class Drop(Selector):
     """
 
     name = "drop"
-    is_pointwise = False
     needs = frozenset({"groups"})
     needs_group_holdout_loss = True
 
-    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
-        """(B,) random scores; the b largest fill the quotas, for every b."""
+    def quotas(self, candidates: Candidates) -> Tensor:
+        """(G,) number of candidates times the holdout error."""
         groups = candidates.groups.long()  # type: ignore[union-attr]  # in self.needs
         error = functional.holdout_error(self.group_holdout_loss)
         counts = torch.bincount(groups, minlength=self.num_groups)
-        quotas = counts * positive_quotas(error) if bool(error.any()) else counts
-        return functional.quota_scores(groups, quotas, generator=generator)
+        return counts * positive_quotas(error) if bool(error.any()) else counts

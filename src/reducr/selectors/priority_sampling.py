@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reducr import functional
 from reducr._internal.checks import is_finite_number
 from reducr._internal.names import unknown_name
 from reducr.batch import Candidates
 from reducr.functional.quotas import SMALLEST_QUOTA
-from reducr.selectors.base import HOLDOUT_LOSSES, Selector
+from reducr.selectors.base import HOLDOUT_LOSSES
 from reducr.selectors.group_weights import GroupWeights
+from reducr.selectors.quota import QuotaSelector
 
 
-class PrioritySampling(Selector):
+class PrioritySampling(QuotaSelector):
     """Group quotas that adapt to the holdout losses, filled with examples whose targets the reference model believes.
 
     Per step, with ``r`` the irreducible loss, ``h`` the group-holdout loss, ``m`` the ``uniform_share`` and b examples
@@ -31,7 +31,8 @@ class PrioritySampling(Selector):
     example i, so examples that are probably mislabelled are rarely drawn. The model is not run for scoring. With a
     table of irreducible losses a step costs as much as one of class-balanced sampling, plus a pass over the holdout set
     every ``refresh_steps``. The weights are REDUCR's without the excess losses. ``uniform_share`` keeps a part of the
-    quotas equal; without it the weights end up on a single group.
+    quotas equal; without it the weights end up on a single group. Quotas are rounded up or down at random, without
+    bias.
 
     Args:
         num_groups: G >= 1.
@@ -64,7 +65,6 @@ class PrioritySampling(Selector):
     """
 
     name = "priority_sampling"
-    is_pointwise = False
     needs = frozenset({"irreducible_loss", "groups"})
     needs_group_holdout_loss = True
 
@@ -94,15 +94,15 @@ class PrioritySampling(Selector):
         self.uniform_share = float(uniform_share)
         self.irreducible_temperature = float(irreducible_temperature)
 
-    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
-        """(B,) random scores; the b largest fill the quotas, for every b."""
-        groups = candidates.groups.long()  # type: ignore[union-attr]  # in self.needs
-        loss = candidates.irreducible_loss.double()  # type: ignore[union-attr]  # in self.needs
+    def quotas(self, candidates: Candidates) -> Tensor:
+        """(G,) shares of the selection."""
         shares = (1 - self.uniform_share) * self.group_weights + self.uniform_share / self.num_groups
-        log_probabilities = -loss / max(self.irreducible_temperature, torch.finfo(torch.float32).tiny)
-        return functional.quota_scores(
-            groups, shares.clamp(min=SMALLEST_QUOTA), log_probabilities=log_probabilities, generator=generator
-        )
+        return shares.clamp(min=SMALLEST_QUOTA)
+
+    def log_probabilities(self, candidates: Candidates) -> Tensor:
+        """(B,) belief of the reference model in the targets, at ``irreducible_temperature``."""
+        loss: Tensor = candidates.irreducible_loss.double()  # type: ignore[union-attr]  # in self.needs
+        return -loss / max(self.irreducible_temperature, torch.finfo(torch.float32).tiny)
 
     def payoff(self, selected: Candidates) -> Tensor:
         """(G,) minus the holdout losses times the number of selected examples."""

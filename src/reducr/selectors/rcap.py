@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reducr import functional
 from reducr._internal.checks import is_finite_number
 from reducr.batch import Candidates
 from reducr.functional.quotas import positive_quotas
-from reducr.selectors.base import Selector
+from reducr.selectors.quota import QuotaSelector
 
 
-class Rcap(Selector):
+class Rcap(QuotaSelector):
     """Robust class-aware probabilistic pruning: a group's quota grows with the root of its loss and of its size.
 
     With ``n_g`` candidates of group g, and ``L_g`` the mean of their clipped model losses ``c_i``::
@@ -45,7 +44,6 @@ class Rcap(Selector):
     """
 
     name = "rcap"
-    is_pointwise = False
     needs = frozenset({"model_loss", "groups"})
 
     def __init__(
@@ -67,16 +65,18 @@ class Rcap(Selector):
         self.loss_temperature = float(loss_temperature)
         self.largest_loss = math.log(max(num_groups, 2)) if largest_loss is None else float(largest_loss)
 
-    def score(self, candidates: Candidates, *, generator: torch.Generator | None) -> Tensor:
-        """(B,) random scores; the b largest fill the quotas, for every b."""
+    def quotas(self, candidates: Candidates) -> Tensor:
+        """(G,) root of the number of candidates times their mean loss."""
         groups = candidates.groups.long()  # type: ignore[union-attr]  # in needs
-        loss = candidates.model_loss.double().clamp(0, self.largest_loss)  # type: ignore[union-attr]  # in needs
+        loss = self._clipped(candidates)
         counts = torch.bincount(groups, minlength=self.num_groups)
         sums = torch.zeros(self.num_groups, dtype=torch.float64, device=loss.device).index_add_(0, groups, loss)
         squared_quotas = sums if bool(sums.any()) else counts.double()  # n_g L_g
-        return functional.quota_scores(
-            groups,
-            positive_quotas(squared_quotas.sqrt()),
-            log_probabilities=loss / max(self.loss_temperature, torch.finfo(torch.float32).tiny),
-            generator=generator,
-        )
+        return positive_quotas(squared_quotas.sqrt())
+
+    def log_probabilities(self, candidates: Candidates) -> Tensor:
+        """(B,) clipped losses at ``loss_temperature``."""
+        return self._clipped(candidates) / max(self.loss_temperature, torch.finfo(torch.float32).tiny)
+
+    def _clipped(self, candidates: Candidates) -> Tensor:
+        return candidates.model_loss.double().clamp(0, self.largest_loss)  # type: ignore[union-attr]  # in needs

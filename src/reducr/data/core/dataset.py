@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reducr._internal.checks import check_range
 from reducr._internal.distributed import num_ranks, rank
-from reducr._internal.seeds import mixed_seed
+from reducr._internal.seeds import epoch_order
 from reducr.batch import Batch
 from reducr.data.core.inputs import Inputs, inputs_at
 
@@ -222,8 +222,7 @@ class ExampleLoader:
         """Yield the batches of an epoch from the one at ``position`` on."""
         order = torch.arange(len(self.data))
         if self.shuffle:
-            generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
-            order = torch.randperm(len(self.data), generator=generator)
+            order = epoch_order(len(self.data), seed=self.seed, epoch=epoch)
         batches = (order[number * self.batch_size :][: self.batch_size] for number in range(position, len(self)))
         if self.sync:
             batches = (positions.tensor_split(num_ranks())[rank()] for positions in batches)
