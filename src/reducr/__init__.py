@@ -3,7 +3,14 @@
 from reducr.auxiliary import Auxiliary, AuxiliaryModel, ExtraBatches
 from reducr.batch import Batch, BatchSpec, Candidates, Selection, SelectionReport
 from reducr.downsampler import Downsampler
-from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits, PlainIrreducibleLoss, TableLogits, build_logit_table
+from reducr.irreducible import (
+    AdjustedIrreducibleLoss,
+    LiveLogits,
+    PlainIrreducibleLoss,
+    Reference,
+    TableLogits,
+    build_logit_table,
+)
 from reducr.scoring import Holdout, Scoring, ScoringBudget
 from reducr.selectors import SELECTORS, Selector, make_selector
 from reducr.training.checkpoints import Checkpoints
@@ -25,6 +32,7 @@ __all__ = [
     "Holdout",
     "LiveLogits",
     "PlainIrreducibleLoss",
+    "Reference",
     "Scoring",
     "ScoringBudget",
     "Selection",

@@ -26,6 +26,8 @@ from reducr.scoring import (
     IrreducibleLookup,
     Scoring,
     ScoringForward,
+    bind_irreducible,
+    check_apart,
     check_candidates,
     check_options,
     check_parts,
@@ -96,7 +98,7 @@ class Downsampler:
                 "`extra_batches` (`holdout_fraction` of the program) out."
             )
         self.selector = selector
-        self.irreducible = irreducible
+        self.irreducible = bind_irreducible(irreducible, selector, loss)
         self.fraction = fraction
         self.loss = loss
         self.distributed = distributed
@@ -137,6 +139,7 @@ class Downsampler:
                 number of processes.
         """
         check_mode(self.distributed)
+        check_apart(self.irreducible, model)
         device = device_of(model)
         for module in self.stateful_modules().values():
             module.to(device)
@@ -367,8 +370,7 @@ class Downsampler:
         self.generator.set_state(state["generator"].cpu())
         self._waiting = [Selection(**selection) for selection in state["waiting"]]
         self.counts, self.seconds = dict(state["counts"]), dict(state["seconds"])
-        device = self._group_counts.device
-        counts = (state[name].to(device, copy=True) for name in ("group_counts", "step_counts"))
+        counts = (state[name].to(self._group_counts.device, copy=True) for name in ("group_counts", "step_counts"))
         self._group_counts, self._step_counts = counts
         self._logged = ([], self._step_counts)
         self.selection = self.selected = self.returned = None

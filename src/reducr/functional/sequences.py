@@ -156,6 +156,10 @@ class TokenLoss:
         losses = token_loss(logits, labels, ignore_index=self.ignore_index, is_causal=self.is_causal)
         return losses[self.is_labelled(labels)]
 
+    def of_sequences(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B,) mean loss of each sequence over its own tokens: ``sequence_loss`` with the same options."""
+        return sequence_loss(logits, labels, ignore_index=self.ignore_index, is_causal=self.is_causal)
+
     def is_labelled(self, labels: Tensor) -> Tensor:
         """(B, T) bool, whether each token is a candidate."""
         return is_labelled(labels, ignore_index=self.ignore_index, is_causal=self.is_causal)

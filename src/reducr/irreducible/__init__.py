@@ -8,8 +8,9 @@ from reducr.irreducible.adjusted import AdjustedGroupLoss, AdjustedIrreducibleLo
 from reducr.irreducible.build import build_logit_table, build_loss_table, build_table
 from reducr.irreducible.cross_fit import CrossFitReference
 from reducr.irreducible.fingerprint import DataFingerprint
+from reducr.irreducible.live import GroupIrreducibleLoss, HeadIrreducibleLoss, LiveLogits
 from reducr.irreducible.objective import WEIGHT_NORMALISATIONS, IrreducibleObjective
-from reducr.irreducible.reference import GroupIrreducibleLoss, HeadIrreducibleLoss, LiveLogits
+from reducr.irreducible.reference import Reference
 from reducr.irreducible.store import load_table, save_table
 from reducr.irreducible.table import IrreducibleTable, TableLogits, TableLoss
 
@@ -25,6 +26,7 @@ __all__ = [
     "IrreducibleTable",
     "LiveLogits",
     "PlainIrreducibleLoss",
+    "Reference",
     "TableLogits",
     "TableLoss",
     "build_logit_table",

@@ -18,7 +18,8 @@ from reducr.functional import (
     selection_dtype,
 )
 from reducr.functional.losses import check_targets
-from reducr.irreducible.reference import target_logits
+from reducr.irreducible.group_check import GroupsOfTargets
+from reducr.irreducible.live import target_logits
 from reducr.irreducible.table import IrreducibleTable, TableLogits, TableLoss
 
 _CHUNK_ROWS = 2**14
@@ -74,7 +75,8 @@ class AdjustedIrreducibleLoss:
         group_of_target: (C,) int64, the group of each target; None if groups equal targets, or for joint logits.
 
     Raises:
-        ValueError: if ``gradient_weight`` is below 1, or ``group_of_target`` does not hold one group per class.
+        ValueError: if ``gradient_weight`` is below 1, or ``group_of_target`` does not hold one group per class; at a
+            batch whose groups do not follow from its targets, unless the logits are joint.
 
     Source: docs/method.md, section 4; docs/deviations.md explains the deviation from arXiv 2312.00486.
     """
@@ -84,10 +86,11 @@ class AdjustedIrreducibleLoss:
     ) -> None:
         check_gradient_weight(gradient_weight)
         if group_of_target is not None:
-            _check_group_of_target(group_of_target)
+            check_group_of_target(group_of_target)
         self.source = source
         self.gradient_weight = gradient_weight
         self.group_of_target = group_of_target
+        self.groups = GroupsOfTargets(group_of_target)
 
     def lookup(self, batch: Batch) -> Tensor:
         """(B, G) nats."""
@@ -95,12 +98,16 @@ class AdjustedIrreducibleLoss:
 
     def tabulate(self, targets: Tensor) -> TableLoss:
         """As ``PlainIrreducibleLoss.tabulate``, with losses of shape (N, G)."""
-        return TableLoss(_loss_table(self, targets, kind="group_loss"))
+        table = _loss_table(self, targets, kind="group_loss")
+        is_joint = isinstance(self.source, TableLogits) and self.source.table.kind == "joint_logits"
+        return TableLoss(table, groups=None if is_joint else GroupsOfTargets(self.group_of_target))
 
     def lazy(self, batch: Batch) -> AdjustedGroupLoss:
         """(B, G) nats, computed only for the rows that are read."""
-        logits = self.source.logits(batch)
-        return AdjustedGroupLoss(logits, batch.target, self.gradient_weight, self.group_of_target)
+        losses = AdjustedGroupLoss(self.source.logits(batch), batch.target, self.gradient_weight, self.group_of_target)
+        if losses.logits.ndim == 2:
+            self.groups.check(batch)
+        return losses
 
 
 @dataclass(frozen=True)
@@ -177,11 +184,13 @@ def _loss_table(
     chunks = []
     for index in torch.arange(len(targets)).split(_CHUNK_ROWS):  # type: ignore[no-untyped-call]
         target = targets[index]
-        chunks.append(losses.lookup(Batch(index, None, target, target)))
+        group = losses.groups.of(target) if isinstance(losses, AdjustedIrreducibleLoss) else target
+        chunks.append(losses.lookup(Batch(index, None, target, group)))
     return IrreducibleTable(torch.cat(chunks).numpy(), kind=kind)
 
 
-def _check_group_of_target(groups: Tensor) -> None:
+def check_group_of_target(groups: Tensor) -> None:
+    """Raise ValueError unless ``groups`` holds one non-negative integer per class."""
     is_integer = not (groups.is_floating_point() or groups.is_complex())
     if not is_integer or groups.ndim != 1 or not len(groups) or bool((groups.long() < 0).any()):
         raise ValueError(

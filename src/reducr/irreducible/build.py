@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reducr._internal.distributed import all_gather, all_gather_stacked, all_reduce_sum_, raising_on_all_ranks
 from reducr.batch import Batch
-from reducr.irreducible.reference import GroupIrreducibleLoss, LiveLogits
+from reducr.irreducible.live import GroupIrreducibleLoss, LiveLogits
 from reducr.irreducible.table import IrreducibleTable
 
 _CHUNK_ROWS = 2**16

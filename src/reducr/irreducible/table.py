@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducr.batch import Batch
+from reducr.irreducible.group_check import GroupsOfTargets
 
 KINDS = {"loss": "(N,)", "group_loss": "(N, G)", "logits": "(N, C)", "joint_logits": "(N, C, G)"}
 _AXES = {"loss": 1, "group_loss": 2, "logits": 2, "joint_logits": 3}
@@ -62,9 +63,10 @@ class IrreducibleTable:
         """
         if index is None:
             raise ValueError(
-                "a table of irreducible losses needs the index of every example, but these batches have none. Let the "
-                "data set yield (index, input, target), or name the index with spec=BatchSpec(index=...). For a stream "
-                "without indices, use the reference model itself, such as LiveLogits(model)."
+                "a table of irreducible losses needs the index of every example, but these batches have none. Wrap "
+                "the data set, reducr.indexed(dataset), or name the index with spec=BatchSpec(index=...). A "
+                "`collate_fn` of your own must keep it: collate_fn=dataset.collating(collate_fn). For a stream without "
+                "indices, use the reference model itself, reducr.Reference(model)."
             )
         if index.ndim != 1 or index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
             raise ValueError(
@@ -87,20 +89,27 @@ class IrreducibleTable:
 class TableLoss:
     """Losses read from a table: (B,) for kind ``loss``, (B, G) for kind ``group_loss``.
 
+    Args:
+        table: of losses.
+        groups: the groups that the columns stand for, where they follow from the targets; None for no check.
+
     Raises:
         ValueError: for a table of logits; read these with ``AdjustedIrreducibleLoss`` or ``PlainIrreducibleLoss``.
     """
 
-    def __init__(self, table: IrreducibleTable) -> None:
+    def __init__(self, table: IrreducibleTable, *, groups: GroupsOfTargets | None = None) -> None:
         if table.kind not in ("loss", "group_loss"):
             raise ValueError(
                 f"TableLoss reads losses; this table holds {table.kind}. Use "
                 "AdjustedIrreducibleLoss(TableLogits(table)) or PlainIrreducibleLoss(TableLogits(table))."
             )
         self.table = table
+        self.groups = groups
 
     def lookup(self, batch: Batch) -> Tensor:
         """The rows of ``batch.index``."""
+        if self.groups is not None:
+            self.groups.check(batch)
         return self.table.rows(batch.index)
 
 

@@ -1,7 +1,8 @@
 """The scoring pass: its options, precision, chunks and budget, and the holdout loss."""
 
+from reducr.functional.outputs import per_example_losses
 from reducr.scoring.budget import ScoringBudget
-from reducr.scoring.checks import check_candidates, check_options, check_parts
+from reducr.scoring.checks import bind_irreducible, check_apart, check_candidates, check_options, check_parts
 from reducr.scoring.forward import ScoringForward, shrunk
 from reducr.scoring.holdout import GroupHoldoutLoss, Holdout, holdout_of
 from reducr.scoring.modes import device_of, scoring_pass, without_wrappers
@@ -15,7 +16,6 @@ from reducr.scoring.scorer import (
     known_fields,
     model_fields,
     num_selected_of,
-    per_example_losses,
     score_candidates,
     select_within_budget,
 )
@@ -30,7 +30,9 @@ __all__ = [
     "Scoring",
     "ScoringBudget",
     "ScoringForward",
+    "bind_irreducible",
     "candidate_groups",
+    "check_apart",
     "check_candidates",
     "check_model_output",
     "check_options",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from reducr._internal.checks import check_range
-from reducr.batch import Batch
+from reducr.batch import Batch, PerExampleLoss
+from reducr.irreducible.bound import BoundReference
+from reducr.irreducible.reference import Reference
 from reducr.selectors import Selector
 
 
@@ -26,7 +28,27 @@ def check_parts(selector: Any, irreducible: Any) -> None:
     if irreducible is not None and not hasattr(irreducible, "lookup"):
         raise TypeError(
             f"`irreducible` must have lookup(batch) -> Tensor; got {type(irreducible).__name__}. For a model, pass "
-            "reducr.AdjustedIrreducibleLoss(reducr.LiveLogits(model))."
+            "reducr.Reference(model)."
+        )
+
+
+def bind_irreducible(irreducible: Any, selector: Selector, loss: PerExampleLoss | None) -> Any:
+    """Return what ``selector`` reads of ``irreducible``: a ``Reference`` bound to the rule and the loop's loss.
+
+    Anything else with ``lookup(batch)`` is returned as it is.
+
+    Raises:
+        ValueError: if the groups of a reference are not those of the rule.
+    """
+    return irreducible.bind(selector, loss=loss) if isinstance(irreducible, Reference) else irreducible
+
+
+def check_apart(irreducible: Any, model: nn.Module) -> None:
+    """Raise ValueError if the reference model is the target model, or shares parameters with it."""
+    if isinstance(irreducible, BoundReference) and irreducible.shares_parameters_with(model):
+        raise ValueError(
+            "The reference model shares parameters with the model that is trained. Give it its own: "
+            "reducr.Reference(reducr.fit_reference(copy.deepcopy(model), clean))."
         )
 
 
@@ -41,7 +63,8 @@ def missing_irreducible(selector: Selector) -> ValueError:
     """Return the error for a rule that gets no irreducible losses."""
     return ValueError(
         f"{selector.name!r} needs irreducible losses; got irreducible=None. Pass anything with lookup(batch), such as "
-        "reducr.AdjustedIrreducibleLoss(reducr.LiveLogits(model)) of a model trained on clean holdout data."
+        "reducr.Reference(model) of a model trained on clean holdout data, which reducr.fit_reference(model, clean) "
+        "gives."
     )
 
 

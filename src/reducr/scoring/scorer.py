@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from reducr._internal.checks import is_finite_number
 from reducr.batch import Batch, Candidates, LazyGroupLoss, PerExampleLoss, Selection, model_output
-from reducr.functional import per_example_cross_entropy, selection_dtype, zero_one_loss
-from reducr.functional.sequences import num_rows
+from reducr.functional import zero_one_loss
+from reducr.functional.outputs import checked_logits, per_example_losses
+from reducr.irreducible.bound import BoundReference
 from reducr.scoring.budget import ScoringBudget
 from reducr.scoring.checks import missing_irreducible
 from reducr.scoring.modes import scoring_pass
@@ -170,7 +171,7 @@ def model_fields(
                 if "model_loss" in selector.needs:
                     part["model_loss"] = per_example_losses(output, chunk.target, loss)
                 if "logits" in selector.needs:
-                    part["logits"] = _checked_logits(output, chunk.target.shape[0])
+                    part["logits"] = checked_logits(output, chunk.target.shape[0])
                 if last_layer is not None:
                     part["features"] = last_layer.features(part["logits"])
     if num_samples:
@@ -235,42 +236,6 @@ def _last_linear_layer(model: nn.Module, selector: Selector) -> Iterator[_LastLi
             handle.remove()
 
 
-def per_example_losses(output: Any, target: Tensor, loss: PerExampleLoss | None = None) -> Tensor:
-    """Return the loss of each example (B,), in float32 or better.
-
-    Args:
-        output: of the model; logits (B, C) for the cross-entropy.
-        target: (B,) integers, or whatever ``loss`` takes, with one row per example.
-        loss: of (output, target); None for the cross-entropy.
-
-    Raises:
-        ValueError: if the output is not a floating tensor (B, C), or ``loss`` does not return B floating values.
-    """
-    size = num_rows(target, loss)
-    if loss is None:
-        logits = _checked_logits(output, size)
-        if target.ndim != 1 or target.is_floating_point() or target.is_complex():
-            raise ValueError(
-                f"The cross-entropy needs targets (B,), one integer per example; got {target.dtype} "
-                f"{tuple(target.shape)}. For other targets pass `loss=`, a function of (output, target) that returns "
-                "one value per example."
-            )
-        return per_example_cross_entropy(logits, target)
-    losses = loss(output, target)
-    if not isinstance(losses, Tensor) or losses.shape != (size,) or not losses.is_floating_point():
-        kind = f"{losses.dtype} {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-        advice = ""
-        if isinstance(losses, Tensor) and losses.ndim == 0:
-            advice = " One value for all examples is their mean or sum: use reduction='none'."
-        elif isinstance(losses, Tensor) and losses.ndim > 1 and len(losses) == size:
-            advice = " Average it over all axes but the first."
-        raise ValueError(
-            f"`loss(output, target)` must return one floating-point value per example, shape ({size},); got {kind}."
-            f"{advice}"
-        )
-    return losses.to(selection_dtype(losses))
-
-
 def holdout_losses(selector: Selector, output: Any, target: Tensor, loss: PerExampleLoss | None = None) -> Tensor:
     """Return the losses (B,) whose mean per group is the group-holdout loss of ``selector``.
 
@@ -278,7 +243,7 @@ def holdout_losses(selector: Selector, output: Any, target: Tensor, loss: PerExa
     whatever ``loss`` is.
     """
     if selector.holdout_loss == "zero_one":
-        return zero_one_loss(_checked_logits(output, len(target)), target)
+        return zero_one_loss(checked_logits(output, len(target)), target)
     return per_example_losses(output, target, loss)
 
 
@@ -315,31 +280,12 @@ def check_model_output(model: nn.Module, batch: Batch, num_classes: int) -> None
         ValueError: if the output is not a floating tensor (B, C).
     """
     with scoring_pass(model, "eval"), torch.no_grad():
-        logits = _checked_logits(model_output(model, batch.input), len(batch.target))
+        logits = checked_logits(model_output(model, batch.input), len(batch.target))
     if logits.shape[1] != num_classes:
         raise ValueError(
             f"The model must return one logit for each of the {num_classes} classes; its output has shape "
             f"{tuple(logits.shape)} for {len(batch.target)} examples. Set the size of its last layer to {num_classes}."
         )
-
-
-def _checked_logits(output: Any, size: int) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise ValueError(  # noqa: TRY004  (a fault of the model's author, like a wrong shape)
-            "The model must return a tensor of logits (B, C), or an output with `logits`; got "
-            f"{type(output).__name__}. Wrap it, or pass `loss=`, a function that takes what the model returns."
-        )
-    if output.ndim == 0:
-        raise ValueError(
-            "The model returns one number, which looks like a loss. Examples are scored by their own losses, so it "
-            f"must return logits (B, C) with B = {size}: compute the loss in the loop, or wrap the model."
-        )
-    if output.ndim != 2 or output.shape[0] != size or not output.is_floating_point():
-        raise ValueError(
-            f"The model must return floating-point logits of shape (B, C) with B = {size}; got {output.dtype} "
-            f"{tuple(output.shape)}."
-        )
-    return output
 
 
 def _irreducible_fields(
@@ -350,14 +296,17 @@ def _irreducible_fields(
     *,
     num_candidates: int,
 ) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
     for name, axes in (("irreducible_loss", 1), ("group_irreducible_loss", 2)):
         if name not in selector.needs:
             continue
         if irreducible is None:
             raise missing_irreducible(selector)
-        if axes == 2 and num_candidates * selector.num_groups > _LAZY_ABOVE and hasattr(irreducible, "lazy"):
-            return {name: _lazy_losses(batch, irreducible, batch_size)}
-        parts = [irreducible.lookup(chunk).to(batch.target.device) for chunk in _chunks(batch, batch_size)]
+        source: Any = irreducible.view(name) if isinstance(irreducible, BoundReference) else irreducible
+        if axes == 2 and num_candidates * selector.num_groups > _LAZY_ABOVE and hasattr(source, "lazy"):
+            fields[name] = _lazy_losses(batch, source, batch_size)
+            continue
+        parts = [source.lookup(chunk).to(batch.target.device) for chunk in _chunks(batch, batch_size)]
         losses = parts[0] if len(parts) == 1 else torch.cat(parts)
         if losses.ndim != axes or losses.shape[0] != num_candidates:
             shape = "(B,)" if axes == 1 else "(B, G)"
@@ -365,8 +314,8 @@ def _irreducible_fields(
                 f"{selector.name!r} needs irreducible losses of shape {shape} with B = {num_candidates}; "
                 f"{type(irreducible).__name__}.lookup returned {tuple(losses.shape)}."
             )
-        return {name: losses}
-    return {}
+        fields[name] = losses
+    return fields
 
 
 def _lazy_losses(batch: Batch, irreducible: Any, batch_size: int | None) -> LazyGroupLoss:

@@ -1,0 +1,70 @@
+"""Losses of each example from whatever a model returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from reducr.batch import PerExampleLoss
+from reducr.functional.losses import per_example_cross_entropy, selection_dtype
+from reducr.functional.sequences import num_rows
+
+
+def checked_logits(output: Any, size: int, *, owner: str = "The model") -> Tensor:
+    """Return the ``output`` of a model if it is floating logits (B, C) with B = ``size``; else raise ValueError."""
+    if not isinstance(output, Tensor):
+        raise ValueError(  # noqa: TRY004  (a fault of the model's author, like a wrong shape)
+            f"{owner} must return a tensor of logits (B, C), or an output with `logits`; got "
+            f"{type(output).__name__}. Wrap it, or pass `loss=`, a function that takes what the model returns."
+        )
+    if output.ndim == 0:
+        raise ValueError(
+            f"{owner} returns one number, which looks like a loss. Examples are scored by their own losses, so it "
+            f"must return logits (B, C) with B = {size}: compute the loss in the loop, or wrap the model."
+        )
+    if output.ndim != 2 or output.shape[0] != size or not output.is_floating_point():
+        raise ValueError(
+            f"{owner} must return floating-point logits of shape (B, C) with B = {size}; got {output.dtype} "
+            f"{tuple(output.shape)}."
+        )
+    return output
+
+
+def per_example_losses(
+    output: Any, target: Tensor, loss: PerExampleLoss | None = None, *, owner: str = "The model"
+) -> Tensor:
+    """Return the loss of each example (B,), in float32 or better; of each labelled token (N,) with a ``TokenLoss``.
+
+    Args:
+        output: of the model; logits (B, C) for the cross-entropy.
+        target: (B,) integers, or whatever ``loss`` takes, with one row per example.
+        loss: of (output, target); None for the cross-entropy.
+        owner: what returned the output, for messages.
+
+    Raises:
+        ValueError: if the output is not a floating tensor (B, C), or ``loss`` does not return B floating values.
+    """
+    size = num_rows(target, loss)
+    if loss is None:
+        logits = checked_logits(output, size, owner=owner)
+        if target.ndim != 1 or target.is_floating_point() or target.is_complex():
+            raise ValueError(
+                f"The cross-entropy needs targets (B,), one integer per example; got {target.dtype} "
+                f"{tuple(target.shape)}. For other targets pass `loss=`, a function of (output, target) that returns "
+                "one value per example."
+            )
+        return per_example_cross_entropy(logits, target)
+    losses = loss(output, target)
+    if not isinstance(losses, Tensor) or losses.shape != (size,) or not losses.is_floating_point():
+        kind = f"{losses.dtype} {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        advice = ""
+        if isinstance(losses, Tensor) and losses.ndim == 0:
+            advice = " One value for all examples is their mean or sum: use reduction='none'."
+        elif isinstance(losses, Tensor) and losses.ndim > 1 and len(losses) == size:
+            advice = " Average it over all axes but the first."
+        raise ValueError(
+            f"`loss(output, target)` must return one floating-point value per example, shape ({size},); got {kind}."
+            f"{advice}"
+        )
+    return losses.to(selection_dtype(losses))
