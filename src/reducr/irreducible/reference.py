@@ -200,6 +200,6 @@ def _check_same_rows(own: PerExampleLoss | None, loss: PerExampleLoss | None) ->
     rows, own_rows = ("token", "example") if isinstance(loss, TokenLoss) else ("example", "token")
     raise ValueError(
         f"The loop selects by {rows}, and this reference has a loss of its own that gives one value per {own_rows}. "
-        "Leave `loss` out of reducr.Reference(model), which then takes the loss of its loop. A table of losses serves a "
-        "selection by example only."
+        "Leave `loss` out of reducr.Reference(model), which then takes the loss of its loop. A table of losses serves "
+        "a selection by example only."
     )
