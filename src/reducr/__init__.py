@@ -1,7 +1,7 @@
 """Robust data downsampling: choose the best part of every large batch so that the worst class does well."""
 
 from reducr.auxiliary import Auxiliary, AuxiliaryModel, ExtraBatches
-from reducr.batch import Batch, BatchSpec, Candidates, Selection, SelectionReport
+from reducr.batch import Batch, BatchSpec, Candidates, Selection, SelectionReport, indexed
 from reducr.downsampler import Downsampler
 from reducr.irreducible import (
     AdjustedIrreducibleLoss,
@@ -41,6 +41,7 @@ __all__ = [
     "Selector",
     "TableLogits",
     "build_logit_table",
+    "indexed",
     "make_selector",
     "train",
 ]

@@ -16,7 +16,7 @@ from reducr._internal.buffers import FixedDtypeBuffers
 from reducr._internal.checks import check_state_keys
 from reducr._internal.distributed import all_reduce_sum, check_mode, check_mode_name
 from reducr.auxiliary import Auxiliary
-from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, Selection
+from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, Selection, without_index
 from reducr.batch.nested import send_to_device
 from reducr.batch.report import SelectionReport, by_group
 from reducr.functional.sequences import row_groups
@@ -180,11 +180,11 @@ class Downsampler:
         self._count(selection, row_groups(self.selected.group, self.selected.target, self.loss))
         if self._extra_batches is not None:
             num_examples, device = len(self.selected.target), candidates.target.device
-            returned = self._extra_batches.append_to(returned, num_examples=num_examples, device=device)
+            returned = self._extra_batches.append_to(without_index(returned), num_examples=num_examples, device=device)
             self.returned = self._read(returned)
         self._is_learned, self._has_read_weights = False, not self.selector.weights_examples
         self.seconds["selection_seconds"] += time.perf_counter() - started
-        return returned
+        return without_index(returned)
 
     def step(self, model: nn.Module, *, is_last: bool = False) -> None:
         """Call after a gradient step: update the selector, and refresh the holdout loss when it is due.

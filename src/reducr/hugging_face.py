@@ -21,7 +21,7 @@ from transformers.trainer_utils import has_length
 from reducr._internal.distributed import all_gather, check_mode, num_ranks, rank, shard
 from reducr._internal.rng import random_state, set_random_state
 from reducr._internal.seeds import mixed_seed
-from reducr.batch import BatchSpec, logits_of
+from reducr.batch import INDEX_KEY, BatchSpec, logits_of
 from reducr.batch.report import SelectionReport
 from reducr.downsampler import Downsampler
 from reducr.scoring import IrreducibleLookup, holdout_of, per_example_losses
@@ -34,7 +34,7 @@ __all__ = ["SelectiveTrainer", "SelectiveTrainerMixin"]
 _FOLDER = "reducr"
 _STATE_NAME = "trainer_state.json"
 _SELECTION_OPTIONS = {"loss", "spec", "scoring", "auxiliary", "distributed"}
-_COLUMNS = ("index", "idx", "group", "groups")
+_COLUMNS = ("index", "idx", "group", "groups", INDEX_KEY)
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -315,7 +315,8 @@ def _extra_columns(spec: BatchSpec | None) -> tuple[str, ...]:
     """Names of the columns that the selection needs and the model does not."""
     if spec is None:
         return _COLUMNS
-    return tuple(name for name in (spec.index, spec.group) if isinstance(name, str) and name != spec.target)
+    names = tuple(name for name in (spec.index, spec.group) if isinstance(name, str) and name != spec.target)
+    return (*names, INDEX_KEY)
 
 
 def _gather_states(state: Any) -> list[Any]:

@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from reducr.batch.nested import index_batch, replace_entry, send_to_device
+=======
+from reducr.batch.carried import index_of, with_index, without_index
+from reducr.batch.nested import index_batch, send_to_device
+>>>>>>> issue15-a
 
 
 class Batch(NamedTuple):
@@ -187,9 +192,45 @@ class BatchReader:
         """Return the parts of ``batch``; errors as for ``BatchSpec.of`` and ``BatchSpec.read``."""
         if self._is_usual and type(batch) is Batch:
             return batch
+        index = index_of(batch)
+        if index is not None:
+            batch = without_index(batch)
         if self.spec is None:
-            self.spec = BatchSpec.of(batch)
-        return self.spec.read(batch)
+            self.spec = BatchSpec.of(batch) if index is None else _spec_beside_index(batch, index)
+        parts = self.spec.read(batch)
+        if index is None or (self.spec.index is not None and not self._is_usual):
+            return parts
+        return parts._replace(index=index)
+
+
+def _spec_beside_index(batch: Any, index: Tensor) -> BatchSpec:
+    """The spec of a batch that carries its index, so that ``(input, target, group)`` has no index in front."""
+    is_plain = isinstance(batch, tuple | list) and _names_in(batch) is None
+    if not is_plain or len(batch) != 3:
+        return BatchSpec.of(batch)
+    first = batch[0]
+    has_own = isinstance(first, Tensor) and first.shape == index.shape and bool((first == index.to(first.device)).all())
+    return BatchSpec.of(batch) if has_own else BatchSpec(input=0, target=1, group=2)
+
+    def with_target(self, batch: Any, target: Tensor) -> Any:
+        """Return a ``batch`` that has been read, with another target; errors as for ``BatchSpec.with_target``."""
+        if self._is_usual and type(batch) is Batch:
+            return batch._replace(target=target)
+        index = index_of(batch)
+        plain = batch if index is None else without_index(batch)
+        spec = BatchSpec.of(plain) if self.spec is None else self.spec
+        changed = spec.with_target(plain, target)
+        return changed if index is None else with_index(changed, index)
+
+
+def _spec_beside_index(batch: Any, index: Tensor) -> BatchSpec:
+    """The spec of a batch that carries its index, so that ``(input, target, group)`` has no index in front."""
+    is_plain = isinstance(batch, tuple | list) and _names_in(batch) is None
+    if not is_plain or len(batch) != 3:
+        return BatchSpec.of(batch)
+    first = batch[0]
+    has_own = isinstance(first, Tensor) and first.shape == index.shape and bool((first == index.to(first.device)).all())
+    return BatchSpec.of(batch) if has_own else BatchSpec(input=0, target=1, group=2)
 
     def with_target(self, batch: Any, target: Tensor) -> Any:
         """Return a ``batch`` that has been read, with another target; errors as for ``BatchSpec.with_target``."""

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reducr.batch.carried import Indexed, with_index, without_index
+
 _CONSTANTS = (str, bytes, int, float, complex, bool, type(None))
 _NUMPY = (np.ndarray, np.generic)
 _SEQUENCES = (list, tuple)
@@ -267,6 +269,12 @@ def _entries(tree: Any) -> Mapping[Any, Any]:
 
 def _rebuilt(tree: Any, change: Callable[[Any, str], Any]) -> Any:
     """Return a mapping, dataclass, list or tuple of the same type with every entry changed."""
+    if isinstance(tree, Indexed):
+        return with_index(_rebuilt(without_index(tree), change), change(tree.example_index, ".example_index"))
+    return _rebuilt_plain(tree, change)
+
+
+def _rebuilt_plain(tree: Any, change: Callable[[Any, str], Any]) -> Any:
     if isinstance(tree, _SEQUENCES):
         if hasattr(tree, "_fields"):
             return type(tree)(*(change(entry, f".{name}") for name, entry in zip(tree._fields, tree, strict=True)))

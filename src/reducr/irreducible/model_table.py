@@ -109,6 +109,8 @@ def tabulated(
         TypeError: for a stream.
         ValueError: for a data set without examples, with repeated indices, or whose batches do not have every example.
     """
+    if not len(dataset_of(data)):
+        raise ValueError("The data set has no examples, so there is nothing to tabulate.")
     if is_random(data, spec):
         warnings.warn(
             "The first examples differ when they are read twice, as with random augmentation. The table holds the "

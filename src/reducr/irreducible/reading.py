@@ -43,6 +43,7 @@ def loader_of(
     batch_size: int | None = None,
     positions: Sequence[int] | None = None,
     batch_sampler: Any = None,
+    has_workers: bool = True,
 ) -> DataLoader[Any]:
     """Return a loader of the data set of ``data`` in the order of its examples, or of chosen examples.
 
@@ -54,21 +55,22 @@ def loader_of(
         batch_size: None for that of a DataLoader, else 256.
         positions: of the examples to read; None for all.
         batch_sampler: gives the positions of each batch, in place of ``batch_size`` and ``positions``.
+        has_workers: use the workers of a DataLoader that has some.
     """
     dataset, options = dataset_of(data), {}
     if isinstance(data, DataLoader):
         batch_size = data.batch_size if batch_size is None else batch_size
-        options = {
-            name: getattr(data, name)
-            for name in ("collate_fn", "num_workers", "worker_init_fn", "multiprocessing_context", "timeout")
-        }
+        names = ["collate_fn"]
+        if has_workers:
+            names += ["num_workers", "worker_init_fn", "multiprocessing_context", "timeout"]
+        options = {name: getattr(data, name) for name in names}
     batch_size = _BATCH_SIZE if batch_size is None else batch_size
     check_count("batch_size", batch_size)
     generator = torch.Generator()
     if batch_sampler is not None:
-        has_workers = options.get("num_workers", 0) > 0
+        keeps_workers = options.get("num_workers", 0) > 0
         return DataLoader(
-            dataset, batch_sampler=batch_sampler, generator=generator, persistent_workers=has_workers, **options
+            dataset, batch_sampler=batch_sampler, generator=generator, persistent_workers=keeps_workers, **options
         )
     if positions is not None:
         dataset = Subset(dataset, positions)
@@ -78,7 +80,7 @@ def loader_of(
 def is_random(data: Any, spec: BatchSpec | None) -> bool:
     """Whether the inputs of the first examples differ when they are read twice, as with random augmentation."""
     num_compared = min(_NUM_COMPARED, len(dataset_of(data)))
-    loader = loader_of(data, batch_size=num_compared, positions=range(num_compared))
+    loader = loader_of(data, batch_size=num_compared, positions=range(num_compared), has_workers=False)
     read = BatchReader(spec)
     first, second = (read(next(iter(loader))).input for _ in range(2))
     return not _is_equal(first, second)
