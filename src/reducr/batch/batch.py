@@ -10,12 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from reducr.batch.nested import index_batch, replace_entry, send_to_device
-=======
 from reducr.batch.carried import index_of, with_index, without_index
-from reducr.batch.nested import index_batch, send_to_device
->>>>>>> issue15-a
+from reducr.batch.nested import index_batch, replace_entry, send_to_device
 
 
 class Batch(NamedTuple):
@@ -202,16 +198,6 @@ class BatchReader:
             return parts
         return parts._replace(index=index)
 
-
-def _spec_beside_index(batch: Any, index: Tensor) -> BatchSpec:
-    """The spec of a batch that carries its index, so that ``(input, target, group)`` has no index in front."""
-    is_plain = isinstance(batch, tuple | list) and _names_in(batch) is None
-    if not is_plain or len(batch) != 3:
-        return BatchSpec.of(batch)
-    first = batch[0]
-    has_own = isinstance(first, Tensor) and first.shape == index.shape and bool((first == index.to(first.device)).all())
-    return BatchSpec.of(batch) if has_own else BatchSpec(input=0, target=1, group=2)
-
     def with_target(self, batch: Any, target: Tensor) -> Any:
         """Return a ``batch`` that has been read, with another target; errors as for ``BatchSpec.with_target``."""
         if self._is_usual and type(batch) is Batch:
@@ -231,13 +217,6 @@ def _spec_beside_index(batch: Any, index: Tensor) -> BatchSpec:
     first = batch[0]
     has_own = isinstance(first, Tensor) and first.shape == index.shape and bool((first == index.to(first.device)).all())
     return BatchSpec.of(batch) if has_own else BatchSpec(input=0, target=1, group=2)
-
-    def with_target(self, batch: Any, target: Tensor) -> Any:
-        """Return a ``batch`` that has been read, with another target; errors as for ``BatchSpec.with_target``."""
-        if self._is_usual and type(batch) is Batch:
-            return batch._replace(target=target)
-        spec = BatchSpec.of(batch) if self.spec is None else self.spec
-        return spec.with_target(batch, target)
 
 
 def _names_in(batch: Any) -> list[str] | None:
