@@ -96,10 +96,10 @@ METHODS = {
     "class_balanced": Method("domain-balanced", "class_balanced"),
     "class_balanced_with_holdout": Method("domain-balanced, train + holdout", "class_balanced", holdout=True),
     "rho_loss": Method("RHO-LOSS", "rho_loss"),
-    "priority_sampling": Method("priority sampling", "priority_sampling", {"step_size": 1e-3}),
-    "reducr": Method("REDUCR", "reducr", {"step_size": 1e-3}),
+    "priority_sampling": Method("priority sampling", "priority_sampling", {"step_size": 3e-3}),
+    "reducr": Method("REDUCR", "reducr", {"step_size": 3e-3}),
     "rho_loss_by_token": Method("RHO-LOSS by token (Rho-1)", "rho_loss", by_token=True),
-    "reducr_by_token": Method("REDUCR by token", "reducr", {"step_size": 3e-5}, by_token=True),
+    "reducr_by_token": Method("REDUCR by token", "reducr", {"step_size": 3e-4}, by_token=True),
 }
 
 
