@@ -10,6 +10,7 @@ from reducr.irreducible import (
     Reference,
     TableLogits,
     build_logit_table,
+    fit_reference,
 )
 from reducr.scoring import Holdout, Scoring, ScoringBudget
 from reducr.selectors import SELECTORS, Selector, make_selector
@@ -41,6 +42,7 @@ __all__ = [
     "Selector",
     "TableLogits",
     "build_logit_table",
+    "fit_reference",
     "indexed",
     "make_selector",
     "train",
