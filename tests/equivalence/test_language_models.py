@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections import namedtuple
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from language import (
     LENGTH,
     LOSSES,
     NUM_DOMAINS,
+    VOCABULARY,
     Sequences,
+    TinyLanguageModel,
     candidate_groups,
     inputs_of,
     make_parts,
@@ -328,3 +331,28 @@ def test_a_table_of_sequence_losses_is_the_live_reference():
         torch.testing.assert_close(
             table.bind(selector).lookup(reader(batch)), live.lookup(reader(batch)).float(), rtol=1e-6, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_reference_is_fitted_with_the_loss_of_the_loop(unit, capsys):
+    """The held-out loss falls below that of chance; weights on a domain make its loss lower, and the others' higher."""
+    clean = Sequences(48, seed=5, columns=("group",), has_empty=False)
+    clean.tokens[:] = (clean.tokens[:, :1] + 3 * clean.columns["group"].unsqueeze(1)) % (VOCABULARY - 1) + 1  # repeated
+    clean.labels[clean.labels != -100] = clean.tokens[clean.labels != -100]
+    optimizer = partial(torch.optim.AdamW, lr=0.05)
+    fit = {"num_epochs": 20, "optimizer": optimizer, "loss": LOSSES[unit], "progress": False}
+    report = reducr.irreducible.held_out_report(TinyLanguageModel(4), clean, **fit)
+    assert report.loss < 0.7 * report.chance_loss
+    assert not report.is_near_chance
+    models = [
+        reducr.fit_reference(TinyLanguageModel(4), clean, num_folds=0, group_weights=weights, **fit | {"num_epochs": 4})
+        for weights in ([1, 1, 1], [50, 1, 1])
+    ]
+    batch = next(iter(DataLoader(clean, batch_size=48)))
+    losses = [plain_losses(model, batch, by_token=unit == "token") for model in models]
+    groups = candidate_groups(batch, by_token=unit == "token")
+    of_first = [sum(loss for loss, group in zip(own, groups, strict=True) if group == 0) for own in losses]
+    of_others = [sum(loss for loss, group in zip(own, groups, strict=True) if group != 0) for own in losses]
+    assert of_first[1] < of_first[0]
+    assert of_others[1] > of_others[0]
+    assert capsys.readouterr().err == ""

@@ -171,6 +171,11 @@ class TokenLoss:
         return kept.index_copy_(0, places, labels.flatten()[places]).view(labels.shape)
 
 
+def example_loss(loss: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Return ``loss``, or for a ``TokenLoss`` the mean over the tokens of each sequence, which is one per example."""
+    return loss.of_sequences if isinstance(loss, TokenLoss) else loss
+
+
 def num_rows(target: Tensor, loss: Callable[..., Any] | None) -> int:
     """Return how many values ``loss`` has for a batch: one per example, or one per labelled token."""
     return int(loss.is_labelled(target).sum()) if isinstance(loss, TokenLoss) else target.shape[0]

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from reducr._internal.checks import check_range
 from reducr.batch import Batch, PerExampleLoss
-from reducr.functional import TokenLoss
 from reducr.functional.outputs import checked_logits, per_example_losses
-from reducr.functional.sequences import row_groups
+from reducr.functional.sequences import example_loss, row_groups
 from reducr.irreducible.adjusted import AdjustedGroupLoss
 from reducr.irreducible.chance import ChanceWatch
 from reducr.irreducible.group_check import GroupsOfTargets
@@ -136,7 +135,7 @@ class BoundReference:
         if self._watch.is_done or has_losses(reference):
             return
 
-        loss = self.loss.of_sequences if isinstance(self.loss, TokenLoss) else self.loss
+        loss = example_loss(self.loss)
 
         def losses_at(target: Tensor) -> Tensor:
             return all_losses(reference, outputs[:1], target, loss)[:, 0]
