@@ -17,8 +17,9 @@ from reducr._internal.checks import check_state_keys
 from reducr._internal.distributed import all_reduce_sum, check_mode, check_mode_name
 from reducr.auxiliary import Auxiliary
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, Selection, without_index
-from reducr.batch.nested import index_batch, send_to_device, zero_inputs
+from reducr.batch.nested import send_to_device
 from reducr.batch.report import SelectionReport, by_group
+from reducr.functional.sequences import row_groups
 from reducr.scoring import (
     Holdout,
     HoldoutTracker,
@@ -30,11 +31,13 @@ from reducr.scoring import (
     check_candidates,
     check_options,
     check_parts,
+    check_rows,
     device_of,
     holdout_of,
     num_selected_of,
     score_candidates,
     select_within_budget,
+    selected_part,
     without_wrappers,
 )
 from reducr.selectors import Selector
@@ -87,6 +90,7 @@ class Downsampler:
         check_options({"spec": (spec, BatchSpec), "scoring": (scoring, Scoring), "auxiliary": (auxiliary, Auxiliary)})
         self.scoring = Scoring() if scoring is None else scoring
         self.scoring.check_fit(selector, fraction=fraction, distributed=distributed)
+        check_rows(loss, selector, self.scoring, spec)
         self.auxiliary = Auxiliary() if auxiliary is None else auxiliary
         if self.auxiliary.extra_batches is not None and distributed is not None:
             raise ValueError(
@@ -171,11 +175,9 @@ class Downsampler:
         scorer = without_wrappers(self.auxiliary.scorer(model))
         batch, candidates = self._on_device(batch, device_of(model))
         self.selection = selection = self._choose(candidates, scorer)
-        returned = index_batch(batch, selection.positions, num_examples=candidates.target.shape[0])
-        if selection.has_nonfinite_loss:
-            returned = zero_inputs(returned)
+        returned = selected_part(batch, candidates, selection, loss=self.loss, reader=self._read)
         self.selected = self.returned = self._read(returned)
-        self._count(selection, self.selected.group)
+        self._count(selection, row_groups(self.selected.group, self.selected.target, self.loss))
         if self._extra_batches is not None:
             num_examples, device = len(self.selected.target), candidates.target.device
             returned = self._extra_batches.append_to(without_index(returned), num_examples=num_examples, device=device)

@@ -21,7 +21,7 @@ from transformers.trainer_utils import has_length
 from reducr._internal.distributed import all_gather, check_mode, num_ranks, rank, shard
 from reducr._internal.rng import random_state, set_random_state
 from reducr._internal.seeds import mixed_seed
-from reducr.batch import INDEX_KEY, BatchSpec, logits_of
+from reducr.batch import INDEX_KEY, BatchSpec, CarryingCollator, logits_of
 from reducr.batch.report import SelectionReport
 from reducr.downsampler import Downsampler
 from reducr.scoring import IrreducibleLookup, holdout_of, per_example_losses
@@ -50,8 +50,9 @@ class SelectiveTrainerMixin(_Base):
     selected examples of each batch, and the mean of these over its batches with ``gradient_accumulation_steps``. The
     selector is updated once per optimizer step.
 
-    The index and group columns of the training data are kept, and removed before the model is called. The keys of
-    ``Downsampler.metrics``, such as ``select/fraction`` and ``group_weight/g``, are logged beside the loss.
+    The index and group columns of the training data are kept, carried around a ``data_collator`` that would drop them,
+    and removed before the model is called. The keys of ``Downsampler.metrics``, such as ``select/fraction`` and
+    ``group_weight/g``, are logged beside the loss.
 
     Checkpoints hold the state of the selection in the folder ``reducr``. ``train(resume_from_checkpoint=True)``
     continues from the newest complete one. On CPU that is exact, bit for bit, in the middle of an epoch too, unless the
@@ -97,6 +98,7 @@ class SelectiveTrainerMixin(_Base):
         self._example_weights: Tensor | None = None
         self._start: Any = None
         super().__init__(*arguments, **options)
+        self.data_collator = CarryingCollator(self.data_collator, columns=self._extra_columns)
         holdout = holdout_of(holdout_dataset, refresh_steps)
         if holdout is not None:
             holdout = replace(holdout, batches=self._holdout_batches(holdout.batches))

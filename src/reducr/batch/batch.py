@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reducr.batch.carried import index_of, without_index
-from reducr.batch.nested import index_batch, send_to_device
+from reducr.batch.carried import index_of, with_index, without_index
+from reducr.batch.nested import index_batch, replace_entry, send_to_device
 
 
 class Batch(NamedTuple):
@@ -119,6 +119,20 @@ class BatchSpec:
         group = target if self.group is None else self._numbers("group", batch, target.shape[0])
         return Batch(index, inputs, target, group)  # type: ignore[arg-type]  # a stream has no index
 
+    def with_target(self, batch: Any, target: Tensor) -> Any:
+        """Return ``batch`` with another target; the batch is not changed.
+
+        Raises:
+            ValueError: if the entry of the target is a function, which cannot be written to.
+        """
+        entry = self.target
+        if callable(entry):
+            raise ValueError(  # noqa: TRY004  (a fault of the spec)
+                "A selection by token changes the labels in the batch, and the `target` of this BatchSpec is a "
+                "function, which tells where to read them only. Pass their position, key or path."
+            )
+        return replace_entry(batch, entry if isinstance(entry, tuple) else (entry,), target)
+
     def _numbers(self, name: str, batch: Any, size: int) -> Tensor:
         numbers = self._tensor(name, batch)
         if numbers.shape != (size,):
@@ -183,6 +197,16 @@ class BatchReader:
         if index is None or (self.spec.index is not None and not self._is_usual):
             return parts
         return parts._replace(index=index)
+
+    def with_target(self, batch: Any, target: Tensor) -> Any:
+        """Return a ``batch`` that has been read, with another target; errors as for ``BatchSpec.with_target``."""
+        if self._is_usual and type(batch) is Batch:
+            return batch._replace(target=target)
+        index = index_of(batch)
+        plain = batch if index is None else without_index(batch)
+        spec = BatchSpec.of(plain) if self.spec is None else self.spec
+        changed = spec.with_target(plain, target)
+        return changed if index is None else with_index(changed, index)
 
 
 def _spec_beside_index(batch: Any, index: Tensor) -> BatchSpec:

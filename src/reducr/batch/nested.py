@@ -56,6 +56,42 @@ def send_to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def replace_entry(batch: Any, path: tuple[int | str, ...], value: Any) -> Any:
+    """Return the batch with ``value`` at ``path``; everything else is shared, and the batch is not changed.
+
+    Example:
+        >>> replace_entry({"x": 1, "y": (2, 3)}, ("y", 0), 5)
+        {'x': 1, 'y': (5, 3)}
+    """
+    if not path:
+        return value
+    key, rest = path[0], path[1:]
+    if hasattr(batch, "_fields"):
+        key = batch._fields[key] if isinstance(key, int) else key
+        return batch._replace(**{key: replace_entry(getattr(batch, key), rest, value)})
+    if isinstance(batch, _SEQUENCES):
+        entries: Any = list(batch)
+        entries[key] = replace_entry(entries[key], rest, value)
+        return type(batch)(entries)
+    if isinstance(batch, Mapping):
+        return _with_key(batch, key, replace_entry(batch[key], rest, value))
+    replaced = copy.copy(batch)
+    object.__setattr__(replaced, str(key), replace_entry(getattr(batch, str(key)), rest, value))  # frozen ones, too
+    return replaced
+
+
+def _with_key(mapping: Mapping[Any, Any], key: Any, entry: Any) -> Any:
+    if isinstance(mapping, dict) or hasattr(mapping, "__copy__"):  # else a copy could share its entries
+        try:
+            replaced: Any = copy.copy(mapping)
+            replaced[key] = entry
+        except (AttributeError, TypeError):
+            pass  # a read-only mapping
+        else:
+            return replaced
+    return {**mapping, key: entry}
+
+
 def zero_inputs(batch: Any) -> Any:
     """Return the batch with zeros in place of every floating-point number in its tensors."""
     if isinstance(batch, Tensor):

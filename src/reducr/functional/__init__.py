@@ -31,9 +31,11 @@ from reducr.functional.scores import (
     predictive_entropy,
     reducr_score,
 )
+from reducr.functional.sequences import TokenLoss, pixel_loss, sequence_loss, token_loss
 from reducr.functional.weights import group_weights
 
 __all__ = [
+    "TokenLoss",
     "adjusted_irreducible_loss",
     "adjusted_joint_irreducible_loss",
     "bayesian_score",
@@ -52,12 +54,15 @@ __all__ = [
     "mutual_information",
     "orthogonal_order",
     "per_example_cross_entropy",
+    "pixel_loss",
     "power_log_probabilities",
     "predictive_entropy",
     "quota_scores",
     "rank_log_probabilities",
     "reducr_score",
     "selection_dtype",
+    "sequence_loss",
+    "token_loss",
     "top_k",
     "zero_one_loss",
 ]

@@ -12,6 +12,7 @@ from reducr._internal.checks import check_range
 from reducr.batch import Batch, PerExampleLoss
 from reducr.functional import selection_dtype
 from reducr.functional.outputs import checked_logits, per_example_losses
+from reducr.functional.sequences import example_loss, row_groups
 from reducr.irreducible.adjusted import AdjustedGroupLoss
 from reducr.irreducible.chance import ChanceWatch
 from reducr.irreducible.group_check import GroupsOfTargets
@@ -79,7 +80,7 @@ class BoundReference:
     @torch.no_grad()
     def plain_losses(self, batch: Batch) -> Tensor:
         """(B,) nats; of the model of each example's own group where there is one for each group."""
-        return own_losses(self._all_losses(self.reference.source.outputs(batch), batch), batch)
+        return own_losses(self._all_losses(self.reference.source.outputs(batch), batch), batch, self.loss)
 
     @torch.no_grad()
     def group_losses(self, batch: Batch) -> Tensor | AdjustedGroupLoss:
@@ -148,8 +149,10 @@ class BoundReference:
         if self._watch.is_done or has_losses(reference):
             return
 
+        loss = example_loss(self.loss)
+
         def losses_at(target: Tensor) -> Tensor:
-            return all_losses(reference, outputs[:1], target, self.loss)[:, 0]
+            return all_losses(reference, outputs[:1], target, loss)[:, 0]
 
         logits = target_outputs(reference, outputs[0]) if self.loss is None else None
         self._watch.add(losses_at(batch.target), batch.target, losses_at, logits=logits)
@@ -249,13 +252,20 @@ def target_outputs(reference: Reference, output: Any) -> Any:
     return target_logits(joint_logits(output, joint) if output.ndim == 2 else output)
 
 
-def own_losses(losses: Tensor, batch: Batch) -> Tensor:
-    """Return the only column of ``losses`` (B, M), or each example's loss in the column of its group."""
+def own_losses(losses: Tensor, batch: Batch, loss: PerExampleLoss | None) -> Tensor:
+    """Return the only column of ``losses`` (B, M), or each example's loss in the column of its group.
+
+    Args:
+        losses: one row for each value of ``loss``.
+        batch: the examples.
+        loss: with a ``TokenLoss``, rows are tokens.
+    """
     if losses.shape[1] == 1:
         return losses[:, 0]
-    if batch.group.device.type == "cpu":
-        check_range("a batch's group", batch.group, losses.shape[1])
-    return losses.gather(1, batch.group.long().unsqueeze(1)).squeeze(1)
+    groups = row_groups(batch.group, batch.target, loss)
+    if groups.device.type == "cpu":
+        check_range("a batch's group", groups, losses.shape[1])
+    return losses.gather(1, groups.long().unsqueeze(1)).squeeze(1)
 
 
 def _check_groups(reference: Reference, rule: Rule) -> None:

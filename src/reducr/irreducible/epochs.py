@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from reducr._internal.rng import random_state, set_random_state
 from reducr.batch import Batch, PerExampleLoss, model_output
 from reducr.functional.outputs import per_example_losses
+from reducr.functional.sequences import example_loss, row_groups
 
 MakeOptimizer = Callable[[Any], Optimizer]
 OWNER = "The reference model"
@@ -58,7 +59,7 @@ def train_epoch(
             losses = per_example_losses(model_output(model, batch.input), batch.target, loss, owner=OWNER)
             mean = losses.mean()
             if group_weights is not None:
-                weights = group_weights.to(losses)[batch.group.long()]
+                weights = group_weights.to(losses)[row_groups(batch.group, batch.target, loss).long()]
                 mean = (weights * losses).sum() / weights.sum()
             optimizer.zero_grad()
             mean.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -73,8 +74,9 @@ def train_epoch(
 
 @torch.no_grad()
 def held_out_losses(model: nn.Module, batches: Iterable[Batch], *, loss: PerExampleLoss | None) -> Losses:
-    """Evaluate ``model`` in eval mode."""
+    """Evaluate ``model`` in eval mode; by sequence with a ``TokenLoss``."""
     model.eval()
+    loss = example_loss(loss)
     parts: list[list[Tensor]] = []
     has_classes = True
     for batch in batches:

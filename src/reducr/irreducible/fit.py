@@ -57,7 +57,8 @@ def fit_reference(
         num_epochs: at most; exactly with ``num_folds=0``.
         optimizer: a function from parameters to an optimizer, such as ``functools.partial(torch.optim.SGD, lr=0.1)``;
             None for AdamW with a learning rate of 3e-3, for models that are not pretrained.
-        loss: of (output, target), one value per example; None for the cross-entropy.
+        loss: of (output, target), one value per example; None for the cross-entropy. With a ``TokenLoss`` the mean over
+            tokens is trained, and held-out losses are those of sequences.
         spec: where the parts of a batch are; None for the usual places. For a model of (target, group) pairs, let
             ``target`` return ``targets * num_groups + groups``.
         group_weights: (G,) weights >= 0 of the examples of each group, such as ``[10, 1, 1]`` for the model of group 0

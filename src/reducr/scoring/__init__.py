@@ -7,6 +7,7 @@ from reducr.scoring.forward import ScoringForward, shrunk
 from reducr.scoring.holdout import GroupHoldoutLoss, Holdout, holdout_of
 from reducr.scoring.modes import device_of, scoring_pass, without_wrappers
 from reducr.scoring.options import SCORING_MODES, Scoring
+from reducr.scoring.rows import candidate_groups, check_rows, selected_part
 from reducr.scoring.scorer import (
     IrreducibleLookup,
     check_model_output,
@@ -30,11 +31,13 @@ __all__ = [
     "ScoringBudget",
     "ScoringForward",
     "bind_irreducible",
+    "candidate_groups",
     "check_apart",
     "check_candidates",
     "check_model_output",
     "check_options",
     "check_parts",
+    "check_rows",
     "device_of",
     "dropout_samples",
     "holdout_losses",
@@ -46,6 +49,7 @@ __all__ = [
     "score_candidates",
     "scoring_pass",
     "select_within_budget",
+    "selected_part",
     "shrunk",
     "without_wrappers",
 ]

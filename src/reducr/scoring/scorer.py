@@ -21,6 +21,7 @@ from reducr.scoring.budget import ScoringBudget
 from reducr.scoring.checks import missing_irreducible
 from reducr.scoring.modes import scoring_pass
 from reducr.scoring.options import Scoring
+from reducr.scoring.rows import candidate_groups
 from reducr.selectors import Selector
 
 _LAZY_ABOVE = 2**20
@@ -83,8 +84,8 @@ def score_candidates(
             of another shape.
     """
     fields = model_fields(model, batch, selector, loss=loss, scoring=scoring, forward=forward)
-    fields |= known_fields(batch, selector, irreducible, scoring=scoring)
-    return Candidates(**fields or {"groups": batch.group})
+    fields |= known_fields(batch, selector, irreducible, loss=loss, scoring=scoring)
+    return Candidates(**fields or {"groups": candidate_groups(batch, loss)})
 
 
 @torch.no_grad()
@@ -132,17 +133,23 @@ def select_within_budget(
 
 
 def known_fields(
-    batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None, *, scoring: Scoring = _AS_PUBLISHED
+    batch: Batch,
+    selector: Selector,
+    irreducible: IrreducibleLookup | None,
+    *,
+    loss: PerExampleLoss | None = None,
+    scoring: Scoring = _AS_PUBLISHED,
 ) -> dict[str, Any]:
     """Return the fields of ``Candidates`` that ``selector`` needs and the model does not give."""
-    given = {"targets": batch.target, "groups": batch.group, "index": batch.index}
+    groups = candidate_groups(batch, loss)
+    given = {"targets": batch.target, "groups": groups, "index": batch.index}
     if "index" in selector.needs and batch.index is None:
         raise ValueError(
             f"{selector.name!r} keeps state per example, by its index, and these batches have none. Let the data set "
             "yield (index, input, target), or say where the index is with `spec=BatchSpec(index=...)`."
         )
     fields: dict[str, Any] = {name: tensor for name, tensor in given.items() if name in selector.needs}
-    return fields | _irreducible_fields(batch, selector, irreducible, scoring.batch_size)
+    return fields | _irreducible_fields(batch, selector, irreducible, scoring.batch_size, num_candidates=len(groups))
 
 
 def model_fields(
@@ -282,7 +289,12 @@ def check_model_output(model: nn.Module, batch: Batch, num_classes: int) -> None
 
 
 def _irreducible_fields(
-    batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None, batch_size: int | None
+    batch: Batch,
+    selector: Selector,
+    irreducible: IrreducibleLookup | None,
+    batch_size: int | None,
+    *,
+    num_candidates: int,
 ) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, axes in (("irreducible_loss", 1), ("group_irreducible_loss", 2)):
@@ -291,15 +303,15 @@ def _irreducible_fields(
         if irreducible is None:
             raise missing_irreducible(selector)
         source: Any = irreducible.view(name) if isinstance(irreducible, BoundReference) else irreducible
-        if axes == 2 and batch.target.shape[0] * selector.num_groups > _LAZY_ABOVE and hasattr(source, "lazy"):
+        if axes == 2 and num_candidates * selector.num_groups > _LAZY_ABOVE and hasattr(source, "lazy"):
             fields[name] = _lazy_losses(batch, source, batch_size)
             continue
         parts = [source.lookup(chunk).to(batch.target.device) for chunk in _chunks(batch, batch_size)]
         losses = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if losses.ndim != axes or losses.shape[0] != batch.target.shape[0]:
+        if losses.ndim != axes or losses.shape[0] != num_candidates:
             shape = "(B,)" if axes == 1 else "(B, G)"
             raise ValueError(
-                f"{selector.name!r} needs irreducible losses of shape {shape} with B = {len(batch.target)}; "
+                f"{selector.name!r} needs irreducible losses of shape {shape} with B = {num_candidates}; "
                 f"{type(irreducible).__name__}.lookup returned {tuple(losses.shape)}."
             )
         fields[name] = losses

@@ -13,6 +13,7 @@ from reducr._internal.endless import EndlessBatches
 from reducr._internal.rng import same_random_state
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, model_output
 from reducr.batch.nested import send_to_device
+from reducr.functional.sequences import row_groups
 from reducr.scoring.holdout import GroupHoldoutLoss, Holdout
 from reducr.scoring.modes import device_of, scoring_pass, without_wrappers
 from reducr.scoring.scorer import holdout_losses
@@ -123,7 +124,7 @@ class HoldoutTracker:
             output: what the model, in eval mode, returned for ``batch.input``.
             batch: of the holdout set.
         """
-        self.loss.update(holdout_losses(self.selector, output, batch.target, self._per_example), batch.group)
+        self._add(output, batch, self.loss)
 
     def end_pass(self) -> Tensor:
         """Return the mean loss (G,) of a pass over the holdout set, and put it in force unless a moving average is.
@@ -146,7 +147,8 @@ class HoldoutTracker:
         with scoring_pass(model, "eval"), same_random_state() if self.keeps_random_state else nullcontext():
             for batch in batches:
                 parts = self._read(send_to_device(batch, device))
-                losses = holdout_losses(
-                    self.selector, model_output(model, parts.input), parts.target, self._per_example
-                )
-                holdout_loss.update(losses, parts.group)
+                self._add(model_output(model, parts.input), parts, holdout_loss)
+
+    def _add(self, output: Any, batch: Batch, holdout_loss: GroupHoldoutLoss) -> None:
+        losses = holdout_losses(self.selector, output, batch.target, self._per_example)
+        holdout_loss.update(losses, row_groups(batch.group, batch.target, self._per_example))
