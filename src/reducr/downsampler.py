@@ -26,6 +26,7 @@ from reducr.scoring import (
     Scoring,
     ScoringForward,
     check_candidates,
+    check_data_parallel,
     check_options,
     check_parts,
     device_of,
@@ -133,6 +134,7 @@ class Downsampler:
                 number of processes.
         """
         check_mode(self.distributed)
+        check_data_parallel(model)
         device = device_of(model)
         for module in self.stateful_modules().values():
             module.to(device)
@@ -285,8 +287,9 @@ class Downsampler:
 
     def _choose(self, batch: Batch, scorer: nn.Module) -> Selection:
         scoring: dict[str, Any] = {"loss": self.loss, "scoring": self.scoring, "forward": self._forward_of(scorer)}
+        sizes = self.holdout.lockstep.batch(batch)
         if self.budget is None:
-            candidates = score_candidates(scorer, batch, self.selector, self.irreducible, **scoring)
+            candidates = score_candidates(scorer, batch, self.selector, self.irreducible, sizes=sizes, **scoring)
             return select_distributed(
                 self.selector,
                 candidates,
@@ -311,8 +314,7 @@ class Downsampler:
         self.counts["num_candidates"] += selection.num_candidates or 0
         self.counts["num_selected"] += selection.num_selected or 0
         counts = torch.bincount(groups[:0] if selection.is_dummy else groups, minlength=self.selector.num_groups)
-        if self.distributed is not None:
-            counts = all_reduce_sum(counts)
+        counts = counts if self.distributed is None else all_reduce_sum(counts)
         self._group_counts += counts
         self._step_counts = counts if len(self._waiting) == 1 else self._step_counts + counts
 
