@@ -123,9 +123,9 @@ def _out_of_step(points: list[int], num_batches: list[int]) -> str:
         )
     ended, other = points.index(_END_OF_PASS), next(r for r, point in enumerate(points) if point != _END_OF_PASS)
     return (
-        f"Rank {ended} ended its pass after {num_batches[ended]} batches, and rank {other} goes on after "
-        f"{num_batches[other]}. All ranks must read the same number of batches. Use `drop_last=True` or a "
-        "DistributedSampler; with accelerate, `even_batches=True`."
+        f"Rank {ended} ended its pass after {num_batches[ended]} batches, and rank {other} did not. All ranks must "
+        "read the same number of batches. Use `drop_last=True` or a DistributedSampler; with accelerate, "
+        "`even_batches=True`."
     )
 
 
