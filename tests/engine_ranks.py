@@ -11,12 +11,15 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import reducr
 from ranks import error_of, run_program
 from reducr._internal.distributed import num_ranks, rank
+from reducr.scoring import scoring_pass
+from reducr.scoring.modes import check_data_parallel, has_collective_forward
 
 NUM_FEATURES, NUM_CLASSES, NUM_BATCHES, SIZES = 6, 3, 8, {1: [24], 2: [15, 9]}
 HOLDOUT_SIZES = {1: [5] * 12, 2: ([5] * 8, [10] * 2)}  # of batches; unequal numbers of them
@@ -228,14 +231,11 @@ def resumed(engine, folder, **options):
 
 
 def uneven_loaders():
-    """Rank 1 has two batches fewer."""
-    batches = candidates_of(rank(), SIZES[2])
-    errors = {}
-    for engine in ("ddp", "fsdp"):
-        model = wrapped(Net(), engine)
-        loader = loader_of(model, batches=batches[: NUM_BATCHES - 2 * rank()])
-        errors[engine] = error_of(lambda loader=loader: [None for _ in loader])
-    return errors
+    """Rank 1 has two batches fewer; with the rules that exchange the holdout loss, and those that do not."""
+    batches = candidates_of(rank(), SIZES[2])[: NUM_BATCHES - 2 * rank()]
+    cases = [("ddp", "reducr"), ("fsdp", "reducr"), ("ddp", "train_loss")]
+    loaders = [loader_of(wrapped(Net(), engine), batches=batches, rule=rule) for engine, rule in cases]
+    return [error_of(list, loader) for loader in loaders]
 
 
 def same_data():
@@ -258,8 +258,8 @@ def faults(folder):
     model, plain = wrapped(Net(), "fsdp"), Net()
     optimizer = torch.optim.AdamW(model.parameters())
     nested = nn.Sequential(DistributedDataParallel(Net(norm=True)))
-    parts = nn.Module()
-    parts.head = fully_shard(nn.Linear(2, 2), mesh=init_device_mesh("cpu", (2,)))
+    halves = Net()
+    parallelize_module(halves, init_device_mesh("cpu", (2,)), {"head": ColwiseParallel()})
     lonely = reducr.Checkpoints(folder / f"alone_{rank()}")
     lonely.save(3, model=plain)
     if rank() == 0:
@@ -276,6 +276,14 @@ def faults(folder):
         "not_synced": error_of(reducr.Checkpoints(folder / "first", sync=True).resume, model=plain),
         "other_rank": [str(warning.message) for warning in caught],
         "nested_forward": nested_forward(nested),
+        "tensor_parallel": error_of(next, iter(loader_of(halves))),
+        "collective": [
+            has_collective_forward(nn.SyncBatchNorm(2), mode="train"),
+            has_collective_forward(nn.SyncBatchNorm(2), mode="eval"),
+            has_collective_forward(model, mode="eval"),
+            has_collective_forward(nested, mode="train"),
+        ],
+        "data_parallel": error_of(check_data_parallel, model),
     }
 
 
@@ -293,13 +301,12 @@ class Holder:
 
 
 def nested_forward(model):
-    """Buffers of a model with DistributedDataParallel inside, scored a different number of times on each rank."""
-    from reducr.scoring import scoring_pass
-
+    """How often this rank's own batch norm has seen a batch, if it scores once and the other rank twice."""
     for _ in range(1 + rank()):
         with torch.no_grad(), scoring_pass(model, "train"):
-            model(torch.full((4, NUM_FEATURES), float(rank())))
-    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+            model(torch.zeros(4, NUM_FEATURES))
+    synced = model[0].require_forward_param_sync
+    return int(model[0].module.norm.num_batches_tracked), synced
 
 
 def quick():
@@ -328,8 +335,7 @@ def long():
         "live alone": train("fsdp", irreducible=Live(Net())),
         "dropout": {engine: train(engine, net=plain) for engine in ("ddp", "fsdp")},
         "checkpointing": {engine: train(engine, net=dropout) for engine in ("ddp", "fsdp")},
-        "repeats": train("fsdp", net=norm, scoring={"batch_size": 8}, mode="local"),
-        "norm": train("ddp", net=norm, scoring={"batch_size": 8}, mode="local"),
+        "repeats": train("fsdp", net=norm, scoring={"batch_size": 4}, mode="local"),
         "resumed": {
             engine: resumed(engine, folder / engine.replace(" ", "_"), net=norm, mode="local")
             for engine in ("ddp", "static", "kept", "compile ddp")
