@@ -29,6 +29,7 @@ from reducr.scoring import (
     bind_irreducible,
     check_apart,
     check_candidates,
+    check_data_parallel,
     check_options,
     check_parts,
     check_rows,
@@ -140,6 +141,7 @@ class Downsampler:
         """
         check_mode(self.distributed)
         check_apart(self.irreducible, model)
+        check_data_parallel(model)
         device = device_of(model)
         for module in self.stateful_modules().values():
             module.to(device)
@@ -290,8 +292,9 @@ class Downsampler:
 
     def _choose(self, batch: Batch, scorer: nn.Module) -> Selection:
         scoring: dict[str, Any] = {"loss": self.loss, "scoring": self.scoring, "forward": self._forward_of(scorer)}
+        sizes = self.holdout.lockstep.batch(batch)
         if self.budget is None:
-            candidates = score_candidates(scorer, batch, self.selector, self.irreducible, **scoring)
+            candidates = score_candidates(scorer, batch, self.selector, self.irreducible, sizes=sizes, **scoring)
             return select_distributed(
                 self.selector,
                 candidates,
@@ -316,8 +319,7 @@ class Downsampler:
         self.counts["num_candidates"] += selection.num_candidates or 0
         self.counts["num_selected"] += selection.num_selected or 0
         counts = torch.bincount(groups[:0] if selection.is_dummy else groups, minlength=self.selector.num_groups)
-        if self.distributed is not None:
-            counts = all_reduce_sum(counts)
+        counts = counts if self.distributed is None else all_reduce_sum(counts)
         self._group_counts += counts
         self._step_counts = counts if len(self._waiting) == 1 else self._step_counts + counts
 

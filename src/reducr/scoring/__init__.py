@@ -5,7 +5,7 @@ from reducr.scoring.budget import ScoringBudget
 from reducr.scoring.checks import bind_irreducible, check_apart, check_candidates, check_options, check_parts
 from reducr.scoring.forward import ScoringForward, shrunk
 from reducr.scoring.holdout import GroupHoldoutLoss, Holdout, holdout_of
-from reducr.scoring.modes import device_of, scoring_pass, without_wrappers
+from reducr.scoring.modes import check_data_parallel, device_of, scoring_pass, without_wrappers
 from reducr.scoring.options import SCORING_MODES, Scoring
 from reducr.scoring.rows import candidate_groups, check_rows, selected_part
 from reducr.scoring.scorer import (
@@ -34,6 +34,7 @@ __all__ = [
     "candidate_groups",
     "check_apart",
     "check_candidates",
+    "check_data_parallel",
     "check_model_output",
     "check_options",
     "check_parts",

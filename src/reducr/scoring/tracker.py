@@ -15,7 +15,8 @@ from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, model_ou
 from reducr.batch.nested import send_to_device
 from reducr.functional.sequences import row_groups
 from reducr.scoring.holdout import GroupHoldoutLoss, Holdout
-from reducr.scoring.modes import device_of, scoring_pass, without_wrappers
+from reducr.scoring.lockstep import Lockstep, even_batches
+from reducr.scoring.modes import device_of, has_collective_forward, scoring_pass, without_wrappers
 from reducr.scoring.scorer import holdout_losses
 from reducr.selectors import Selector
 
@@ -43,6 +44,8 @@ class HoldoutTracker:
         self.holdout = holdout
         self.selector = selector
         self.sync = sync
+        self.lockstep = Lockstep(sync=sync)
+        """Checks that all ranks are at the same point."""
         self.loss = GroupHoldoutLoss(selector.num_groups)
         """Sums of the last pass."""
         decay = None if holdout is None else holdout.decay
@@ -74,6 +77,7 @@ class HoldoutTracker:
 
     def begin(self, model: nn.Module, *, num_steps: int) -> None:
         """Evaluate ``model`` unless a holdout loss is in force; continue a moving average after ``num_steps`` steps."""
+        self.lockstep.begin()
         if self.holdout is None:
             return
         is_new = self.moving_loss is not None and not bool(self.moving_loss.counts.any())
@@ -94,16 +98,24 @@ class HoldoutTracker:
             num_steps: gradient steps so far; None if no gradient step was taken since the last call.
             is_last: whether the epoch ends here.
         """
-        if self.holdout is None:
+        is_due = self._is_due(num_steps=num_steps, is_last=is_last)
+        if is_due or is_last:
+            self.lockstep.step(is_last=is_last)
+        if not is_due:
             return
-        if self.moving_loss is not None:
-            if num_steps is not None and self._stream is not None:
-                self._evaluate(model, [next(self._stream)], self.moving_loss)
-                self.selector.set_group_holdout_loss(self.moving_loss.compute(sync=self.sync))
-            return
-        every = self.holdout.refresh_steps
-        if is_last if every is None else num_steps is not None and num_steps % every == 0:
+        if self.moving_loss is None or self._stream is None:
             self.refresh(model)
+        else:
+            self._evaluate(model, [next(self._stream)], self.moving_loss)
+            self.selector.set_group_holdout_loss(self.moving_loss.compute(sync=self.sync))
+
+    def _is_due(self, *, num_steps: int | None, is_last: bool) -> bool:
+        if self.holdout is None:
+            return False
+        if self.moving_loss is not None:
+            return num_steps is not None
+        every = self.holdout.refresh_steps
+        return is_last if every is None else num_steps is not None and num_steps % every == 0
 
     def refresh(self, model: nn.Module) -> None:
         """Evaluate ``model`` on the whole holdout set.
@@ -144,10 +156,16 @@ class HoldoutTracker:
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, batches: Iterable[Any], holdout_loss: GroupHoldoutLoss) -> None:
         device, model = device_of(model), without_wrappers(model)
+        if self.sync and has_collective_forward(model, mode="eval"):
+            batches_and_repeats = even_batches(batches, what="holdout batch")
+        else:
+            batches_and_repeats = ((batch, False) for batch in batches)
         with scoring_pass(model, "eval"), same_random_state() if self.keeps_random_state else nullcontext():
-            for batch in batches:
+            for batch, is_repeat in batches_and_repeats:
                 parts = self._read(send_to_device(batch, device))
-                self._add(model_output(model, parts.input), parts, holdout_loss)
+                output = model_output(model, parts.input)
+                if not is_repeat:
+                    self._add(output, parts, holdout_loss)
 
     def _add(self, output: Any, batch: Batch, holdout_loss: GroupHoldoutLoss) -> None:
         losses = holdout_losses(self.selector, output, batch.target, self._per_example)

@@ -19,7 +19,9 @@ class Resumable:
     that state. Any other loader is replayed: the batches already seen are read again and dropped, starting from the
     random states at the beginning of the epoch; then the global random states are restored. Replay is exact if the
     loader draws from these states only. Persistent workers keep their random states across epochs, so for them only
-    the order of examples is exact. A stream whose data set sets ``has_exact_state`` is not replayed.
+    the order of examples is exact. A stream whose data set sets ``has_exact_state`` is not replayed. A shuffled stream
+    of the Hugging Face library is replayed in a ``StatefulDataLoader`` too, because its own state lacks the content of
+    its shuffle buffer.
 
     Loaders prepared by ``accelerate`` read one batch ahead. The random state before that batch is saved too, so they
     resume just as exactly; a stream in such a loader is always replayed.
@@ -32,7 +34,8 @@ class Resumable:
             next epoch, as Lightning expects. Otherwise the first pass is the empty rest of that epoch.
 
     Raises:
-        ValueError: if ``accelerate`` has prepared the loader with ``use_stateful_dataloader``.
+        ValueError: if ``accelerate`` has prepared the loader with ``use_stateful_dataloader``, or its
+            ``skip_first_batches`` has made it.
 
     Example:
         >>> loader = Resumable([10, 11, 12])
@@ -60,6 +63,14 @@ class Resumable:
             raise ValueError(
                 "accelerate has prepared this loader with use_stateful_dataloader=True, which does not restore the "
                 "order of shuffled examples. Remove that option; the position is saved exactly without it."
+            )
+
+        skipped = [getattr(part, "skip_batches", 0) for part in _parts(loader)]
+        if any(isinstance(count, int) and count > 0 for count in skipped):
+            raise ValueError(
+                f"skip_first_batches has made this loader, which skips {max(skipped)} batches in every epoch. Wrap the "
+                "loader itself: its place is part of the state, and load_state_dict() or accelerator.load_state() "
+                "returns to it."
             )
 
     def __len__(self) -> int:
@@ -110,9 +121,9 @@ class Resumable:
         """The object with an exact state of its own: the loader, a stream read in this process, or None."""
         if self._reads_ahead:
             return None
-        if hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict"):
-            return self.loader
         data = getattr(self.loader, "dataset", None)
+        if hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict"):
+            return None if _has_shuffle_buffer(data) else self.loader
         reads_here = isinstance(self.loader, DataLoader) and self.loader.num_workers == 0
         is_exact = isinstance(data, IterableDataset) and getattr(data, "has_exact_state", False)
         return data if reads_here and is_exact else None
@@ -220,6 +231,17 @@ def _parts(loader: Any) -> list[Any]:
             if sampler is not None and all(sampler is not known for known in parts):
                 parts.append(sampler)
     return parts
+
+
+def _has_shuffle_buffer(data: Any) -> bool:
+    """Whether a stream of the Hugging Face library, or one in ``data``, is shuffled through a buffer."""
+    if type(data).__name__ == "BufferShuffledExamplesIterable":
+        return True
+    parts = [getattr(data, name, None) for name in ("_ex_iterable", "ex_iterable", "dataset")]
+    for name in ("ex_iterables", "datasets"):
+        several = getattr(data, name, None)
+        parts += several if isinstance(several, list | tuple) else []
+    return any(_has_shuffle_buffer(part) for part in parts if part is not None)
 
 
 _END = object()
