@@ -73,11 +73,17 @@ class TrainingBatches:
         return extended, torch.cat([weights, weights.new_ones(len(extended.target) - num_examples)])
 
 
-def shuffled_loader(data: SeedData, train_on: str, batch_size: int) -> ExampleLoader:
+def shuffled_loader(data: SeedData, train_on: str, batch_size: int, *, defers_inputs: bool = False) -> ExampleLoader:
     """Shuffled batches of a part, smaller than ``batch_size`` only if the part is."""
     examples = data.training_examples(train_on)
-    order = stream_seed(data.seed, "order")
-    return ExampleLoader(examples, batch_size=min(batch_size, len(examples)), shuffle=True, drop_last=True, seed=order)
+    return ExampleLoader(
+        examples,
+        batch_size=min(batch_size, len(examples)),
+        shuffle=True,
+        drop_last=True,
+        seed=stream_seed(data.seed, "order"),
+        defers_inputs=defers_inputs,
+    )
 
 
 def training_batches(config: DictConfig, method: Method, data: SeedData, model: nn.Module) -> TrainingBatches:
@@ -85,8 +91,11 @@ def training_batches(config: DictConfig, method: Method, data: SeedData, model: 
 
     With a warm start, ``model`` gets the parameters of the reference model (the paper's irreducible model).
     """
-    loader = shuffled_loader(data, method.train_on, config.num_candidates)
     selector = method.make_selector(data.splits.train.num_groups)
+    has_table = config.irreducible.lookup == "table" or not any("irreducible_loss" in need for need in selector.needs)
+    loader = shuffled_loader(
+        data, method.train_on, config.num_candidates, defers_inputs=has_table and not selector.reads_model
+    )
     with tempfile.TemporaryDirectory() as folder, RunDisplay(1, console=Console(quiet=True)) as display:
         stage = IrreducibleStage(config, data, Path(folder), display)
         irreducible = stage.losses_for(selector).lookup

@@ -140,6 +140,16 @@ def test_the_code_in_loops_runs_after_the_readmes(tmp_path, monkeypatch, section
     assert names["loader"].report().num_batches == num_batches
 
 
+@pytest.mark.filterwarnings("ignore:The reference model is near chance")  # the README's labels are random
+def test_the_code_of_the_batch_sampler_in_loops_runs():
+    readme = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), flags=re.DOTALL)
+    names = {}
+    for block in [readme[0], *blocks_of("Selection before loading")]:
+        exec(block, names)
+    report = names["sampler"].report()
+    assert (report.num_batches, report.num_selected) == (10, 9 * 32 + 2)  # 2,900 examples
+
+
 def test_the_trainers_code_in_loops_runs(tmp_path):
     (selector, irreducible), holdout = make_parts(), Texts(60, seed=2, columns=())
     names = {

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from reducr.batch.carried import Indexed, with_index, without_index
+from reducr.batch.deferred import DeferredInput
 
 _CONSTANTS = (str, bytes, int, float, complex, bool, type(None))
 _NUMPY = (np.ndarray, np.generic)
@@ -197,6 +198,8 @@ class _Indexing:
     def __call__(self, value: Any, name: str) -> Any:
         if isinstance(value, Tensor):
             return self.tensor_rows(value, name) if value.ndim else value
+        if isinstance(value, DeferredInput):
+            return value.take(self.positions)
         if isinstance(value, _CONSTANTS) or (isinstance(value, _NUMPY) and not value.ndim):
             return value
         if isinstance(value, np.ndarray):

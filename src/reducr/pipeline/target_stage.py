@@ -104,6 +104,7 @@ def _fit(
         drop_last=True,
         seed=stream_seed(data.seed, "order"),
         sync=True,
+        defers_inputs=_selects_before_loading(config, module),
     )
     loggers = [_logger(node, method, data.seed, folder) for node in config.logger.values()]
     names = data.splits.group_names or data.splits.class_names
@@ -126,6 +127,13 @@ def _fit(
             resume_seconds=config.model_io.resume_seconds,
         )
     return steps, module.earlier_seconds + time.perf_counter() - started - module.test_seconds
+
+
+def _selects_before_loading(config: DictConfig, module: TargetModule) -> bool:
+    """Whether nothing reads the inputs of candidates, so that those of the selected examples are enough."""
+    needs_losses = any("irreducible_loss" in need for need in module.selector.needs)
+    has_table = config.irreducible.lookup == "table"
+    return not module.selector.reads_model and module.augment is None and (has_table or not needs_losses)
 
 
 def resume_folder(folder: Path) -> Path:

@@ -71,10 +71,10 @@ class SelectiveBatchSampler(Sampler[list[int]]):
     Example:
         >>> import torch, reducr
         >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> dataset = TensorDataset(torch.randn(100, 4), torch.arange(100) % 50 // 45)
-        >>> sampler = reducr.SelectiveBatchSampler(dataset, nn.Linear(4, 2), "class_balanced", batch_size=4)
-        >>> [sum(y).item() for x, y in DataLoader(dataset, batch_sampler=sampler)]
-        [2, 2]
+        >>> dataset = TensorDataset(torch.randn(100, 4), torch.arange(100) % 5 // 4)
+        >>> sampler = reducr.SelectiveBatchSampler(dataset, nn.Linear(4, 2), "class_balanced", batch_size=5)
+        >>> [tuple(x.shape) for x, y in DataLoader(dataset, batch_sampler=sampler)]
+        [(5, 4), (5, 4)]
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from reducr._internal.checks import check_range
 from reducr._internal.distributed import num_ranks, rank
 from reducr._internal.seeds import epoch_order
 from reducr.batch import Batch
+from reducr.batch.deferred import DeferredInput
 from reducr.data.core.inputs import Inputs, inputs_at
 
 
@@ -80,6 +82,13 @@ class ExampleDataset:
         source, index, target, group = (column.index_select(0, positions) for column in columns)
         return Batch(index, inputs_at(self.pool, source), target, group)
 
+    def deferred_batch(self, positions: Tensor) -> Batch:
+        """As ``batch``, but inputs are read only for the examples that are taken from it."""
+        source, index, target, group = (
+            column.index_select(0, positions) for column in (self.source, self.index, self.target, self.group)
+        )
+        return Batch(index, DeferredInput(partial(inputs_at, self.pool), source), target, group)
+
     def take(self, positions: Tensor) -> ExampleDataset:
         """A data set of the examples at ``positions`` (M,), re-indexed."""
         return ExampleDataset(
@@ -133,6 +142,7 @@ class ExampleLoader:
         seed: determines the random orders.
         sync: whether this rank reads its shard of every batch only. The shards of ranks 0, 1, ... in this order make up
             the batch.
+        defers_inputs: whether inputs are read only for the examples that are taken from a batch (``DeferredInput``).
 
     Raises:
         ValueError: if ``drop_last`` would leave no batch.
@@ -147,6 +157,7 @@ class ExampleLoader:
         drop_last: bool = False,
         seed: int = 0,
         sync: bool = False,
+        defers_inputs: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
@@ -161,6 +172,7 @@ class ExampleLoader:
         self.drop_last = drop_last
         self.seed = seed
         self.sync = sync
+        self.defers_inputs = defers_inputs
         self.epoch = 0
         """Epoch of the next pass."""
         self._start = 0
@@ -226,8 +238,8 @@ class ExampleLoader:
         batches = (order[number * self.batch_size :][: self.batch_size] for number in range(position, len(self)))
         if self.sync:
             batches = (positions.tensor_split(num_ranks())[rank()] for positions in batches)
-        if isinstance(self.data.pool, Tensor):
-            yield from map(self.data.batch, batches)
+        if self.defers_inputs or isinstance(self.data.pool, Tensor):
+            yield from map(self.data.deferred_batch if self.defers_inputs else self.data.batch, batches)
             return
         with ThreadPoolExecutor(max_workers=1) as reader:
             pending: Future[Batch] | None = None
