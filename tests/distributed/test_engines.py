@@ -157,6 +157,7 @@ def test_a_sharded_model_needs_a_holdout_batch_on_every_rank(quick):
         ("resume", "ValueError: `model` is sharded (FSDP), so this process holds only a part of it."),
         ("hidden", "ValueError: The state of `state` holds DTensors, of which this process has only a part. Pass"),
         ("not_synced", "ValueError: the checkpoints in "),
+        ("auxiliary", "ValueError: An auxiliary model cannot be sharded (FSDP). Pass the model itself"),
         ("tensor_parallel", "ValueError: Parameter 'head.weight' is divided over a mesh of 2 of the 2 processes as "),
     ],
 )
