@@ -3,7 +3,7 @@
     pip install '.[train]'
     torchrun --nproc-per-node=2 examples/fsdp2.py RUN
 
-Takes seconds on CPUs. RUN is a folder for checkpoints. A killed program resumes when started again, with the same result.
+Takes seconds. RUN is a folder for checkpoints. A killed program resumes when started again, with the same result.
 """
 
 import sys

@@ -284,6 +284,7 @@ def faults(folder):
             has_collective_forward(nested, mode="train"),
         ],
         "data_parallel": error_of(check_data_parallel, model),
+        "auxiliary": error_of(reducr.Auxiliary([reducr.AuxiliaryModel(model, optimizer)]).prepare, torch.device("cpu")),
     }
 
 

@@ -115,8 +115,17 @@ class Auxiliary:
         return next((auxiliary.model for auxiliary in self.models if auxiliary.is_proxy), model)
 
     def prepare(self, device: torch.device) -> None:
-        """Move the models to ``device``, and put a proxy into train mode, in which the target model scores too."""
+        """Move the models to ``device``, and put a proxy into train mode, in which the target model scores too.
+
+        Raises:
+            ValueError: for a sharded model, whose gradients are averaged already.
+        """
         for auxiliary in self.models:
+            if any(hasattr(parameter, "device_mesh") for parameter in auxiliary.model.parameters()):
+                raise ValueError(
+                    "An auxiliary model cannot be sharded (FSDP). Pass the model itself: its gradients are averaged "
+                    "over all processes."
+                )
             auxiliary.model.to(device)
             if auxiliary.is_proxy:
                 auxiliary.model.train()
