@@ -53,22 +53,12 @@ def fit_reference(
             epoch, about 20 batches of at most the loader's size. Other batches are read once and kept in memory.
         num_epochs: at most; exactly with ``num_folds=0``.
         optimizer: a function from parameters to an optimizer, such as ``functools.partial(torch.optim.SGD, lr=0.1)``;
-<<<<<<< HEAD
-            None for AdamW with a learning rate of 3e-3, for models that are not pretrained.
+            None for AdamW with a learning rate of 3e-3, too large for pretrained models.
         loss: of (output, target), one value per example; None for the cross-entropy. With a ``TokenLoss`` the mean over
             tokens is trained, and held-out losses are those of sequences.
-        spec: where the parts of a batch are; None for the usual places. For a model of (target, group) pairs, let
-            ``target`` return ``targets * num_groups + groups``.
-        group_weights: (G,) weights >= 0 of the examples of each group, such as ``[10, 1, 1]`` for the model of group 0
-            in a list of one model per group; None for 1.
-        num_folds: K >= 2; 0 to train without held-out folds, for ``num_epochs``, without a check.
-=======
-            None for AdamW with a learning rate of 3e-3, too large for pretrained models.
-        loss: of (output, target), one value per example; None for the cross-entropy.
         spec: where the parts of a batch are; None for the usual places.
         group_weights: (G,) weights >= 0 of the examples of each group, such as ``[10, 1, 1]``; None for 1.
         num_folds: K >= 2; 0 for no held-out folds and no check. Each is up to one training more.
->>>>>>> issue15-a
         seed: of folds, order of examples, and what the model draws.
         progress: write progress and results to stderr; None for the results, and progress if it is a terminal.
 
