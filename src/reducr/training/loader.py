@@ -14,18 +14,23 @@ from reducr.batch.report import SelectionReport
 from reducr.downsampler import Downsampler
 from reducr.scoring import Holdout, IrreducibleLookup, holdout_of
 from reducr.selectors import Selector
+from reducr.training.delegate import Delegate
 from reducr.training.resumable import Resumable
 
 _END = object()
 
 
-class SelectiveLoader:
+class SelectiveLoader(Delegate):
     """Yield the selected examples of every batch of ``loader``, in the batch's own structure.
 
     ``loader`` yields the candidates. They are moved to the model's device and scored without gradients, and the
     training loop gets the best of them; everything else in the loop stays as it is. A batch counts as trained on when
     the next one is asked for, or when the state is read: the selector is then updated, and the holdout loss refreshed
     if it is due.
+
+    Attributes that this class does not define are those of ``loader``: ``dataset``, ``sampler``, ``batch_sampler``,
+    ``batch_size``, ``num_workers``, ``drop_last``, ... They can be set, too. Functions of other libraries that would
+    build a new loader from them, and so drop the selection, raise an error that says what to do.
 
     Args:
         loader: of large batches: a DataLoader, map-style or iterable, or another iterable of batches.
@@ -84,14 +89,18 @@ class SelectiveLoader:
         check_example_weights(selector, weights_examples)
         if self.downsampler.holdout.refreshes_at_epoch_ends:
             check_has_end(loader)
-        self.loader = Resumable(loader)
         self.model = model
         self.accumulate_steps = accumulate_steps
         self._pass = 0
+        self.loader = Resumable(loader)
 
     def __len__(self) -> int:
         """Batches per epoch, as many as there are batches of candidates."""
         return len(self.loader)
+
+    @property
+    def _wrapped(self) -> Any:
+        return self.loader.loader
 
     @property
     def epoch(self) -> int:
