@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from reducr._internal.distributed import all_reduce_sum, num_ranks
 from reducr._internal.endless import EndlessBatches
-from reducr.batch import Batch, PerExampleLoss, model_output
+from reducr.batch import Batch, BatchSpec, PerExampleLoss, model_output
 from reducr.batch.nested import concatenate, send_to_device
+from reducr.scoring import Holdout, HoldoutDraws, check_holdout_fraction, num_examples_of
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 
@@ -178,3 +179,77 @@ class ExtraBatches:
         return concatenate(
             selected, extra if self.transform is None else self.transform(extra), num_examples=num_examples
         )
+
+
+class ExtraExamples:
+    """Appends examples of the extra batches, or of the holdout set, to the selected ones of every step.
+
+    Args:
+        auxiliary: with the extra batches, if there are any.
+        holdout: with the share of the holdout set in each step, if there is one.
+        fraction: of the candidates; what is drawn from the holdout set is a part of it.
+        spec: where the parts of a batch are; None for the usual places.
+        seed: of the order of the holdout examples.
+
+    Raises:
+        ValueError: for both kinds at once.
+    """
+
+    def __init__(
+        self, auxiliary: Auxiliary, holdout: Holdout | None, *, fraction: float, spec: BatchSpec | None, seed: int
+    ) -> None:
+        self.fraction = fraction
+        self.holdout_fraction = 0.0 if holdout is None else holdout.fraction
+        self.batches = auxiliary.new_extra_batches()
+        self.draws = None
+        if holdout is not None and holdout.fraction:
+            self.draws = HoldoutDraws(holdout.batches, spec, seed=seed)
+        if self.batches is not None and self.draws is not None:
+            raise ValueError(
+                "`holdout_fraction` and the `extra_batches` of `auxiliary` both add examples to each step. Use one."
+            )
+
+    def __bool__(self) -> bool:
+        return self.batches is not None or self.draws is not None
+
+    def check_mode(self, distributed: str | None) -> None:
+        """Raise ValueError if there are extra examples on several ranks."""
+        if self and distributed is not None:
+            raise ValueError(
+                f"Extra batches work in one process only in this version. Leave distributed={distributed!r} or "
+                "`extra_batches` (`holdout_fraction`) out."
+            )
+
+    def append_to(self, returned: Any, selected: Batch, *, num_candidates: int) -> Any:
+        """Return the selected examples and the next extra ones.
+
+        Args:
+            returned: the selected examples in the structure of the candidates.
+            selected: their parts.
+            num_candidates: of the batch that they were selected from.
+        """
+        num_examples, device = selected.target.shape[0], selected.target.device
+        if self.batches is not None:
+            return self.batches.append_to(returned, num_examples=num_examples, device=device)
+        if self.draws is None:
+            return returned
+        if not self.draws.num_drawn:
+            check_holdout_fraction(self.fraction, self.holdout_fraction, num_candidates)
+        _, num_drawn = num_examples_of(self.fraction, self.holdout_fraction, num_candidates)
+        if not num_drawn:
+            return returned
+        return self.draws.append_to(returned, num_drawn, num_examples=num_examples, device=device)
+
+    def seek(self, num_batches: int) -> None:
+        """Continue the extra batches after ``num_batches``."""
+        if self.batches is not None and self.batches.stream.position != num_batches:
+            self.batches.stream.seek(num_batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the holdout set; empty if nothing is drawn from it."""
+        return {} if self.draws is None else {"num_drawn": self.draws.num_drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        if self.draws is not None:
+            self.draws.seek(state["num_drawn"])

@@ -1,9 +1,20 @@
 """The scoring pass: its options, precision, chunks and budget, and the holdout loss."""
 
 from reducr.scoring.budget import ScoringBudget
+from reducr.scoring.by_name import (
+    CORE_OPTIONS,
+    check_equal_groups,
+    check_not_moved,
+    names_of_rule,
+    selector_of,
+    split_options,
+)
 from reducr.scoring.checks import check_candidates, check_options, check_parts
+from reducr.scoring.choose import choose
+from reducr.scoring.draws import HoldoutDraws, check_holdout_fraction, num_examples_of, num_selected_beside
 from reducr.scoring.forward import ScoringForward, shrunk
 from reducr.scoring.holdout import GroupHoldoutLoss, Holdout, holdout_of
+from reducr.scoring.holdout_groups import HoldoutGroups, without_groups
 from reducr.scoring.modes import device_of, scoring_pass, without_wrappers
 from reducr.scoring.options import SCORING_MODES, Scoring
 from reducr.scoring.scorer import (
@@ -18,32 +29,48 @@ from reducr.scoring.scorer import (
     score_candidates,
     select_within_budget,
 )
+from reducr.scoring.short_batches import ShortBatches, known_sizes
 from reducr.scoring.tracker import HoldoutTracker
 
 __all__ = [
+    "CORE_OPTIONS",
     "SCORING_MODES",
     "GroupHoldoutLoss",
     "Holdout",
+    "HoldoutDraws",
+    "HoldoutGroups",
     "HoldoutTracker",
     "IrreducibleLookup",
     "Scoring",
     "ScoringBudget",
     "ScoringForward",
+    "ShortBatches",
     "check_candidates",
+    "check_equal_groups",
+    "check_holdout_fraction",
     "check_model_output",
+    "check_not_moved",
     "check_options",
     "check_parts",
+    "choose",
     "device_of",
     "dropout_samples",
     "holdout_losses",
     "holdout_of",
     "known_fields",
+    "known_sizes",
     "model_fields",
+    "names_of_rule",
+    "num_examples_of",
+    "num_selected_beside",
     "num_selected_of",
     "per_example_losses",
     "score_candidates",
     "scoring_pass",
     "select_within_budget",
+    "selector_of",
     "shrunk",
+    "split_options",
+    "without_groups",
     "without_wrappers",
 ]

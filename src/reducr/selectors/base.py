@@ -87,6 +87,11 @@ class Selector(FixedDtypeBuffers):
             self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
         self.register_buffer("group_holdout_loss", torch.full((num_groups,), torch.nan, dtype=torch.float64))
 
+    @classmethod
+    def has_groups(cls) -> bool:
+        """Whether the rule treats each group by itself, so that it must know how many there are."""
+        return cls.needs_group_holdout_loss or not cls.needs.isdisjoint(("groups", "group_irreducible_loss"))
+
     @property
     def group_weights(self) -> Tensor:
         """(G,) float64 on the simplex, the weights of the next selection; equal for rules without group weights."""

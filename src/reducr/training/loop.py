@@ -49,6 +49,9 @@ def train(
     for epoch in itertools.count():
         downsampler.selector.set_epoch(epoch)
         for number, batch in enumerate(candidates, start=1):
+            if downsampler.skips(batch):
+                downsampler.step(model, is_last=number == len(candidates))
+                continue
             if augment is not None:
                 batch = batch._replace(input=augment(batch.input))  # noqa: PLW2901
             selected = downsampler.select(batch, model)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from reducr._internal.loaders import loader_parts
 from reducr._internal.rng import random_state, set_random_state
 
 
@@ -55,6 +56,7 @@ class Resumable:
         self._start: dict[str, Any] | None = None
         self._before_last: dict[str, Any] | None = None
         self._to_load: dict[str, Any] | None = None
+        self._resumed_from: dict[str, Any] | None = None
         self._had_workers = False
         if self._reads_ahead and loader.use_stateful_dataloader:
             raise ValueError(
@@ -70,7 +72,15 @@ class Resumable:
         if epoch != self.epoch:
             self.epoch, self.position, self._start, self._to_load = epoch, 0, None, None
 
+    def forget_pass(self) -> None:
+        """Let the next pass begin where the current one began, in the same epoch."""
+        if self._resumed_from is not None:
+            self.load_state_dict(self._resumed_from)
+        else:
+            self.position, self._start = 0, None
+
     def __iter__(self) -> Iterator[Any]:
+        self._resumed_from = self._to_load
         iterator = self._start_epoch() if self._to_load is None else self._resume(self._to_load)
         while True:
             if self._reads_ahead:
@@ -80,7 +90,7 @@ class Resumable:
                 break
             self.position += 1
             yield batch
-        self.epoch, self.position, self._start = self.epoch + 1, 0, None
+        self.epoch, self.position, self._start, self._resumed_from = self.epoch + 1, 0, None, None
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, the position in it, and the random states or loader state needed to return there."""
@@ -199,27 +209,18 @@ class Resumable:
 
     def _generators(self) -> list[torch.Generator]:
         """Generators of the loader and its samplers, without duplicates; samplers with ``set_epoch`` draw by epoch."""
-        parts = (part for part in _parts(self.loader) if not (isinstance(part, Sampler) and hasattr(part, "set_epoch")))
+        parts = (
+            part for part in loader_parts(self.loader) if not (isinstance(part, Sampler) and hasattr(part, "set_epoch"))
+        )
         generators = (getattr(part, "generator", None) for part in parts)
         return list({id(item): item for item in generators if isinstance(item, torch.Generator)}.values())
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
     """Call ``set_epoch`` of the loader, its samplers and its data set, where they have it."""
-    for part in (*_parts(loader), getattr(loader, "dataset", None)):
+    for part in (*loader_parts(loader), getattr(loader, "dataset", None)):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
-
-
-def _parts(loader: Any) -> list[Any]:
-    """The loader and the samplers nested in it, without duplicates."""
-    parts = [loader]
-    for part in parts:
-        for name in ("sampler", "batch_sampler"):
-            sampler = getattr(part, name, None)
-            if sampler is not None and all(sampler is not known for known in parts):
-                parts.append(sampler)
-    return parts
 
 
 _END = object()
