@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from reducr._internal.buffers import FixedDtypeBuffers
 from reducr._internal.checks import check_state_keys
-from reducr._internal.distributed import check_mode, check_mode_name
+from reducr._internal.distributed import check_mode, check_mode_name, num_ranks
 from reducr.auxiliary import Auxiliary, ExtraExamples
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, Selection
-from reducr.batch.nested import index_batch, send_to_device, zero_inputs
+from reducr.batch.nested import ListKinds, index_batch, send_to_device, zero_inputs
 from reducr.batch.report import SelectionLog, SelectionReport, by_group
 from reducr.scoring import (
     Holdout,
@@ -37,7 +37,9 @@ from reducr.scoring import (
     num_selected_of,
     selector_of,
     split_options,
-    without_groups,
+    unread_example_weights,
+    unread_loss_weight,
+    usable_parts,
     without_wrappers,
 )
 from reducr.selectors import Selector
@@ -119,12 +121,13 @@ class Downsampler:
         self.short_batches = ShortBatches(own.get("short_batches", "skip"), fraction)
         self._forward: ScoringForward | None = None
         self._read = BatchReader(spec)
+        self._list_kinds = ListKinds(None if spec is None else spec.lists)
         self.selected: Batch | None = None
         """The parts of the selected examples of the last batch, without extra ones."""
         self.returned: Batch | None = None
         """The parts of what ``select`` returned last, extra examples included."""
         self._is_learned = True
-        self._has_read_weights = True
+        self._has_read_weights = self._has_read_loss_weight = True
 
     # ---- what a loop calls
 
@@ -164,7 +167,7 @@ class Downsampler:
 
         Args:
             batch: the candidates.
-            full_size: candidates of a full batch of this rank, if that is known; at least the largest batch so far.
+            full_size: candidates of a full batch of this rank, if that is known; 0 for the largest of this epoch.
         """
         size = self.size_of(batch)
         return self.short_batches.skips(size, full_size, self.counts, mode=self.distributed)
@@ -187,15 +190,17 @@ class Downsampler:
         scorer = without_wrappers(self.auxiliary.scorer(model))
         batch, candidates = self._on_device(batch, device_of(model))
         self.selection = selection = self._choose(candidates, scorer)
-        returned = index_batch(batch, selection.positions, num_examples=candidates.target.shape[0])
+        size = candidates.target.shape[0]
+        returned = index_batch(batch, selection.positions, num_examples=size, kinds=self._list_kinds)
         if selection.has_nonfinite_loss:
             returned = zero_inputs(returned)
         self.selected = self.returned = self._parts_of(returned)
         self.log.add(selection, self.selected.group, sync=self.distributed is not None)
         if self._extra:
-            returned = self._extra.append_to(returned, self.selected, num_candidates=len(candidates.target))
+            returned = self._extra.append_to(returned, self.selected, num_candidates=size, kinds=self._list_kinds)
             self.returned = self._parts_of(returned)
         self._is_learned, self._has_read_weights = False, not self.selector.weights_examples
+        self._has_read_loss_weight = num_ranks() == 1 or (self.distributed == "local" and selection.loss_weight == 1)
         self.seconds["selection_seconds"] += time.perf_counter() - started
         return returned
 
@@ -207,7 +212,8 @@ class Downsampler:
             is_last: whether the epoch ends here.
 
         Raises:
-            RuntimeError: if the rule weights examples, and the loop has not read ``example_weights``.
+            RuntimeError: if the loop has not read ``example_weights`` of a rule that weights examples, or, on several
+                ranks, ``loss_weight``.
         """
         has_stepped = bool(self.log.waiting)
         if has_stepped:
@@ -229,17 +235,19 @@ class Downsampler:
             self.holdout.warn_of_stale_loss(event, num_steps=self.counts["num_steps"])
 
     def discard(self) -> None:
-        """Forget the last selection, which was not trained on after all: it does not update the selector."""
+        """Forget the last selection, which was not trained on after all: it does not update the selector, nor count."""
         if not self.log.waiting:
             raise RuntimeError("There is no selection to discard: every one has been stepped with.")
         self.log.take_back()
-        self._is_learned = self._has_read_weights = True
+        self._extra.take_back()
+        self._is_learned = self._has_read_weights = self._has_read_loss_weight = True
 
     # ---- what a loop reads
 
     @property
     def loss_weight(self) -> float:
         """Factor of the mean loss of the last selected examples; 1 in one process."""
+        self._has_read_loss_weight = True
         return 1.0 if self.selection is None else self.selection.loss_weight
 
     @property
@@ -296,8 +304,7 @@ class Downsampler:
         return batch, self._parts_of(batch)
 
     def _parts_of(self, batch: Any) -> Batch:
-        parts = self._read(batch)
-        return parts if self.selector.num_groups > 1 else without_groups(parts)
+        return usable_parts(self._read(batch), num_groups=self.selector.num_groups, loss=self.loss)
 
     def _choose(self, batch: Batch, scorer: nn.Module) -> Selection:
         return choose(
@@ -316,15 +323,15 @@ class Downsampler:
 
     def _check_weights_read(self) -> None:
         if not self._has_read_weights:
-            raise RuntimeError(
-                f"{self.selector.name!r} weights the loss of each example, and this loop did not read "
-                "`example_weights`. Multiply the losses with them before the mean."
-            )
+            raise unread_example_weights(self.selector.name)
+        if not self._has_read_loss_weight:
+            raise unread_loss_weight(self.distributed)
 
     def _teach_auxiliary(self) -> None:
         """Add the gradients of the auxiliary models for the examples that ``select`` returned last, once."""
         if self.auxiliary.models and not self._is_learned and self.returned is not None:
-            self.auxiliary.backward(self.returned, loss_weight=self.loss_weight)
+            weight = 1.0 if self.selection is None else self.selection.loss_weight
+            self.auxiliary.backward(self.returned, loss_weight=weight)
         self._is_learned = True
 
     def _forward_of(self, scorer: nn.Module) -> ScoringForward:
@@ -358,7 +365,7 @@ class Downsampler:
         self.log.load_state_dict(state)
         self._extra.load_state_dict(state)
         self.selection = self.selected = self.returned = None
-        self._is_learned = self._has_read_weights = True
+        self._is_learned = self._has_read_weights = self._has_read_loss_weight = True
         self.auxiliary.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:

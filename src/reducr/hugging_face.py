@@ -319,6 +319,7 @@ class SelectiveTrainerMixin(_Base):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._order.manual_seed(mixed_seed(seed, self._epoch))
         self._epoch += 1
+        self.downsampler.counts["largest_batch"] = 0
         if (sizes := self._short_sizes()) is not None:
             self.downsampler.short_batches.skips(*sizes, self.downsampler.counts, mode=None)
 

@@ -80,18 +80,19 @@ class SelectionLog:
         """Selections of the last gradient step, and the selected examples of each group (G,) in them."""
         self.waiting: list[Selection] = []
         """Selections since the last gradient step."""
-        self._last = torch.zeros_like(self.group_counts)
+        self._last = self._step_before = torch.zeros_like(self.group_counts)
 
     def to(self, device: torch.device) -> None:
         """Move everything to ``device``."""
         self.waiting = [send_to_device(selection, device) for selection in self.waiting]
         self.group_counts, self.step_counts = self.group_counts.to(device), self.step_counts.to(device)
-        self._last = self._last.to(device)
+        self._last, self._step_before = self._last.to(device), self._step_before.to(device)
 
     def add(self, selection: Selection, groups: Tensor, *, sync: bool) -> None:
         """Count a selection of examples in ``groups`` (b,); with ``sync`` those of all ranks."""
         counts = torch.bincount(groups[:0] if selection.is_dummy else groups, minlength=len(self.group_counts))
         self._last = all_reduce_sum(counts) if sync else counts
+        self._step_before = self.step_counts
         self._total(selection, 1)
         self.group_counts = self.group_counts + self._last
         self.step_counts = self.step_counts + self._last if self.waiting else self._last
@@ -100,7 +101,7 @@ class SelectionLog:
     def take_back(self) -> None:
         """Forget the last selection."""
         self._total(self.waiting.pop(), -1)
-        self.group_counts, self.step_counts = self.group_counts - self._last, self.step_counts - self._last
+        self.group_counts, self.step_counts = self.group_counts - self._last, self._step_before
         self._last = torch.zeros_like(self._last)
 
     def end_step(self) -> None:

@@ -43,6 +43,7 @@ class ResumedLoader:
             sizes=known_sizes(loader.loader if is_resumable else loader) or [],
         )
         if place is not None:
+            self.batches.check_sizes(place["batches"])
             self.batches.load_state_dict(place["batches"])
         elif not is_resumable:
             self.batches.set_epoch(callback.trainer.current_epoch)

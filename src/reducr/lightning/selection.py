@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -169,6 +170,10 @@ class SelectiveTraining(pl.Callback):
             set_random_state(self.random_state)
             self.random_state = None
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare batches with those of this epoch, to tell short ones."""
+        self.downsampler.counts["largest_batch"] = 0
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, _: int) -> None:
         """See that the module trains on selected examples only."""
         if self._selected is None or batch is not self._selected:
@@ -232,7 +237,10 @@ class SelectiveTraining(pl.Callback):
         ranks = state["ranks"]
         own = ranks[rank()] if len(ranks) == num_ranks() else ranks[0]
         self.downsampler.load_state_dict(own["downsampler"])
-        self._places, self.random_state = own["loaders"], own["random_state"]
+        self._places, self.random_state = copy.deepcopy(own["loaders"]), copy.deepcopy(own["random_state"])
+        if len(ranks) != num_ranks():
+            for place in self._places:  # every rank reads another share of the data now
+                place["batches"] |= {"length": None, "batch_size": None}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

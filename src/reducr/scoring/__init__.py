@@ -12,9 +12,10 @@ from reducr.scoring.by_name import (
 from reducr.scoring.checks import check_candidates, check_options, check_parts
 from reducr.scoring.choose import choose
 from reducr.scoring.draws import HoldoutDraws, check_holdout_fraction, num_examples_of, num_selected_beside
+from reducr.scoring.faults import unread_example_weights, unread_loss_weight
 from reducr.scoring.forward import ScoringForward, shrunk
 from reducr.scoring.holdout import GroupHoldoutLoss, Holdout, holdout_of
-from reducr.scoring.holdout_groups import HoldoutGroups, without_groups
+from reducr.scoring.holdout_groups import HoldoutGroups, usable_parts
 from reducr.scoring.modes import device_of, scoring_pass, without_wrappers
 from reducr.scoring.options import SCORING_MODES, Scoring
 from reducr.scoring.scorer import (
@@ -71,6 +72,8 @@ __all__ = [
     "selector_of",
     "shrunk",
     "split_options",
-    "without_groups",
+    "unread_example_weights",
+    "unread_loss_weight",
+    "usable_parts",
     "without_wrappers",
 ]

@@ -13,8 +13,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from reducr._internal.endless import EndlessBatches
 from reducr._internal.seeds import mixed_seed
-from reducr.batch import Batch, BatchReader, BatchSpec
-from reducr.batch.nested import concatenate, index_batch, send_to_device
+from reducr.batch import BatchReader, BatchSpec
+from reducr.batch.nested import ListKinds, concatenate, index_batch, send_to_device
 from reducr.scoring.holdout_groups import unhooked
 from reducr.scoring.scorer import num_selected_of
 
@@ -69,18 +69,16 @@ class HoldoutDraws:
         self.batches = batches
         self.spec = spec
         self.seed = seed
+        self._kinds = ListKinds(None if spec is None else spec.lists)
         self.num_drawn = 0
         """Examples drawn so far."""
         self._blocks: Iterator[_Block] | None = None
         self._block: _Block = ([], list)
 
-    def append_to(self, selected: Any, num_drawn: int, *, num_examples: int, device: torch.device) -> Any:
-        """Return the ``num_examples`` selected examples followed by ``num_drawn`` of the holdout set, on ``device``."""
+    def drawn_on(self, device: torch.device, num_examples: int) -> Any:
+        """Return a batch of the next ``num_examples`` examples on ``device``, after the hook of an integration."""
         _, hook = unhooked(self.batches)
-        drawn = send_to_device(hook(self.draw(num_drawn)), device)
-        if isinstance(selected, Batch) and isinstance(drawn, list | tuple) and len(drawn) == len(selected):
-            drawn = Batch(*drawn)
-        return concatenate(selected, drawn, num_examples=num_examples)
+        return send_to_device(hook(self.draw(num_examples)), device)
 
     def draw(self, num_examples: int) -> Any:
         """Return a batch of the next ``num_examples`` examples."""
@@ -90,7 +88,7 @@ class HoldoutDraws:
             taken = numbers[: num_examples - size]
             del numbers[: len(taken)]
             part = read(taken)
-            drawn = part if drawn is None else concatenate(drawn, part, num_examples=size)
+            drawn = part if drawn is None else concatenate(drawn, part, num_examples=size, kinds=self._kinds)
             size += len(taken)
         self.num_drawn += num_examples
         return drawn
@@ -126,14 +124,14 @@ class HoldoutDraws:
             return itertools.repeat((len(raw.dataset), partial(_examples_of, raw)))
         if isinstance(raw, list | tuple) and raw:
             joined, size = self._joined(raw)
-            return itertools.repeat((size, partial(_rows_of, joined, size)))
+            return itertools.repeat((size, partial(_rows_of, joined, size, self._kinds)))
         return self._batch_by_batch(raw)
 
     def _joined(self, batches: list[Any] | tuple[Any, ...]) -> tuple[Any, int]:
         read = BatchReader(self.spec)
         joined, size = batches[0], len(read(batches[0]).target)
         for batch in batches[1:]:
-            joined = concatenate(joined, batch, num_examples=size)
+            joined = concatenate(joined, batch, num_examples=size, kinds=self._kinds)
             size += len(read(batch).target)
         return joined, size
 
@@ -142,7 +140,7 @@ class HoldoutDraws:
         while True:
             batch = next(stream)
             size = len(read(batch).target)
-            yield size, partial(_rows_of, batch, size)
+            yield size, partial(_rows_of, batch, size, self._kinds)
 
     def __getstate__(self) -> dict[str, Any]:
         # iterators cannot be copied: a copy finds its place again
@@ -173,5 +171,5 @@ def _examples_of(loader: Any, numbers: list[int]) -> Any:
     return loader.collate_fn(examples)
 
 
-def _rows_of(batch: Any, size: int, numbers: list[int]) -> Any:
-    return index_batch(batch, torch.tensor(numbers, dtype=torch.int64), num_examples=size)
+def _rows_of(batch: Any, size: int, kinds: ListKinds, numbers: list[int]) -> Any:
+    return index_batch(batch, torch.tensor(numbers, dtype=torch.int64), num_examples=size, kinds=kinds)

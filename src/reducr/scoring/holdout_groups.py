@@ -11,14 +11,30 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from reducr._internal.distributed import all_gather_objects
 from reducr._internal.loaders import undisturbed
-from reducr.batch import Batch, BatchReader, BatchSpec
-from reducr.batch.nested import index_batch
+from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss
+from reducr.batch.nested import ListKinds, index_batch
 
 
 def without_groups(batch: Batch) -> Batch:
     """Return the batch with all examples in group 0."""
     target = batch.target
     return batch._replace(group=torch.zeros(target.shape[0], dtype=torch.int64, device=target.device))
+
+
+def usable_parts(batch: Batch, *, num_groups: int, loss: PerExampleLoss | None) -> Batch:
+    """Return the parts with integers in place of bool groups, and of bool targets of the cross-entropy.
+
+    Args:
+        batch: as it was read.
+        num_groups: 1 for no groups, whatever the batch has.
+        loss: None for the cross-entropy.
+    """
+    target, group = batch.target, batch.group
+    if loss is None and target.dtype == torch.bool:
+        batch = batch._replace(target=target.long())
+    if num_groups == 1:
+        return without_groups(batch)
+    return batch._replace(group=group.long()) if group.dtype == torch.bool else batch
 
 
 def unhooked(batches: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -110,7 +126,7 @@ class _Hooked:
 
 
 class _EvenPart:
-    """Takes every so manieth example of each group from all batches of a pass, in whatever order they come."""
+    """Takes examples at equal distances from each group, over all batches of a pass, in whatever order they come."""
 
     def __init__(self, source: HoldoutGroups, counts: Tensor, per_group: int) -> None:
         self.source = source
@@ -118,14 +134,16 @@ class _EvenPart:
         self.per_group = per_group
 
     def __iter__(self) -> Iterator[Any]:
-        read, seen = BatchReader(self.source.spec), dict[int, int]()
+        spec = self.source.spec
+        read, seen = BatchReader(spec), dict[int, int]()
+        kinds = ListKinds(None if spec is None else spec.lists)
         for batch in self.source.batches:
             parts = read(batch)
             groups = parts.group.long().cpu() if len(self.counts) > 1 else without_groups(parts).group.cpu()
             groups = groups.clamp(max=len(self.counts) - 1)
             is_taken = _is_in_part(groups, _ranks(groups, seen), self.counts, self.per_group)
             if bool(is_taken.any()):
-                yield index_batch(batch, torch.nonzero(is_taken).flatten(), num_examples=len(groups))
+                yield index_batch(batch, torch.nonzero(is_taken).flatten(), num_examples=len(groups), kinds=kinds)
 
 
 def _checked_groups(group: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from reducr.batch import Batch, Candidates, LazyGroupLoss, PerExampleLoss, Selec
 from reducr.functional import per_example_cross_entropy, selection_dtype, zero_one_loss
 from reducr.scoring.budget import ScoringBudget
 from reducr.scoring.checks import missing_irreducible
+from reducr.scoring.faults import scored_output
 from reducr.scoring.modes import scoring_pass
 from reducr.scoring.options import Scoring
 from reducr.selectors import Selector
@@ -158,7 +159,7 @@ def model_fields(
     if "model_loss" in selector.needs or ("logits" in selector.needs and not num_samples):
         with scoring_pass(model, scoring.mode), _last_linear_layer(model, selector) as last_layer:
             for part, chunk in zip(parts, _chunks(batch, scoring.batch_size), strict=True):
-                output = model_output(called, chunk.input)
+                output = scored_output(called, chunk, scoring, loss)
                 if "model_loss" in selector.needs:
                     part["model_loss"] = per_example_losses(output, chunk.target, loss)
                 if "logits" in selector.needs:

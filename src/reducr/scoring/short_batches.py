@@ -44,7 +44,7 @@ class ShortBatches:
         Args:
             size: of the batch of this rank.
             full_size: of a full batch of this rank, if that is known, else 0.
-            counts: of a ``SelectionLog``; its ``largest_batch`` is updated.
+            counts: of a ``SelectionLog``; its ``largest_batch``, which loops reset in every epoch, is updated.
             mode: ``distributed`` of the selection; on several ranks all call this together, and skip together.
 
         Raises:
@@ -54,7 +54,8 @@ class ShortBatches:
         if mode is not None:
             sizes = all_gather_stacked(torch.tensor(sizes[0])).tolist()
         size, full_size = (sum(both) if mode == "global" else min(both) for both in zip(*sizes, strict=True))
-        counts["largest_batch"] = full_size = max(size, full_size, counts["largest_batch"])
+        counts["largest_batch"] = max(size, counts["largest_batch"])
+        full_size = full_size or counts["largest_batch"]
         if self.mode == "keep" or not self.is_too_short(size, full_size):
             return False
         text = (

@@ -13,8 +13,9 @@ from reducr._internal.distributed import is_main_rank
 from reducr._internal.endless import EndlessBatches
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, model_output
 from reducr.batch.nested import send_to_device
+from reducr.scoring.faults import check_output
 from reducr.scoring.holdout import DEFAULT_REFRESH_STEPS, GroupHoldoutLoss, Holdout
-from reducr.scoring.holdout_groups import HoldoutGroups, unhooked, without_groups
+from reducr.scoring.holdout_groups import HoldoutGroups, unhooked, usable_parts
 from reducr.scoring.modes import device_of, scoring_pass, without_wrappers
 from reducr.scoring.scorer import holdout_losses
 from reducr.selectors import Selector
@@ -179,8 +180,7 @@ class HoldoutTracker:
         return mean
 
     def _parts_of(self, batch: Any) -> Batch:
-        parts = self._read(batch)
-        return parts if self.selector.num_groups > 1 else without_groups(parts)
+        return usable_parts(self._read(batch), num_groups=self.selector.num_groups, loss=self._per_example)
 
     @property
     def _is_first(self) -> bool:
@@ -192,7 +192,7 @@ class HoldoutTracker:
         with scoring_pass(model, "eval"):
             for batch in batches:
                 parts = self._parts_of(send_to_device(batch, device))
-                losses = holdout_losses(
-                    self.selector, model_output(model, parts.input), parts.target, self._per_example
-                )
+                output = model_output(model, parts.input)
+                check_output(output, parts.target, self._per_example)
+                losses = holdout_losses(self.selector, output, parts.target, self._per_example)
                 holdout_loss.update(losses, parts.group)

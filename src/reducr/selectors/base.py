@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from reducr.selectors.checks import (
     are_finite,
     check_fields,
     check_num_selected,
+    check_rule_of_state,
     checked_holdout_loss,
     is_finite,
     num_nonfinite,
@@ -27,6 +28,8 @@ from reducr.selectors.group_weights import GroupWeights
 from reducr.selectors.samplers import make_sampler
 
 HOLDOUT_LOSSES = ("cross_entropy", "zero_one")
+_RULE = "_extra_state"
+"""Key of the rule's name in a state; torch fixes it."""
 
 
 class Selector(FixedDtypeBuffers):
@@ -43,6 +46,7 @@ class Selector(FixedDtypeBuffers):
         num_non_finite: () int64, number of candidates with a non-finite loss so far; summed over ranks.
         group_holdout_loss: (G,) float64, NaN until ``set_group_holdout_loss``; equal on all ranks.
         weighting.cumulative_payoff: (G,) float64; summed over ranks.
+        _extra_state: uint8, the name of the rule in UTF-8.
 
     Args:
         num_groups: G >= 1.
@@ -86,6 +90,29 @@ class Selector(FixedDtypeBuffers):
         for counter in ("step", "epoch", "num_non_finite"):
             self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
         self.register_buffer("group_holdout_loss", torch.full((num_groups,), torch.nan, dtype=torch.float64))
+
+    def get_extra_state(self) -> Tensor:
+        """The name of the rule, as bytes: part of ``state_dict``."""
+        return torch.tensor(list(self.name.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raise ValueError for the name of another rule."""
+        check_rule_of_state(self.name, state)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state completely or not at all; also one that was saved without the name of its rule.
+
+        Raises:
+            ValueError: for the state of another rule, or one that does not fit or is not finite.
+        """
+        own_name = {_RULE: self.get_extra_state()}
+        if _RULE in state_dict:
+            self.set_extra_state(state_dict[_RULE])
+        return super().load_state_dict({**state_dict, **own_name}, strict, assign)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        state_dict.setdefault(f"{prefix}{_RULE}", self.get_extra_state())  # an earlier version saved no name
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @classmethod
     def has_groups(cls) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
@@ -143,6 +144,8 @@ class SelectiveLoader(Delegate):
                 epoch, self._num_skipped = self.epoch, self._num_skipped_before
                 self._num_skipped_before = 0
                 self.downsampler.selector.set_epoch(epoch)
+            if self.loader.position == 1:
+                self.downsampler.counts["largest_batch"] = 0
             if self.downsampler.skips(batch, full_size=max(self._sizes or [0])):
                 self._num_skipped += 1
                 continue
@@ -190,11 +193,13 @@ class SelectiveLoader(Delegate):
         """Restore what ``state_dict`` returned: the next pass is the rest of the one that it was taken in.
 
         Raises:
-            ValueError: for the state of something else, or of another selector or loader.
+            ValueError: for the state of something else, of another rule, or in the middle of an epoch with another
+                number or size of batches.
         """
         check_state_keys("a SelectiveLoader", state, ("downsampler", "loader"))
+        self.loader.check_sizes(state["loader"])
         self.downsampler.load_state_dict(state["downsampler"])
-        self.loader.load_state_dict(state["loader"])
+        self.loader.load_state_dict(copy.deepcopy(state["loader"]))
         self._is_left = False
         self._num_skipped = self._num_skipped_before = state["loader"].get("num_skipped", 0)
 

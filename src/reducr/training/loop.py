@@ -48,6 +48,7 @@ def train(
     step = 0
     for epoch in itertools.count():
         downsampler.selector.set_epoch(epoch)
+        downsampler.counts["largest_batch"] = 0
         for number, batch in enumerate(candidates, start=1):
             if downsampler.skips(batch):
                 downsampler.step(model, is_last=number == len(candidates))

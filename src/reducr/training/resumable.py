@@ -97,7 +97,7 @@ class Resumable:
         if self._to_load is not None:
             return self._to_load
         state: dict[str, Any] = {"epoch": self.epoch, "position": self.position, "start": self._start}
-        state |= {"generators": self._generator_states(), "has_workers": self._has_workers}
+        state |= {"generators": self._generator_states(), "has_workers": self._has_workers, **self._sizes()}
         if self._start is not None and self._reads_ahead:
             state["before_last"] = self._before_last
         stateful = self._stateful
@@ -114,6 +114,28 @@ class Resumable:
         self._set_generators(state["generators"])
         if self.skip_finished_epoch and self.position == len(self.loader):
             self.set_epoch(self.epoch + 1)
+
+    def check_sizes(self, state: dict[str, Any]) -> None:
+        """Raise ValueError if ``state`` is in the middle of a pass with another number or size of batches."""
+        if state["start"] is None or not state["position"]:
+            return
+        for name, what in (("batch_size", "examples in a batch"), ("length", "batches in an epoch")):
+            saved, own = state.get(name), self._sizes()[name]
+            if saved is not None and own is not None and saved != own:
+                raise ValueError(
+                    f"The state was saved after batch {state['position']} of an epoch with {saved} {what}; this loader "
+                    f"has {own}, so it would go on at another place. Use the data, batch size and number of processes "
+                    "of the saved run, or save at the end of an epoch."
+                )
+
+    def _sizes(self) -> dict[str, int | None]:
+        """Number of batches in a pass, and examples in a batch, where the loader says so."""
+        try:
+            length = len(self.loader)
+        except (TypeError, NotImplementedError):
+            length = None
+        size = getattr(self.loader, "batch_size", None)
+        return {"length": length, "batch_size": size if isinstance(size, int) else None}
 
     @property
     def _stateful(self) -> Any:
