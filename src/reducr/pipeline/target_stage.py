@@ -182,7 +182,10 @@ def _target_module(
         irreducible.lookup,
         fraction=num_selected / config.num_candidates if num_drawn else config.fraction,
         holdout=Holdout(
-            ExampleLoader(holdout, batch_size=config.holdout.batch_size, sync=True), decay=config.holdout.decay
+            ExampleLoader(holdout, batch_size=config.holdout.batch_size, sync=True),
+            # the Trainer's validations are the refreshes
+            refresh_steps="epoch" if config.holdout.decay is None else None,
+            decay=config.holdout.decay,
         ),
         scoring=make_scoring(config, selector, num_examples=num_examples),
         auxiliary=auxiliary,

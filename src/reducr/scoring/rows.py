@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, Selection
-from reducr.batch.nested import index_batch, zero_inputs
+from reducr.batch.nested import ListKinds, index_batch, zero_inputs
 from reducr.functional import TokenLoss
 from reducr.functional.sequences import row_groups
 from reducr.scoring.options import Scoring
@@ -70,7 +70,13 @@ def candidate_groups(batch: Batch, loss: PerExampleLoss | None) -> Tensor:
 
 
 def selected_part(
-    batch: Any, candidates: Batch, selection: Selection, *, loss: PerExampleLoss | None, reader: BatchReader
+    batch: Any,
+    candidates: Batch,
+    selection: Selection,
+    *,
+    loss: PerExampleLoss | None,
+    reader: BatchReader,
+    kinds: ListKinds | None = None,
 ) -> Any:
     """Return the selected examples of ``batch``, or all its examples with the labels of the selected tokens only.
 
@@ -80,9 +86,11 @@ def selected_part(
         selection: from these candidates.
         loss: decides which of the two.
         reader: has read the batch.
+        kinds: of the lists in the candidates.
     """
     if isinstance(loss, TokenLoss):
         selected = reader.with_target(batch, loss.keep(candidates.target, selection.positions))
     else:
-        selected = index_batch(batch, selection.positions, num_examples=candidates.target.shape[0])
+        size = candidates.target.shape[0]
+        selected = index_batch(batch, selection.positions, num_examples=size, kinds=kinds)
     return zero_inputs(selected) if selection.has_nonfinite_loss else selected

@@ -20,6 +20,7 @@ from reducr.functional.outputs import checked_logits, per_example_losses
 from reducr.irreducible.bound import BoundReference
 from reducr.scoring.budget import ScoringBudget
 from reducr.scoring.checks import missing_irreducible
+from reducr.scoring.faults import scored_output
 from reducr.scoring.modes import has_collective_forward, models_in, repeat_without_trace, scoring_pass
 from reducr.scoring.options import Scoring
 from reducr.scoring.rows import candidate_groups
@@ -182,7 +183,7 @@ def model_fields(
     if "model_loss" in selector.needs or ("logits" in selector.needs and not num_samples):
         with scoring_pass(model, scoring.mode), _last_linear_layer(model, selector) as last_layer:
             for part, chunk in zip(parts, chunks, strict=True):
-                output = model_output(called, chunk.input)
+                output = scored_output(called, chunk, scoring, loss)
                 if "model_loss" in selector.needs:
                     part["model_loss"] = per_example_losses(output, chunk.target, loss)
                 if "logits" in selector.needs:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from reducr._internal.loaders import loader_parts
 from reducr._internal.rng import random_state, set_random_state
 
 
@@ -58,6 +59,7 @@ class Resumable:
         self._start: dict[str, Any] | None = None
         self._before_last: dict[str, Any] | None = None
         self._to_load: dict[str, Any] | None = None
+        self._resumed_from: dict[str, Any] | None = None
         self._had_workers = False
         if self._reads_ahead and loader.use_stateful_dataloader:
             raise ValueError(
@@ -65,7 +67,7 @@ class Resumable:
                 "order of shuffled examples. Remove that option; the position is saved exactly without it."
             )
 
-        skipped = [getattr(part, "skip_batches", 0) for part in _parts(loader)]
+        skipped = [getattr(part, "skip_batches", 0) for part in loader_parts(loader)]
         if any(isinstance(count, int) and count > 0 for count in skipped):
             raise ValueError(
                 f"skip_first_batches has made this loader, which skips {max(skipped)} batches in every epoch. Wrap the "
@@ -81,7 +83,15 @@ class Resumable:
         if epoch != self.epoch:
             self.epoch, self.position, self._start, self._to_load = epoch, 0, None, None
 
+    def forget_pass(self) -> None:
+        """Let the next pass begin where the current one began, in the same epoch."""
+        if self._resumed_from is not None:
+            self.load_state_dict(self._resumed_from)
+        else:
+            self.position, self._start = 0, None
+
     def __iter__(self) -> Iterator[Any]:
+        self._resumed_from = self._to_load
         iterator = self._start_epoch() if self._to_load is None else self._resume(self._to_load)
         while True:
             if self._reads_ahead:
@@ -91,14 +101,14 @@ class Resumable:
                 break
             self.position += 1
             yield batch
-        self.epoch, self.position, self._start = self.epoch + 1, 0, None
+        self.epoch, self.position, self._start, self._resumed_from = self.epoch + 1, 0, None, None
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, the position in it, and the random states or loader state needed to return there."""
         if self._to_load is not None:
             return self._to_load
         state: dict[str, Any] = {"epoch": self.epoch, "position": self.position, "start": self._start}
-        state |= {"generators": self._generator_states(), "has_workers": self._has_workers}
+        state |= {"generators": self._generator_states(), "has_workers": self._has_workers, **self._sizes()}
         if self._start is not None and self._reads_ahead:
             state["before_last"] = self._before_last
         stateful = self._stateful
@@ -115,6 +125,28 @@ class Resumable:
         self._set_generators(state["generators"])
         if self.skip_finished_epoch and self.position == len(self.loader):
             self.set_epoch(self.epoch + 1)
+
+    def check_sizes(self, state: dict[str, Any]) -> None:
+        """Raise ValueError if ``state`` is in the middle of a pass with another number or size of batches."""
+        if state["start"] is None or not state["position"]:
+            return
+        for name, what in (("batch_size", "examples in a batch"), ("length", "batches in an epoch")):
+            saved, own = state.get(name), self._sizes()[name]
+            if saved is not None and own is not None and saved != own:
+                raise ValueError(
+                    f"The state was saved after batch {state['position']} of an epoch with {saved} {what}; this loader "
+                    f"has {own}, so it would go on at another place. Use the data, batch size and number of processes "
+                    "of the saved run, or save at the end of an epoch."
+                )
+
+    def _sizes(self) -> dict[str, int | None]:
+        """Number of batches in a pass, and examples in a batch, where the loader says so."""
+        try:
+            length = len(self.loader)
+        except (TypeError, NotImplementedError):
+            length = None
+        size = getattr(self.loader, "batch_size", None)
+        return {"length": length, "batch_size": size if isinstance(size, int) else None}
 
     @property
     def _stateful(self) -> Any:
@@ -210,27 +242,18 @@ class Resumable:
 
     def _generators(self) -> list[torch.Generator]:
         """Generators of the loader and its samplers, without duplicates; samplers with ``set_epoch`` draw by epoch."""
-        parts = (part for part in _parts(self.loader) if not (isinstance(part, Sampler) and hasattr(part, "set_epoch")))
+        parts = (
+            part for part in loader_parts(self.loader) if not (isinstance(part, Sampler) and hasattr(part, "set_epoch"))
+        )
         generators = (getattr(part, "generator", None) for part in parts)
         return list({id(item): item for item in generators if isinstance(item, torch.Generator)}.values())
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
     """Call ``set_epoch`` of the loader, its samplers and its data set, where they have it."""
-    for part in (*_parts(loader), getattr(loader, "dataset", None)):
+    for part in (*loader_parts(loader), getattr(loader, "dataset", None)):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
-
-
-def _parts(loader: Any) -> list[Any]:
-    """The loader and the samplers nested in it, without duplicates."""
-    parts = [loader]
-    for part in parts:
-        for name in ("sampler", "batch_sampler"):
-            sampler = getattr(part, name, None)
-            if sampler is not None and all(sampler is not known for known in parts):
-                parts.append(sampler)
-    return parts
 
 
 def _has_shuffle_buffer(data: Any) -> bool:
