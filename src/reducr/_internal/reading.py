@@ -48,6 +48,8 @@ def healing_of(path: Path) -> str:
     run = run_of(path)
     if run is None:
         return "Restore a copy of it, or make it again."
+    if path.parent == run and path.name != "results.csv":
+        return "Restore a copy of it."
     return f"Restore a copy of it, or make again what it belongs to: `reducr resume {run} --make-again`."
 
 

@@ -53,10 +53,11 @@ def check_unchanged(folder: Path, is_checked: Callable[[str], bool] = lambda fil
         return
     named = ", ".join(f"{change.file} ({change.fault})" for change in changes[:_NUM_NAMED])
     others = f" and {len(changes) - _NUM_NAMED} more" if len(changes) > _NUM_NAMED else ""
+    is_lost = any(_is_lost(change.file) for change in changes)
+    again = "" if is_lost else f" Or make again what they belong to: `reducr resume {folder} --make-again`."
     raise ChangedFilesError(
-        f"{folder} is not as the run wrote it: {named}{others}. Restore copies of these files. Or make again what they "
-        f"belong to: `reducr resume {folder} --make-again`. Or accept them as they are, which run.json records: "
-        f"`reducr {command} {folder} --accept-changes`."
+        f"{folder} is not as the run wrote it: {named}{others}. Restore copies of these files.{again} Or accept them "
+        f"as they are, which run.json records: `reducr {command} {folder} --accept-changes`."
     )
 
 
@@ -104,7 +105,7 @@ def make_again(folder: Path) -> list[str]:
     """
     removed: list[str] = []
     changes = changed_files(folder)
-    lost = [change.file for change in changes if not change.file.startswith("seed_") and change.file not in _REMADE]
+    lost = [change.file for change in changes if _is_lost(change.file)]
     if lost:
         raise ChangedFilesError(
             f"{lost[0]} in {folder} is not as the run wrote it, and cannot be made again. Restore a copy of it, or "
@@ -123,8 +124,9 @@ def make_again(folder: Path) -> list[str]:
     return removed
 
 
-_REMADE = ("results.csv", "inputs.npz")
-"""Files of the run folder itself that can be made again."""
+def _is_lost(file: str) -> bool:
+    """Whether a file cannot be made again: ``config.yaml``, ``run.json``, ``inputs.npz``, the manifest."""
+    return not file.startswith("seed_") and file != "results.csv"
 
 
 def _place(file: str) -> str:

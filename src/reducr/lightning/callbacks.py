@@ -201,23 +201,16 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
         at_epoch_ends: write at the ends of epochs; otherwise after validations, which refresh the holdout loss.
         seconds: minimum wall-clock time between two checkpoints; 0 writes one at every opportunity.
         last_step: last step of the training, at which no checkpoint is written.
-        before_writing: called with the step before a checkpoint is written; None for no call.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        at_epoch_ends: bool,
-        seconds: float,
-        last_step: int,
-        before_writing: Callable[[int], None] | None = None,
-    ) -> None:
+    before_writing: Callable[[int], None] | None = None
+    """Called with the step before a checkpoint is written; None for no call."""
+
+    def __init__(self, folder: Path, *, at_epoch_ends: bool, seconds: float, last_step: int) -> None:
         self.checkpoints = Checkpoints(folder)
         self.at_epoch_ends = at_epoch_ends
         self.seconds = seconds
         self.last_step = last_step
-        self.before_writing = before_writing
         self._written_at = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -86,13 +86,8 @@ def fit_target(
             "holdout/mean_accuracy": folder / "best_mean.ckpt",
         }
     )
-    resume = ResumeCheckpoint(
-        folder / "resume",
-        at_epoch_ends=False,
-        seconds=resume_seconds,
-        last_step=num_steps,
-        before_writing=on_resume_point,
-    )
+    resume = ResumeCheckpoint(folder / "resume", at_epoch_ends=False, seconds=resume_seconds, last_step=num_steps)
+    resume.before_writing = on_resume_point
     resume_path = resume.checkpoints.newest()
     trainer = _Trainer(
         **_trainer_options(trainer_options, is_single_process=False),
@@ -150,12 +145,9 @@ def fit_irreducible(
     ensemble = next((part for part in module.model.modules() if isinstance(part, Ensemble)), None)
     last_step = num_epochs * len(holdout)
     resume = ResumeCheckpoint(
-        checkpoint.parent / "resume",
-        at_epoch_ends=True,
-        seconds=resume_seconds,
-        last_step=last_step,
-        before_writing=on_resume_point,
+        checkpoint.parent / "resume", at_epoch_ends=True, seconds=resume_seconds, last_step=last_step
     )
+    resume.before_writing = on_resume_point
     resume_path = resume.checkpoints.newest()
     trainer = _Trainer(
         **_trainer_options(trainer_options, is_single_process=True),

@@ -16,6 +16,7 @@ from reducr.pipeline.trust import check_trusted, demands
 
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 _PATHS_OF_DATA = ("train_file", "holdout_file", "test_file", "image_dir", "tokenizer")
+_REQUIRED = ("compare", "seeds", "selection_method", "seed", "datamodule", "methods")
 _EXPECTED = "the configuration of a run"
 
 
@@ -41,9 +42,15 @@ def load_config(folder: Path, *, command: str, is_trusted: bool) -> DictConfig:
             sys.stderr.write(f"reducr: --trust: runs {demand}\n")
     else:
         check_trusted(plain, source=str(path), command=command)
+    missing = [name for name in _REQUIRED if name not in plain]
+    if missing:
+        raise DamagedFileError(f"{path} is not {_EXPECTED}: it lacks {', '.join(missing)}. Restore a copy of it.")
     config = OmegaConf.create(as_literals(plain))
     assert isinstance(config, DictConfig)
-    return checked_config(config)
+    try:
+        return checked_config(config)
+    except ValueError as error:
+        raise ValueError(f"In {path}: {error}") from error
 
 
 def read_plain(path: Path) -> dict[str, Any]:

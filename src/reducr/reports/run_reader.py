@@ -275,9 +275,12 @@ def _state(folder: Path, *, is_complete: bool) -> str:
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:
     with reading(path, "the configuration of a run"):
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise DamagedFileError(f"{path} is not the configuration of a run: it holds aliases (*NAME).")
-        config = yaml.safe_load(text)
+        try:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+                raise DamagedFileError(f"{path} is not the configuration of a run: it holds aliases (*NAME).")
+            config = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise DamagedFileError(f"{path} is not valid YAML: {error}") from error
     required = ("compare", "seeds", "selection_method", "seed", "datamodule")
     if not isinstance(config, dict) or any(name not in config for name in required):
         raise ValueError(f"{path} is not the configuration of a run: it must have {', '.join(required)}.")
