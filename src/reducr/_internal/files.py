@@ -37,7 +37,8 @@ def naming_file(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except FullDiskError:
+    except FullDiskError as error:
+        error.filename = str(path)  # rather than the temporary file that is to become it
         raise
     except OSError as error:
         if error.errno not in DISK_IS_FULL:
