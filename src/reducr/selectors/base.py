@@ -366,6 +366,9 @@ class Selector(NamedState):
         if selection.num_non_finite:
             self.num_non_finite.add_(selection.num_non_finite)
 
+    def check_num_candidates(self, num_candidates: int) -> None:
+        """Raise ValueError if the rule cannot handle B candidates at once; most rules can handle any number."""
+
     def check_candidates(self, candidates: Candidates) -> None:
         """Raise an error unless ``candidates`` have the fields in ``needs``, in range, and the holdout loss is set."""
         check_fields(candidates, self.needs, rule=self.name, num_groups=self.num_groups)

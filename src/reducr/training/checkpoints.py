@@ -15,6 +15,8 @@ import torch
 
 from reducr._internal.checks import check_count, check_flag
 from reducr._internal.distributed import broadcast, is_main_rank, raising_on_all_ranks, rank
+from reducr._internal.files import naming_file
+from reducr._internal.reading import read_checkpoint
 from reducr._internal.rng import random_state, set_random_state
 from reducr.training.rank_states import check_not_sharded, content_of_rank, merged, sharded_state, whole_state
 
@@ -161,10 +163,11 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".step_{step:09d}.{os.getpid()}.partial"
         try:
-            save(temporary)
-            _check_content(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            with naming_file(self.folder / f"step_{step:09d}.ckpt"):
+                save(temporary)
+                _check_content(temporary)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
             path = self.folder / f"step_{step:09d}_{_checksum(step, temporary)}.ckpt"
             temporary.replace(path)
         finally:
@@ -187,7 +190,7 @@ class Checkpoints:
             ValueError: if every file is damaged.
         """
         path = self.newest()
-        return None if path is None else torch.load(path, map_location="cpu", weights_only=True)
+        return None if path is None else read_checkpoint(path)
 
     def newest(self) -> Path | None:
         """Path of the newest intact file; None if there are no files. Warns of damaged files and skips them.
@@ -211,6 +214,11 @@ class Checkpoints:
                 f"{', '.join(path.name for _, path in files)}. Restore a copy, or remove them to start again."
             )
         return None
+
+    def newest_step(self) -> int | None:
+        """The step of the newest intact file; None if there are no files."""
+        path = self.newest()
+        return None if path is None else next(step for step, other in self._files() if other == path)
 
     def paths(self) -> list[Path]:
         """Paths of all files, newest first."""
