@@ -18,7 +18,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import reducr
-from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
 
 # divide every batch over the processes; the order of examples depends only on the seed
 config = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=0)
@@ -35,7 +34,7 @@ loader = reducr.SelectiveLoader(
     candidates,
     model,
     reducr.make_selector("reducr", num_groups=NUM_CLASSES, step_size=1e-3),
-    AdjustedIrreducibleLoss(LiveLogits(reference)),
+    reducr.Reference(reference),
     fraction=0.1,
     holdout=[clean],
     refresh_steps=20,

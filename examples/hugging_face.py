@@ -15,7 +15,6 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 import reducr
 from reducr.hugging_face import SelectiveTrainer
-from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
 
 NUM_TOPICS = 6
 
@@ -71,7 +70,7 @@ for name, options in {"uniform": {}, "reducr": {"step_size": 1e-3}}.items():
         arguments,
         train_dataset=noisy,
         selector=reducr.make_selector(name, num_groups=NUM_TOPICS, **options),
-        irreducible=AdjustedIrreducibleLoss(LiveLogits(reference.model)),
+        irreducible=reducr.Reference(reference.model),
         fraction=0.1,
         holdout_dataset=clean,
         refresh_steps=20,

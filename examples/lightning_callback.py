@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import reducr
-from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
 from reducr.lightning import SelectiveTraining
 
 
@@ -47,7 +46,7 @@ for name, options in {"uniform": {}, "reducr": {"step_size": 1e-3}}.items():
     module = Classifier()
     selection = SelectiveTraining(
         reducr.make_selector(name, num_groups=NUM_CLASSES, **options),
-        AdjustedIrreducibleLoss(LiveLogits(reference)),
+        reducr.Reference(reference),
         fraction=0.1,
         holdout=DataLoader(TensorDataset(*clean), batch_size=100),
         refresh_steps=20,

@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import reducr
-from reducr.irreducible import AdjustedIrreducibleLoss, LiveLogits
 
 noisy, clean, test = make_data()
 reference = make_reference(*clean)
@@ -25,7 +24,7 @@ for name, options in {"uniform": {}, "reducr": {"step_size": 1e-3}}.items():
         DataLoader(TensorDataset(*noisy), batch_size=100, shuffle=True),
         model,
         reducr.make_selector(name, num_groups=NUM_CLASSES, **options),
-        AdjustedIrreducibleLoss(LiveLogits(reference)),
+        reducr.Reference(reference),
         fraction=0.1,
         holdout=DataLoader(TensorDataset(*clean), batch_size=100),
         refresh_steps=20,

@@ -10,9 +10,11 @@ from reducr.irreducible import (
     Reference,
     TableLogits,
     build_logit_table,
+    fit_reference,
 )
 from reducr.scoring import Holdout, Scoring, ScoringBudget
 from reducr.selectors import SELECTORS, Selector, make_selector
+from reducr.training.calibration import LogitAdjustment, fit_logit_adjustment
 from reducr.training.checkpoints import Checkpoints
 from reducr.training.loader import SelectiveLoader
 from reducr.training.loop import train
@@ -32,6 +34,7 @@ __all__ = [
     "ExtraBatches",
     "Holdout",
     "LiveLogits",
+    "LogitAdjustment",
     "PlainIrreducibleLoss",
     "Reference",
     "Scoring",
@@ -43,6 +46,8 @@ __all__ = [
     "Selector",
     "TableLogits",
     "build_logit_table",
+    "fit_logit_adjustment",
+    "fit_reference",
     "indexed",
     "make_selector",
     "train",

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from reducr._internal.distributed import all_reduce_sum, num_ranks
 from reducr._internal.endless import EndlessBatches
-from reducr.batch import Batch, PerExampleLoss, model_output
-from reducr.batch.nested import concatenate, send_to_device
+from reducr.batch import Batch, BatchSpec, PerExampleLoss, model_output
+from reducr.batch.nested import ListKinds, concatenate, send_to_device
+from reducr.scoring import Holdout, HoldoutDraws, check_holdout_fraction, num_examples_of
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 
@@ -77,7 +78,8 @@ class AuxiliaryModel:
         return copy.deepcopy(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned. Nothing of ``state`` is kept."""
+        state = copy.deepcopy(dict(state))  # an optimizer keeps the tensors that it loads
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, gradient in zip(self.model.parameters(), state["gradients"], strict=True):
@@ -115,8 +117,17 @@ class Auxiliary:
         return next((auxiliary.model for auxiliary in self.models if auxiliary.is_proxy), model)
 
     def prepare(self, device: torch.device) -> None:
-        """Move the models to ``device``, and put a proxy into train mode, in which the target model scores too."""
+        """Move the models to ``device``, and put a proxy into train mode, in which the target model scores too.
+
+        Raises:
+            ValueError: for a sharded model, whose gradients are averaged already.
+        """
         for auxiliary in self.models:
+            if any(hasattr(parameter, "device_mesh") for parameter in auxiliary.model.parameters()):
+                raise ValueError(
+                    "An auxiliary model cannot be sharded (FSDP). Pass the model itself: its gradients are averaged "
+                    "over all processes."
+                )
             auxiliary.model.to(device)
             if auxiliary.is_proxy:
                 auxiliary.model.train()
@@ -170,11 +181,105 @@ class ExtraBatches:
         self.stream = EndlessBatches(batches, name="Extra batches")
         self.transform = transform
 
-    def append_to(self, selected: Any, *, num_examples: int, device: torch.device) -> Any:
+    def append_to(
+        self, selected: Any, *, num_examples: int, device: torch.device, kinds: ListKinds | None = None
+    ) -> Any:
         """Return the ``num_examples`` selected examples followed by the next batch, on ``device``."""
-        extra = send_to_device(next(self.stream), device)
-        if isinstance(selected, Batch) and isinstance(extra, list | tuple) and len(extra) == len(selected):
-            extra = Batch(*extra)
-        return concatenate(
-            selected, extra if self.transform is None else self.transform(extra), num_examples=num_examples
-        )
+        return _joined(selected, send_to_device(next(self.stream), device), num_examples, kinds, self.transform)
+
+
+def _joined(
+    selected: Any,
+    extra: Any,
+    num_examples: int,
+    kinds: ListKinds | None,
+    transform: Callable[[Any], Any] | None = None,
+) -> Any:
+    if isinstance(selected, Batch) and isinstance(extra, list | tuple) and len(extra) == len(selected):
+        extra = Batch(*extra)
+    extra = extra if transform is None else transform(extra)
+    return concatenate(selected, extra, num_examples=num_examples, kinds=kinds)
+
+
+class ExtraExamples:
+    """Appends examples of the extra batches, or of the holdout set, to the selected ones of every step.
+
+    Args:
+        auxiliary: with the extra batches, if there are any.
+        holdout: with the share of the holdout set in each step, if there is one.
+        fraction: of the candidates; what is drawn from the holdout set is a part of it.
+        spec: where the parts of a batch are; None for the usual places.
+        seed: of the order of the holdout examples.
+
+    Raises:
+        ValueError: for both kinds at once.
+    """
+
+    def __init__(
+        self, auxiliary: Auxiliary, holdout: Holdout | None, *, fraction: float, spec: BatchSpec | None, seed: int
+    ) -> None:
+        self.fraction = fraction
+        self.holdout_fraction = 0.0 if holdout is None else holdout.fraction
+        self.batches = auxiliary.new_extra_batches()
+        self.draws: HoldoutDraws | None = None
+        self._last_drawn = 0
+        if holdout is not None and holdout.fraction:
+            self.draws = HoldoutDraws(holdout.batches, spec, seed=seed)
+        if self.batches is not None and self.draws is not None:
+            raise ValueError(
+                "`holdout_fraction` and the `extra_batches` of `auxiliary` both add examples to each step. Use one."
+            )
+
+    def __bool__(self) -> bool:
+        return self.batches is not None or self.draws is not None
+
+    def check_mode(self, distributed: str | None) -> None:
+        """Raise ValueError if there are extra examples on several ranks."""
+        if self and distributed is not None:
+            raise ValueError(
+                f"Extra batches work in one process only in this version. Leave distributed={distributed!r} or "
+                "`extra_batches` (`holdout_fraction`) out."
+            )
+
+    def append_to(self, returned: Any, selected: Batch, *, num_candidates: int, kinds: ListKinds) -> Any:
+        """Return the selected examples and the next extra ones.
+
+        Args:
+            returned: the selected examples in the structure of the candidates.
+            selected: their parts.
+            num_candidates: of the batch that they were selected from.
+            kinds: of the lists in the candidates.
+        """
+        num_examples, device = selected.target.shape[0], selected.target.device
+        if self.batches is not None:
+            return self.batches.append_to(returned, num_examples=num_examples, device=device, kinds=kinds)
+        if self.draws is None:
+            return returned
+        if not self.draws.num_drawn:
+            check_holdout_fraction(self.fraction, self.holdout_fraction, num_candidates)
+        _, num_drawn = num_examples_of(self.fraction, self.holdout_fraction, num_candidates)
+        self._last_drawn = num_drawn
+        if not num_drawn:
+            return returned
+        return _joined(returned, self.draws.drawn_on(device, num_drawn), num_examples, kinds)
+
+    def take_back(self) -> None:
+        """Append the examples of the last step again in the next one."""
+        if self.batches is not None:
+            self.batches.stream.take_back()
+        if self.draws is not None:
+            self.draws.seek(self.draws.num_drawn - self._last_drawn)
+
+    def seek(self, num_batches: int) -> None:
+        """Continue the extra batches after ``num_batches``."""
+        if self.batches is not None and self.batches.stream.position != num_batches:
+            self.batches.stream.seek(num_batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the holdout set; empty if nothing is drawn from it."""
+        return {} if self.draws is None else {"num_drawn": self.draws.num_drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        if self.draws is not None:
+            self.draws.seek(state["num_drawn"])

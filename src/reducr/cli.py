@@ -187,34 +187,73 @@ def _report(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="output folder; default: the only RUN")
     parser.add_argument("--no-points", action="store_true", help="show no examples, which needs the data")
+    _add_stored_run_options(parser, of="the only RUN")
     options = parser.parse_args(arguments)
     if options.out is None and len(options.runs) > 1:
         parser.error("a report of several runs needs --out DIR")
+    if options.accept_changes:
+        _accept_changes(options.runs)
+
+    def open_data(run: Path) -> RawData:
+        from reducr import pipeline
+
+        try:
+            return pipeline.open_data(run, is_trusted=options.trust, data_dir=options.data_dir)
+        except ValueError as error:
+            sys.stderr.write(f"reducr: {error}\n")
+            raise
+
     write_report(
         options.runs,
         out=options.out or options.runs[0],
         console=make_console(),
-        open_data=None if options.no_points else _open_data,
+        open_data=None if options.no_points else open_data,
     )
 
 
-def _open_data(run: Path) -> RawData:
-    from reducr.pipeline import open_data
+def _add_stored_run_options(parser: argparse.ArgumentParser, *, of: str = "RUN") -> None:
+    parser.add_argument("--trust", action="store_true", help="run any code that the configuration in RUN names")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help=f"folder of the data, if that of {of} has moved")
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="accept files of RUN that are not as the run wrote them; run.json records it",
+    )
 
-    return open_data(run)
+
+def _accept_changes(runs: Sequence[Path]) -> None:
+    from reducr._internal.run_check import accept_changes
+    from reducr._internal.run_folder import run_lock
+    from reducr._internal.run_start import RunStart
+
+    for run in runs:
+        RunStart.read(run)
+        with run_lock(run):
+            for name in accept_changes(run):
+                sys.stderr.write(f"reducr: {run / name} has changed, which is accepted and recorded in run.json.\n")
 
 
 def _resume(arguments: Sequence[str]) -> None:
     from reducr._internal.memory import keep_freed_memory
-    from reducr.pipeline import resume_run
+    from reducr.pipeline import ResumeOptions, resume_run
 
     parser = argparse.ArgumentParser(
         prog="reducr resume", description="Continue an interrupted run. Finished parts are not repeated."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    run = parser.parse_args(arguments).run
+    _add_stored_run_options(parser)
+    parser.add_argument(
+        "--make-again", action="store_true", help="train again what files belong to that are not as the run wrote them"
+    )
+    options = parser.parse_args(arguments)
     keep_freed_memory()
-    _print_folder(resume_run(run))
+    resume_options = ResumeOptions(
+        is_trusted=options.trust,
+        data_dir=options.data_dir,
+        makes_again=options.make_again,
+        accepts_changes=options.accept_changes,
+    )
+    _print_folder(resume_run(options.run, resume_options))
 
 
 def _export(rest: Sequence[str]) -> None:
@@ -236,7 +275,10 @@ def _export(rest: Sequence[str]) -> None:
     parser.add_argument("--at-least", type=int, default=1, metavar="N", help="at least N per class, or all; default: 1")
     parser.add_argument("--drop-label-errors", action="store_true", help="drop labels that two models find unlikely")
     parser.add_argument("--link", action="store_true", help="link the images of an image folder instead of copying")
+    _add_stored_run_options(parser)
     arguments = parser.parse_args(rest)
+    if arguments.accept_changes:
+        _accept_changes([arguments.run])
     options = ExportOptions(
         fraction=arguments.fraction,
         method=arguments.method,
@@ -247,6 +289,8 @@ def _export(rest: Sequence[str]) -> None:
         at_least=arguments.at_least,
         drops_label_errors=arguments.drop_label_errors,
         is_linked=arguments.link,
+        data_dir=None if arguments.data_dir is None else arguments.data_dir.absolute(),
+        is_trusted=arguments.trust,
     )
     _print_export(export_run(arguments.run, arguments.out or arguments.run / "export", options))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -14,31 +13,42 @@ from torch import Tensor, nn
 
 from reducr._internal.buffers import FixedDtypeBuffers
 from reducr._internal.checks import check_state_keys
-from reducr._internal.distributed import all_reduce_sum, check_mode, check_mode_name
-from reducr.auxiliary import Auxiliary
+from reducr._internal.distributed import check_mode, check_mode_name, num_ranks
+from reducr.auxiliary import Auxiliary, ExtraExamples
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, Selection, without_index
-from reducr.batch.nested import index_batch, send_to_device, zero_inputs
-from reducr.batch.report import SelectionReport, by_group
+from reducr.batch.nested import ListKinds, send_to_device
+from reducr.batch.report import SelectionLog, SelectionReport, by_group
+from reducr.functional.sequences import row_groups
 from reducr.scoring import (
     Holdout,
+    HoldoutGroups,
     HoldoutTracker,
     IrreducibleLookup,
     Scoring,
     ScoringForward,
+    ShortBatches,
     bind_irreducible,
     check_apart,
     check_candidates,
+    check_data_parallel,
+    check_equal_groups,
     check_options,
     check_parts,
+    check_rows,
+    choose,
     device_of,
     holdout_of,
+    num_selected_beside,
     num_selected_of,
-    score_candidates,
-    select_within_budget,
+    selected_part,
+    selector_of,
+    split_options,
+    unread_example_weights,
+    unread_loss_weight,
+    usable_parts,
     without_wrappers,
 )
 from reducr.selectors import Selector
-from reducr.selectors.distributed import select_distributed
 
 
 class Downsampler:
@@ -48,7 +58,8 @@ class Downsampler:
     ``SelectiveLoader``, ``training.train`` and the integrations for Lightning and Hugging Face do nothing else.
 
     Args:
-        selector: the rule; its state is part of this one's.
+        selector: the rule, whose state is part of this one's; or its name. Groups are then counted from the holdout
+            set, and the rule's options are given beside the others, such as ``step_size=1e-3``.
         irreducible: source of irreducible losses, for the rules that need them: anything with ``lookup(batch)``.
         fraction: fraction of every batch to select, in (0, 1]; rounded down, but at least one example.
         holdout: the clean holdout set, a ``Holdout`` or its batches. It gives the group-holdout loss before the first
@@ -60,6 +71,9 @@ class Downsampler:
         distributed: on several ranks, ``global`` for the best of all ranks' candidates together or ``local`` for the
             best of each rank's; a loop must then multiply its loss with ``loss_weight``. See docs/loops.md.
         seed: of the random numbers of rules and samplers; the same on all ranks.
+        options: ``refresh_steps`` and ``holdout_fraction`` of the holdout set (see ``Holdout``); ``short_batches``,
+            what loops do with a batch that gives a single example where full ones give more: ``skip`` it (the
+            default), ``keep`` it, or raise an ``error``; and the options of a rule that is given by its name.
 
     Raises:
         ValueError: for an option out of range, or one that does not fit the rule; at the first batch if it cannot be
@@ -69,7 +83,7 @@ class Downsampler:
 
     def __init__(
         self,
-        selector: Selector,
+        selector: Selector | str,
         irreducible: IrreducibleLookup | None = None,
         *,
         fraction: float = 0.1,
@@ -80,50 +94,47 @@ class Downsampler:
         auxiliary: Auxiliary | None = None,
         distributed: str | None = None,
         seed: int = 0,
+        **options: Any,
     ) -> None:
+        own, rule_options = split_options("Downsampler", Downsampler, selector, options)
         num_selected_of(fraction, 1)
         check_mode_name(distributed)
-        check_parts(selector, irreducible)
         check_options({"spec": (spec, BatchSpec), "scoring": (scoring, Scoring), "auxiliary": (auxiliary, Auxiliary)})
+        self.distributed, sync = distributed, distributed is not None
+        holdout = holdout_of(holdout, own.get("refresh_steps"), own.get("holdout_fraction"))
+        groups = None if holdout is None else HoldoutGroups(holdout.batches, spec)
+        rule = selector_of(selector, rule_options, groups, sync=sync)
+        check_parts(rule, irreducible)
+        self.selector: Selector = rule
         self.scoring = Scoring() if scoring is None else scoring
-        self.scoring.check_fit(selector, fraction=fraction, distributed=distributed)
+        self.scoring.check_fit(rule, fraction=fraction, distributed=distributed)
+        check_rows(loss, rule, self.scoring, spec)
         self.auxiliary = Auxiliary() if auxiliary is None else auxiliary
-        if self.auxiliary.extra_batches is not None and distributed is not None:
-            raise ValueError(
-                f"Extra batches work in one process only in this version. Leave distributed={distributed!r} or "
-                "`extra_batches` (`holdout_fraction` of the program) out."
-            )
-        self.selector = selector
-        self.irreducible = bind_irreducible(irreducible, selector, loss)
+        self.irreducible = bind_irreducible(irreducible, rule, loss)
         self.fraction = fraction
         self.loss = loss
-        self.distributed = distributed
         self.generator = torch.Generator().manual_seed(seed)
         self.budget = self.scoring.new_budget()
         """Memory of the scoring budget; None if every candidate is scored."""
-        self.holdout = HoldoutTracker(
-            holdout_of(holdout, None), selector, loss=loss, spec=spec, sync=distributed is not None
-        )
+        self.holdout = HoldoutTracker(holdout, rule, loss=loss, spec=spec, sync=sync, groups=groups)
         self.selection: Selection | None = None
         """The last selection."""
-        self.counts = {"num_steps": 0, "num_batches": 0, "num_candidates": 0, "num_selected": 0}
-        """Totals so far; candidates and selected examples are those of all ranks."""
-        self.seconds = {"selection_seconds": 0.0, "holdout_seconds": 0.0}
-        """Wall-clock totals of this rank."""
-        self._group_counts = torch.zeros(selector.num_groups, dtype=torch.int64)
-        self._num_selected = partial(num_selected_of, fraction)
-        self._extra_batches = self.auxiliary.new_extra_batches()
+        self.log = SelectionLog(rule.num_groups)
+        """What has been selected so far."""
+        self.counts, self.seconds = self.log.counts, self.log.seconds
+        self._extra = ExtraExamples(self.auxiliary, holdout, fraction=fraction, spec=spec, seed=seed)
+        self._extra.check_mode(distributed)
+        self._num_selected = partial(num_selected_beside, fraction, self._extra.holdout_fraction)
+        self.short_batches = ShortBatches(own.get("short_batches", "skip"), fraction)
         self._forward: ScoringForward | None = None
         self._read = BatchReader(spec)
-        self._waiting: list[Selection] = []
+        self._kinds = ListKinds(None if spec is None else spec.lists)
         self.selected: Batch | None = None
         """The parts of the selected examples of the last batch, without extra ones."""
         self.returned: Batch | None = None
         """The parts of what ``select`` returned last, extra examples included."""
         self._is_learned = True
-        self._has_read_weights = True
-        self._step_counts = torch.zeros_like(self._group_counts)
-        self._logged: tuple[list[Selection], Tensor] = ([], self._step_counts)
+        self._has_read_weights = self._has_read_loss_weight = True
 
     # ---- what a loop calls
 
@@ -136,14 +147,15 @@ class Downsampler:
         """
         check_mode(self.distributed)
         check_apart(self.irreducible, model)
+        check_data_parallel(model)
         device = device_of(model)
         for module in self.stateful_modules().values():
             module.to(device)
         self.auxiliary.prepare(device)
-        self._group_counts, self._step_counts = self._group_counts.to(device), self._step_counts.to(device)
-        self._waiting = [send_to_device(selection, device) for selection in self._waiting]
-        if self._extra_batches is not None and self._extra_batches.stream.position != self.counts["num_batches"]:
-            self._extra_batches.stream.seek(self.counts["num_batches"])
+        self.log.to(device)
+        self._extra.seek(self.counts["num_batches"])
+        if self.distributed is not None:
+            check_equal_groups(self.selector)
         if self.holdout.is_missing:
             raise ValueError(
                 f"{self.selector.name!r} needs the holdout loss before its first selection. Pass `holdout=`, batches "
@@ -157,6 +169,21 @@ class Downsampler:
         """Raise ValueError if ``model`` cannot score as ``scoring`` says."""
         self._forward_of(without_wrappers(self.auxiliary.scorer(model)))
 
+    def skips(self, batch: Any, *, full_size: int = 0) -> bool:
+        """Whether a loop should leave ``batch`` out, because it gives one example only; see ``short_batches``.
+
+        Counts it then, and tells once. On several ranks all call this together, and skip together.
+
+        Args:
+            batch: the candidates.
+            full_size: candidates of a full batch of this rank, if that is known; 0 for the largest of this epoch.
+        """
+        return self.short_batches.skips(self.size_of(batch), full_size, self.counts, mode=self.distributed)
+
+    def size_of(self, batch: Any) -> int:
+        """Number of examples in ``batch``."""
+        return int(self._read(batch).target.shape[0])
+
     def select(self, batch: Any, model: nn.Module) -> Any:
         """Return the selected examples of ``batch``, in its own structure, on the model's device; extra ones follow.
 
@@ -165,22 +192,22 @@ class Downsampler:
             model: the target model. A proxy among the auxiliary models scores in its place.
         """
         started = time.perf_counter()
-        if self._waiting:
+        if self.log.waiting:
             self._check_weights_read()
         self._teach_auxiliary()
         scorer = without_wrappers(self.auxiliary.scorer(model))
         batch, candidates = self._on_device(batch, device_of(model))
         self.selection = selection = self._choose(candidates, scorer)
-        returned = index_batch(batch, selection.positions, num_examples=candidates.target.shape[0])
-        if selection.has_nonfinite_loss:
-            returned = zero_inputs(returned)
-        self.selected = self.returned = self._read(returned)
-        self._count(selection, self.selected.group)
-        if self._extra_batches is not None:
-            num_examples, device = len(self.selected.target), candidates.target.device
-            returned = self._extra_batches.append_to(without_index(returned), num_examples=num_examples, device=device)
-            self.returned = self._read(returned)
+        returned = selected_part(batch, candidates, selection, loss=self.loss, reader=self._read, kinds=self._kinds)
+        self.selected = self.returned = self._parts_of(returned)
+        groups = row_groups(self.selected.group, self.selected.target, self.loss)
+        self.log.add(selection, groups, sync=self.distributed is not None)
+        if self._extra:
+            size, plain = candidates.target.shape[0], without_index(returned)
+            returned = self._extra.append_to(plain, self.selected, num_candidates=size, kinds=self._kinds)
+            self.returned = self._parts_of(returned)
         self._is_learned, self._has_read_weights = False, not self.selector.weights_examples
+        self._has_read_loss_weight = num_ranks() == 1 or (self.distributed == "local" and selection.loss_weight == 1)
         self.seconds["selection_seconds"] += time.perf_counter() - started
         return without_index(returned)
 
@@ -192,32 +219,41 @@ class Downsampler:
             is_last: whether the epoch ends here.
 
         Raises:
-            RuntimeError: if the rule weights examples, and the loop has not read ``example_weights``.
+            RuntimeError: if the loop has not read ``example_weights`` of a rule that weights examples, or, on several
+                ranks, ``loss_weight``.
         """
-        has_stepped = bool(self._waiting)
+        has_stepped = bool(self.log.waiting)
         if has_stepped:
             self._check_weights_read()
             self._teach_auxiliary()
-            self.auxiliary.step(num_batches=len(self._waiting))
-            self.selector.update(self.selector.merged(self._waiting))
-            self._logged, self._waiting = (self._waiting, self._step_counts), []
-            self.counts["num_steps"] += 1
-        started = time.perf_counter()
-        self.holdout.step(model, num_steps=self.counts["num_steps"] if has_stepped else None, is_last=is_last)
+            self.auxiliary.step(num_batches=len(self.log.waiting))
+            self.selector.update(self.selector.merged(self.log.waiting))
+            self.log.end_step()
+        started, num_steps = time.perf_counter(), self.counts["num_steps"] if has_stepped else None
+        self.counts["num_refreshes"] += self.holdout.step(model, num_steps=num_steps, is_last=is_last)
         self.seconds["holdout_seconds"] += time.perf_counter() - started
+        if is_last:
+            self.warn_of_stale_loss("ended")
+
+    def warn_of_stale_loss(self, event: str) -> None:
+        """Warn, once, if a pass ``ended`` or ``was left`` with the holdout loss of the untrained model in force."""
+        if not self.counts["num_refreshes"]:
+            self.holdout.warn_of_stale_loss(event, num_steps=self.counts["num_steps"])
 
     def discard(self) -> None:
-        """Forget the last selection, which was not trained on after all: it does not update the selector."""
-        if not self._waiting:
+        """Forget the last selection, which was not trained on after all: it does not update the selector, nor count."""
+        if not self.log.waiting:
             raise RuntimeError("There is no selection to discard: every one has been stepped with.")
-        self._waiting.pop()
-        self._is_learned = self._has_read_weights = True
+        self.log.take_back()
+        self._extra.take_back()
+        self._is_learned = self._has_read_weights = self._has_read_loss_weight = True
 
     # ---- what a loop reads
 
     @property
     def loss_weight(self) -> float:
         """Factor of the mean loss of the last selected examples; 1 in one process."""
+        self._has_read_loss_weight = True
         return 1.0 if self.selection is None else self.selection.loss_weight
 
     @property
@@ -225,111 +261,84 @@ class Downsampler:
         """(b,) factor of the loss of each example that ``select`` returned last; None where all are 1."""
         self._has_read_weights = True
         weights, returned = None if self.selection is None else self.selection.example_weights, self.returned
-        if weights is None or returned is None or self._extra_batches is None:
+        if weights is None or returned is None or len(returned.target) == len(weights):
             return weights
         return torch.cat([weights, weights.new_ones(len(returned.target) - len(weights))])
 
     @property
     def num_waiting(self) -> int:
         """Batches selected from since the last gradient step."""
-        return len(self._waiting)
+        return len(self.log.waiting)
 
     def metrics(self) -> dict[str, float]:
         """Return the values to log for the last gradient step, by the keys of docs/metrics.md."""
-        selections, counts = self._logged
-        if not selections:
+        metrics = self.log.metrics(num_non_finite=self.selector.num_non_finite.item())
+        if not metrics:
             return {}
-        num_candidates = sum(selection.num_candidates or 0 for selection in selections)
-        scores = torch.cat([selection.scores[selection.positions] for selection in selections])
         return {
-            "select/fraction": sum(selection.num_selected or 0 for selection in selections) / num_candidates,
-            "select/num_non_finite": self.selector.num_non_finite.item(),
-            "select/mean_score": scores.mean().item(),
-            "time/selection_seconds": self.seconds["selection_seconds"],
-            **by_group("select/group_count", counts),
+            **metrics,
             **by_group("group_weight", self.selector.group_weights),
             **by_group("cumulative_payoff", self.selector.cumulative_payoff),
         }
 
     def report(self) -> SelectionReport:
         """Return what has been selected so far, and what it cost; prints well."""
-        seen = self.counts["num_candidates"]
-        return SelectionReport(
-            **self.counts,
-            **self.seconds,  # type: ignore[arg-type]  # the names of seconds
-            fraction=self.counts["num_selected"] / seen if seen else float("nan"),
-            group_counts=self._group_counts.tolist(),
-            group_weights=self.selector.group_weights.tolist(),
-            num_non_finite=int(self.selector.num_non_finite),
-        )
+        return self.log.report(self.selector.group_weights, num_non_finite=int(self.selector.num_non_finite))
 
     def refresh(self, model: nn.Module) -> None:
-        """Evaluate ``model`` on the holdout set and put the mean loss of every group in force.
+        """Evaluate ``model`` on the holdout set, or its ``examples_per_group``; put each group's mean loss in force.
 
         Raises:
             ValueError: if there is no holdout set, a group has no example in it (named), or a loss is not finite.
         """
         started = time.perf_counter()
         self.holdout.refresh(model)
+        self.counts["num_refreshes"] += 1
         self.seconds["holdout_seconds"] += time.perf_counter() - started
 
     # ---- one selection
 
     def _on_device(self, batch: Any, device: torch.device) -> tuple[Any, Batch]:
         """The batch on the device, and its parts, which are checked on the host if they come from there."""
-        candidates = self._read(batch)
+        candidates = self._parts_of(batch)
         check_candidates(candidates, self.selector.num_groups)
         if self.budget is not None:
             self.budget.reserve(candidates.index)
         if device.type == "cpu" and candidates.target.device.type == "cpu":
             return batch, candidates
         batch = send_to_device(batch, device)
-        return batch, self._read(batch)
+        return batch, self._parts_of(batch)
+
+    def _parts_of(self, batch: Any) -> Batch:
+        return usable_parts(self._read(batch), num_groups=self.selector.num_groups, loss=self.loss)
 
     def _choose(self, batch: Batch, scorer: nn.Module) -> Selection:
-        scoring: dict[str, Any] = {"loss": self.loss, "scoring": self.scoring, "forward": self._forward_of(scorer)}
-        if self.budget is None:
-            candidates = score_candidates(scorer, batch, self.selector, self.irreducible, **scoring)
-            return select_distributed(
-                self.selector,
-                candidates,
-                num_selected=self._num_selected,
-                generator=self.generator,
-                mode=self.distributed,
-            )
-        return select_within_budget(
-            self.budget,
+        return choose(
             scorer,
             batch,
             self.selector,
             self.irreducible,
-            num_selected=self._num_selected(batch.target.shape[0]),
+            num_selected=self._num_selected,
             generator=self.generator,
-            **scoring,
+            budget=self.budget,
+            mode=self.distributed,
+            loss=self.loss,
+            scoring=self.scoring,
+            forward=self._forward_of(scorer),
+            sizes=self.holdout.lockstep.batch(batch),
         )
-
-    def _count(self, selection: Selection, groups: Tensor) -> None:
-        self._waiting.append(selection)
-        self.counts["num_batches"] += 1
-        self.counts["num_candidates"] += selection.num_candidates or 0
-        self.counts["num_selected"] += selection.num_selected or 0
-        counts = torch.bincount(groups[:0] if selection.is_dummy else groups, minlength=self.selector.num_groups)
-        if self.distributed is not None:
-            counts = all_reduce_sum(counts)
-        self._group_counts += counts
-        self._step_counts = counts if len(self._waiting) == 1 else self._step_counts + counts
 
     def _check_weights_read(self) -> None:
         if not self._has_read_weights:
-            raise RuntimeError(
-                f"{self.selector.name!r} weights the loss of each example, and this loop did not read "
-                "`example_weights`. Multiply the losses with them before the mean."
-            )
+            raise unread_example_weights(self.selector.name)
+        if not self._has_read_loss_weight:
+            raise unread_loss_weight(self.distributed)
 
     def _teach_auxiliary(self) -> None:
         """Add the gradients of the auxiliary models for the examples that ``select`` returned last, once."""
         if self.auxiliary.models and not self._is_learned and self.returned is not None:
-            self.auxiliary.backward(self.returned, loss_weight=self.loss_weight)
+            weight = 1.0 if self.selection is None else self.selection.loss_weight
+            self.auxiliary.backward(self.returned, loss_weight=weight)
         self._is_learned = True
 
     def _forward_of(self, scorer: nn.Module) -> ScoringForward:
@@ -352,27 +361,18 @@ class Downsampler:
 
     def progress(self) -> dict[str, Any]:
         """Return the state beside that of ``stateful_modules``: counters, random numbers, auxiliary models."""
-        if self._waiting:
+        if self.log.waiting:
             self._teach_auxiliary()  # the gradients are part of the state
-        return self.auxiliary.state_dict() | {
-            "generator": self.generator.get_state(),
-            "waiting": [asdict(selection) for selection in self._waiting],
-            "counts": dict(self.counts),
-            "seconds": dict(self.seconds),
-            "group_counts": self._group_counts.clone(),
-            "step_counts": self._step_counts.clone(),
-        }
+        own = {"generator": self.generator.get_state()}
+        return self.auxiliary.state_dict() | own | self.log.state_dict() | self._extra.state_dict()
 
     def load_progress(self, state: dict[str, Any]) -> None:
         """Restore what ``progress`` returned."""
         self.generator.set_state(state["generator"].cpu())
-        self._waiting = [Selection(**selection) for selection in state["waiting"]]
-        self.counts, self.seconds = dict(state["counts"]), dict(state["seconds"])
-        counts = (state[name].to(self._group_counts.device, copy=True) for name in ("group_counts", "step_counts"))
-        self._group_counts, self._step_counts = counts
-        self._logged = ([], self._step_counts)
+        self.log.load_state_dict(state)
+        self._extra.load_state_dict(state)
         self.selection = self.selected = self.returned = None
-        self._is_learned = self._has_read_weights = True
+        self._is_learned = self._has_read_weights = self._has_read_loss_weight = True
         self.auxiliary.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:

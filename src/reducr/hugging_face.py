@@ -21,10 +21,17 @@ from transformers.trainer_utils import has_length
 from reducr._internal.distributed import all_gather, check_mode, num_ranks, rank, shard
 from reducr._internal.rng import random_state, set_random_state
 from reducr._internal.seeds import mixed_seed
-from reducr.batch import INDEX_KEY, BatchSpec, logits_of
+from reducr.batch import INDEX_KEY, BatchSpec, CarryingCollator, logits_of
 from reducr.batch.report import SelectionReport
 from reducr.downsampler import Downsampler
-from reducr.scoring import IrreducibleLookup, holdout_of, per_example_losses
+from reducr.scoring import (
+    IrreducibleLookup,
+    check_not_moved,
+    holdout_of,
+    names_of_rule,
+    per_example_losses,
+    split_options,
+)
 from reducr.selectors import Selector
 from reducr.training.checkpoints import Checkpoints
 from reducr.training.loader import check_has_end
@@ -33,7 +40,7 @@ __all__ = ["SelectiveTrainer", "SelectiveTrainerMixin"]
 
 _FOLDER = "reducr"
 _STATE_NAME = "trainer_state.json"
-_SELECTION_OPTIONS = {"loss", "spec", "scoring", "auxiliary", "distributed"}
+_SELECTION_OPTIONS = {"loss", "spec", "scoring", "auxiliary", "distributed", "short_batches"}
 _COLUMNS = ("index", "idx", "group", "groups", INDEX_KEY)
 
 if TYPE_CHECKING:
@@ -50,8 +57,9 @@ class SelectiveTrainerMixin(_Base):
     selected examples of each batch, and the mean of these over its batches with ``gradient_accumulation_steps``. The
     selector is updated once per optimizer step.
 
-    The index and group columns of the training data are kept, and removed before the model is called. The keys of
-    ``Downsampler.metrics``, such as ``select/fraction`` and ``group_weight/g``, are logged beside the loss.
+    The index and group columns of the training data are kept, carried around a ``data_collator`` that would drop them,
+    and removed before the model is called. The keys of ``Downsampler.metrics``, such as ``select/fraction`` and
+    ``group_weight/g``, are logged beside the loss.
 
     Checkpoints hold the state of the selection in the folder ``reducr``. ``train(resume_from_checkpoint=True)``
     continues from the newest complete one. On CPU that is exact, bit for bit, in the middle of an epoch too, unless the
@@ -59,16 +67,20 @@ class SelectiveTrainerMixin(_Base):
 
     Args:
         arguments: of the Trainer.
-        selector: the rule; its state is part of the checkpoints.
+        selector: the rule, whose state is part of the checkpoints; or its name. Groups are then counted from
+            ``holdout_dataset``, and the rule's options are given beside the others, such as ``step_size=1e-3``.
         irreducible: source of irreducible losses, for the rules that need them: anything with ``lookup(batch)``.
         fraction: fraction of every batch to train on, in (0, 1]; rounded down, but at least one example.
         holdout_dataset: the clean holdout set, read like ``train_dataset``, or a ``Holdout`` of it; gives the
             group-holdout loss before the first step and at every refresh.
-        refresh_steps: optimizer steps between two passes over it; None for the end of every epoch.
-        options: ``loss`` (of logits and labels), ``spec``, ``scoring``, ``auxiliary`` and ``distributed`` of
-            ``Downsampler``; everything else goes to the Trainer. A Trainer with a loss of its own needs ``loss`` for
-            rules that weight examples, which train on it. ``spec`` may be left out where columns are called ``labels``,
-            ``idx`` or ``index``, and ``group`` or ``groups``. ``args.seed`` also seeds the selection.
+        refresh_steps: optimizer steps between two evaluations of it; ``"epoch"`` for the end of every epoch; None for a
+            default that keeps the loss fresh at a bounded cost, see ``Holdout``.
+        holdout_fraction: share of the examples of each step that are drawn from it instead of being selected, in
+            [0, 1).
+        options: ``loss`` (of logits and labels), ``spec``, ``scoring``, ``auxiliary``, ``distributed`` and
+            ``short_batches`` of ``Downsampler``; everything else goes to the Trainer. A Trainer with a loss of its own
+            needs ``loss`` for rules that weight examples, which train on it. ``spec`` may be left out where columns are
+            called ``labels``, ``idx`` or ``index``, and ``group`` or ``groups``. ``args.seed`` seeds the selection too.
 
     Raises:
         ValueError: for an option out of range, several ranks without ``distributed``, several GPUs in one process, or a
@@ -83,21 +95,26 @@ class SelectiveTrainerMixin(_Base):
     def __init__(
         self,
         *arguments: Any,
-        selector: Selector,
+        selector: Selector | str,
         irreducible: IrreducibleLookup | None = None,
         fraction: float = 0.1,
         holdout_dataset: Any = None,
-        refresh_steps: int | None = None,
+        refresh_steps: int | str | None = None,
+        holdout_fraction: float | None = None,
         **options: Any,
     ) -> None:
-        selection = {name: options.pop(name) for name in _SELECTION_OPTIONS & options.keys()}
+        names = {*_SELECTION_OPTIONS, *names_of_rule(selector, options)}
+        check_not_moved("SelectiveTrainer", options.keys() - names, {"holdout": "`holdout_dataset=`, a data set"})
+        selection = {name: options.pop(name) for name in names & options.keys()}
+        split_options("SelectiveTrainer", Downsampler, selector, selection)
         self._order = torch.Generator()
         self._extra_columns = _extra_columns(selection.get("spec"))
         self._loss_weight = 1.0
         self._example_weights: Tensor | None = None
         self._start: Any = None
         super().__init__(*arguments, **options)
-        holdout = holdout_of(holdout_dataset, refresh_steps)
+        self.data_collator = CarryingCollator(self.data_collator, columns=self._extra_columns)
+        holdout = holdout_of(holdout_dataset, refresh_steps, holdout_fraction)
         if holdout is not None:
             holdout = replace(holdout, batches=self._holdout_batches(holdout.batches))
         self.downsampler = Downsampler(
@@ -133,6 +150,8 @@ class SelectiveTrainerMixin(_Base):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """Select from the candidates ``inputs``, and let the Trainer step with the selected examples."""
         inputs = self._prepare_inputs(inputs)
+        if self.downsampler.skips(inputs):
+            return torch.zeros((), device=self.args.device)  # no gradients, so the optimizer changes nothing
         with self.accelerator.autocast():
             selected = self.downsampler.select(inputs, self.model_wrapped)
         self._loss_weight = self.downsampler.loss_weight
@@ -162,6 +181,23 @@ class SelectiveTrainerMixin(_Base):
         if self._loss_weight == 1:
             return result
         return (result[0] * self._loss_weight, *result[1:]) if return_outputs else result * self._loss_weight
+
+    def get_train_dataloader(self) -> Any:
+        """Return the Trainer's loader of candidates, without a last batch that is too short to select from."""
+        drops_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drops_last or bool(self._short_sizes())
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.args.dataloader_drop_last = drops_last
+
+    def _short_sizes(self) -> tuple[int, int] | None:
+        """Sizes of the last batch, if it is too short, and of a full one. Several ranks fill theirs."""
+        size, data = int(self._train_batch_size), self.train_dataset
+        if num_ranks() > 1 or self.args.dataloader_drop_last or data is None or not has_length(data):
+            return None
+        num_full, rest = divmod(len(data), size)
+        return (rest, size) if num_full and self.downsampler.short_batches.num_skipped([rest, size]) else None
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """Predict as the Trainer does, without the index and group columns."""
@@ -285,6 +321,9 @@ class SelectiveTrainerMixin(_Base):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._order.manual_seed(mixed_seed(seed, self._epoch))
         self._epoch += 1
+        self.downsampler.counts["largest_batch"] = 0
+        if (sizes := self._short_sizes()) is not None:
+            self.downsampler.short_batches.skips(*sizes, self.downsampler.counts, mode=None)
 
     def _end_step(self) -> None:
         with self.accelerator.autocast():
@@ -309,6 +348,9 @@ class _StepCallback(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.trainer._end_step()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.trainer.downsampler.warn_of_stale_loss("was left")
 
 
 def _extra_columns(spec: BatchSpec | None) -> tuple[str, ...]:

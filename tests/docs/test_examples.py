@@ -103,6 +103,22 @@ def test_accelerate(tmp_path, run_here):
     assert "of 24000 candidates selected" in two  # of 24,000, on the first of the two
 
 
+@pytest.mark.long
+def test_fsdp2(tmp_path):
+    """Two processes share one model; a run that is killed ends with the figures and the report of one that is not."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", EXAMPLES / "fsdp2.py"]
+    whole = run(*command, tmp_path / "whole")
+    assert figures(whole)["reducr"][0] > 0.45
+    assert "2000 of 20000 candidates selected" in whole
+    process = subprocess.Popen([sys.executable, *command, tmp_path / "killed"], env=ENVIRONMENT)
+    while not list((tmp_path / "killed").glob("step_000000010_*.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()  # torchrun ends its processes
+    assert process.wait() != 0
+    assert without_seconds(run(*command, tmp_path / "killed")) == without_seconds(whole)
+
+
 def without_seconds(text):
     return re.sub(r"\d+\.\d s", "", text)
 

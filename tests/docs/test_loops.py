@@ -60,7 +60,8 @@ def write_tar(path, *, first, size):
     with tarfile.open(path, "w") as archive:
         for number in range(first, first + size):
             values = np.random.default_rng(number).normal(size=20).astype(np.float32)
-            for extension, content in (("npy", values.tobytes()), ("cls", str(number % 3).encode())):
+            label = str(values[:3].argmax()).encode()
+            for extension, content in (("npy", values.tobytes()), ("cls", label)):
                 member = tarfile.TarInfo(f"{number:06d}.{extension}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 
+from reducr._internal.run_check import accept_changes
 from reducr._internal.run_folder import read_results
 from reducr.pipeline import run_experiment, run_irreducible, run_train
 
@@ -48,6 +49,7 @@ def test_the_seconds_of_the_stage_are_part_of_the_total(stages, tmp_path):
     path = folder / "seed_0" / "irreducible" / "stage.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"seconds": record["seconds"] | {"plain": 1000.0}}))
+    accept_changes(folder)
     options = ["compare=[reducr,irreducible_model]"]
     row, *_, alone = read_results(train(tmp_path / "run", folder, *options, method="null"))
     assert 1000 <= row.irreducible_seconds < 1010
@@ -68,6 +70,7 @@ def test_the_seconds_of_tables_of_single_classes_add_up(tmp_path):
         path = stages[-1] / "seed_0" / "irreducible" / "stage.json"
         record = json.loads(path.read_text())
         path.write_text(json.dumps(record | {"seconds": record["seconds"] | {f"class_{group}": 1000.0 * group}}))
+        accept_changes(stages[-1])
     weights = "methods.fixed_weights.options.group_weights=[0,1,0,0,0,0,0,0,0,2]"
     stage = f"[{','.join(map(str, stages))}]"
     row, *_ = read_results(train(tmp_path / "run", stage, "irreducible=trained", weights, method="fixed_weights"))

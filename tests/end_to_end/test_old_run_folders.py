@@ -48,7 +48,19 @@ def old_run(new_run, tmp_path):
     without_callbacks = text.replace("callbacks: {}\n", "")
     assert without_callbacks != text
     (folder / "config.yaml").write_text(without_callbacks)
+    without_checksums(folder)
     return folder
+
+
+def without_checksums(folder):
+    """What earlier versions did not write."""
+    (folder / "manifest.jsonl").unlink()
+    (folder / "inputs.npz").unlink()
+    start = json.loads((folder / "run.json").read_text())
+    old = {name: start[name] for name in ("format", "command", "started_in")}
+    (folder / "run.json").write_text(json.dumps(old))
+    for path in folder.glob("seed_*/*/results.csv"):
+        path.unlink()
 
 
 @contextmanager
@@ -59,18 +71,22 @@ def renaming():
         assert any(f"`_target_: {old}` was renamed to `_target_: {new}`" in str(one.message) for one in warned)
 
 
-def test_resume(old_run, new_run):
+def test_resume(old_run, new_run, capsys):
     write_results(old_run, read_results(old_run)[:3])
     shutil.rmtree(old_run / "seed_0" / "reducr")
     with renaming():
         resume_run(old_run)
     assert accuracies(old_run) == accuracies(new_run)
+    assert "unverified: an earlier version wrote this run" in capsys.readouterr().err
+    assert not (old_run / "manifest.jsonl").exists()
 
 
 def test_report(old_run, new_run, tmp_path):
     with renaming():
         write_report([old_run, new_run], out=tmp_path / "out", console=make_console(), open_data=open_data)
-    assert "| reducr (" in (tmp_path / "out" / "results.md").read_text()
+    report = (tmp_path / "out" / "results.md").read_text()
+    assert "| reducr (" in report
+    assert report.count("unverified: an earlier version wrote this run, without checksums of its files") == 1
     # the same settings, so the same comparison and no options in the names of its methods
     (comparison,) = comparisons([Run.read(old_run), Run.read(new_run)])
     assert {series.method for series in comparison.series} == {"uniform", "reducr"}
@@ -113,6 +129,7 @@ def test_twins_is_the_old_name_of_cross_fit(tmp_path):
     settings = json.loads(record.read_text())
     settings["settings"]["trained_on"] = "twins"
     record.write_text(json.dumps(settings))
+    without_checksums(folders["cross_fit"])
     options = ["irreducible.trained_on=cross_fit", "compare=[reducr]", f"irreducible.dir={folders['cross_fit']}"]
     again = run_experiment(composed(*options, f"model_io.run_dir={tmp_path / 'again'}"))
     assert accuracies(again) == accuracies(folders["cross_fit"])

@@ -157,4 +157,7 @@ def test_a_running_run_and_other_data_are_refused(tmp_path):
     (tmp_path / "run" / "results.csv").unlink()
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("test_size: 500", "test_size: 400"))
-    assert "The data has changed since the run: " in finish("resume", "run", cwd=tmp_path, code=2)
+    refused = finish("resume", "run", cwd=tmp_path, code=2)
+    assert "run is not as the run wrote it: config.yaml (differs from what the run wrote)" in refused
+    changed = finish("resume", "run", "--accept-changes", cwd=tmp_path, code=2)
+    assert "The data has changed since the run: " in changed

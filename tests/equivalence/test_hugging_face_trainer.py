@@ -313,7 +313,7 @@ def test_streams(tmp_path):
     ):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
     with pytest.raises(ValueError, match="so its epoch may have no end to refresh"):
-        make_trainer(tmp_path, refresh_steps=None, **options)
+        make_trainer(tmp_path, refresh_steps="epoch", **options)
 
 
 def test_the_model_sees_neither_index_nor_group_nor_labels_it_is_scored_with(tmp_path):
@@ -463,7 +463,9 @@ class OnlyLoss(nn.Module):
 
 
 FAULTS = {
-    "a name": ({"selector": "reducr"}, TypeError, r"`selector` must come from reducr.make_selector; got str\. Use"),
+    "a wrong name": ({"selector": "reduce"}, ValueError, r"unknown selector 'reduce'\. Did you mean 'reducr'"),
+    "an option elsewhere": ({"scoring_mode": "eval"}, ValueError, r"no option 'scoring_mode': pass `scoring=reducr.Sc"),
+    "an option of a rule": ({"step_size": 1.0}, TypeError, "unexpected keyword argument 'step_size'"),
     "percent": ({"fraction": 10}, ValueError, r"`fraction` must be in \(0, 1\].*For 10 percent, pass 0.1"),
     "no irreducible": ({"irreducible": None}, ValueError, "'reducr' needs irreducible losses"),
     "mode": ({"distributed": "globl"}, ValueError, "unknown distributed mode 'globl'"),

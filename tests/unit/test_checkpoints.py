@@ -355,3 +355,35 @@ def test_intact_files_give_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert resumed(tmp_path) == (20, 20)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_equal_tensors_are_apart_after_a_resume(tmp_path, sync):
+    """With ``sync`` they are stored once."""
+    zeros = {"first": torch.zeros(3), "nested": [torch.zeros(3), (1, "two")], "none": None}
+    Checkpoints(tmp_path, sync=sync).save(4, part=Part(zeros), model=nn.BatchNorm1d(2))
+    part, model = Part(), nn.BatchNorm1d(2)
+    assert Checkpoints(tmp_path, sync=sync).resume(part=part, model=model) == 4
+    part.state["first"].add_(1)
+    assert part.state["nested"][0].tolist() == [0, 0, 0]
+    assert part.state["nested"][1] == (1, "two")
+    assert part.state["none"] is None
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_checkpoints_are_resumed_as_they_were_saved(tmp_path, sync):
+    Checkpoints(tmp_path, sync=sync).save(1, part=Part(2))
+    with pytest.raises(ValueError, match=rf"saved with sync={sync}, and are resumed with sync={not sync}\. Use what"):
+        Checkpoints(tmp_path, sync=not sync).resume(part=Part())
+
+
+def test_checkpoints_of_another_number_of_ranks_are_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path, sync=True)
+    checkpoints.write(1, {"step": 1, "ranks": [{}, {}], "tensors": {}})
+    with pytest.raises(ValueError, match=r"was saved by 2 processes, and 1 resume: .* Start 2 processes\."):
+        checkpoints.resume(part=Part())
+
+
+def test_sync_must_be_a_flag(tmp_path):
+    with pytest.raises(ValueError, match="sync must be True or False"):
+        Checkpoints(tmp_path, sync="yes")

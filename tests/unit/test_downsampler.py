@@ -85,8 +85,8 @@ class NoLookup:
         (
             (make_model(), "reducr"),
             {},
-            TypeError,
-            "`selector` must come from reducr.make_selector; got str. Use reducr.make_selector('reducr', num_groups=",
+            ValueError,
+            "'reducr' treats each group of examples by itself, and the groups are counted from the holdout set. Pass ",
         ),
         ((make_model(), None), {}, TypeError, "`selector` must come from reducr.make_selector; got NoneType."),
         (
@@ -423,10 +423,10 @@ class Counted(list):
         ({"refresh_steps": 2}, [1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 6, 6]),
         ({"refresh_steps": 1}, [2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 11]),
         ({"refresh_steps": 100}, [1] * 12),
-        ({}, [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3]),
+        ({"refresh_steps": "epoch"}, [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3]),
         # steps of two batches, the last of an epoch of one: 3 steps an epoch
         ({"refresh_steps": 2, "accumulate_steps": 2}, [1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4]),
-        ({"accumulate_steps": 2}, [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3]),
+        ({"refresh_steps": "epoch", "accumulate_steps": 2}, [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3]),
     ],
 )
 def test_the_holdout_loss_is_refreshed_when_due(options, passes):
@@ -560,13 +560,13 @@ def stream():
     return DataLoader(Endless(), batch_size=4)
 
 
-def test_a_stream_without_a_length_needs_to_be_told_when_to_refresh():
+def test_a_stream_without_a_length_has_no_end_of_an_epoch_to_refresh_at():
     message = (
-        "The loader has no `__len__`, so its epoch may have no end to refresh the holdout loss at. Pass "
-        "`refresh_steps=N`, the gradient steps between two passes over `holdout`."
+        "The loader has no `__len__`, so its epoch may have no end to refresh the holdout loss at. Leave "
+        "`refresh_steps='epoch'` out, or pass `refresh_steps=N`, the gradient steps between two refreshes."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        reducr.SelectiveLoader(stream(), make_model(), rule(), holdout=HOLDOUT)
+        reducr.SelectiveLoader(stream(), make_model(), rule(), holdout=HOLDOUT, refresh_steps="epoch")
     loader = reducr.SelectiveLoader(stream(), make_model(), rule(), holdout=HOLDOUT, refresh_steps=3)
     assert next(iter(loader))[0].shape == (1, NUM_FEATURES)
     assert next(iter(reducr.SelectiveLoader(stream(), make_model(), rule())))[1].tolist() == [0]
@@ -593,6 +593,8 @@ def test_one_pass_at_a_time():
 def test_a_pass_that_was_left_early_is_no_pass_at_a_time():
     loader = reducr.SelectiveLoader([batch_of(seed=number) for number in range(4)], make_model(), rule())
     for _ in loader:
+        with torch.no_grad():
+            next(loader.model.parameters()).mul_(0.9)  # trained on the first batch
         break
     assert [len(list(loader)) for _ in range(2)] == [4, 4]
     assert loader.epoch == 3
@@ -617,7 +619,7 @@ def test_the_state_of_a_loader_counts_the_last_batch_as_trained_on():
 def test_a_loader_of_empty_and_short_batches():
     """The last, shorter batch gives at least one point; a batch without points is a fault of the loader."""
     batches = [batch_of(10), batch_of(3), batch_of(1)]
-    loader = reducr.SelectiveLoader(batches, make_model(), rule(), fraction=0.2)
+    loader = reducr.SelectiveLoader(batches, make_model(), rule(), fraction=0.2, short_batches="keep")
     assert [len(batch[0]) for batch in loader] == [2, 1, 1]
     broken = reducr.SelectiveLoader([batch_of(10), batch_of(0)], make_model(), rule())
     with pytest.raises(ValueError, match="The batch has no examples: there is nothing to select from"):

@@ -355,3 +355,45 @@ def test_the_state_of_a_stateful_loader_is_refused_by_another():
 def test_a_stream_has_no_length():
     with pytest.raises(TypeError, match="has no len"):
         len(Resumable(DataLoader(Stream(), batch_size=BATCH_SIZE)))
+
+
+def hugging_face_stream(kind):
+    from datasets import Dataset as HuggingFaceDataset
+    from datasets import interleave_datasets
+
+    stream = HuggingFaceDataset.from_dict({"x": list(range(NUM_EXAMPLES))}).to_iterable_dataset(num_shards=2)
+    shuffled = stream.shuffle(seed=1, buffer_size=6)
+    return {
+        "in order": stream,
+        "shuffled": shuffled,
+        "mapped": shuffled.map(lambda row: row),
+        "interleaved": interleave_datasets([stream, shuffled]),
+    }[kind]
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["in order", "shuffled", "mapped", "interleaved"])
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+def test_a_shuffled_stream_in_a_stateful_loader_of_torchdata_resumes(kind, num_workers):
+    """The state of such a stream lacks what its shuffle buffer held, so it is read again."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def make():
+        return StatefulDataLoader(
+            hugging_face_stream(kind),
+            batch_size=BATCH_SIZE,
+            num_workers=num_workers,
+            collate_fn=lambda rows: torch.tensor([row["x"] for row in rows]),
+        )
+
+    assert_resumes(make, after=lambda number: [number // 3, number // 3 + 2])
+    assert ("own" in state_after(make, 2)["loader"]) == (kind == "in order")
+
+
+def test_a_loader_that_skips_the_first_batches_of_every_epoch_is_refused():
+    from accelerate import skip_first_batches
+
+    for loader in (loader_in_order(), DataLoader(Stream(), batch_size=BATCH_SIZE), prepared(loader_in_order)()):
+        Resumable(skip_first_batches(loader, 0))
+        with pytest.raises(ValueError, match=r"which skips 2 batches in every epoch\. Wrap the loader itself"):
+            Resumable(skip_first_batches(loader, 2))

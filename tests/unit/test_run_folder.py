@@ -11,8 +11,8 @@ from reducr._internal.run_folder import (
     read_results,
     run_lock,
     write_results,
-    write_start,
 )
+from reducr._internal.run_start import write_start
 
 ROW = ResultRow(
     method="reducr",

@@ -34,19 +34,30 @@ class EndlessBatches:
         self.position = 0
         """Batches read so far."""
         self._stream: Iterator[Any] | None = None
+        self._last: Any = None
+        self._is_taken_back = False
 
     def seek(self, position: int) -> None:
         """Continue after ``position`` batches."""
-        self.position, self._stream = position, None
+        self.position, self._stream, self._is_taken_back = position, None, False
+
+    def take_back(self) -> None:
+        """Give the last batch again."""
+        self.position -= 1
+        self._is_taken_back = True
 
     def __next__(self) -> Any:
+        if self._is_taken_back:
+            self._is_taken_back = False
+            self.position += 1
+            return self._last
         if self._stream is None:
             self._stream = self._passes()
             for _ in range(self.position):
                 next(self._stream)
-        batch = next(self._stream)
+        self._last = next(self._stream)
         self.position += 1
-        return batch
+        return self._last
 
     def _passes(self) -> Iterator[Any]:
         end = object()
@@ -62,4 +73,5 @@ class EndlessBatches:
                 batch = next(batches, end)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_stream": None}  # iterators of loaders cannot be copied
+        # iterators of loaders cannot be copied; the place is found again
+        return vars(self) | {"_stream": None, "_last": None, "_is_taken_back": False}

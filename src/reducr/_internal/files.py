@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a write for which there is no room: the disk, a quota, the limit of a process."""
+_TORCH_WRITER = ("PytorchStreamWriter", "unexpected pos", "file write failed", "basic_ios::clear")
+
+
+class FullDiskError(OSError):
+    """A file could not be written, because there is no room for it.
+
+    ``run`` is the run folder, once that is known.
+    """
+
+    run: Path | None = None
+
+    def __str__(self) -> str:
+        advice = "" if self.run is None else f" Free some, and `reducr resume {self.run}` goes on."
+        return f"There is no room to write {self.filename} ({self.strerror}).{advice}"
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Raise the error of a full disk with the name of the file that is written in the block.
+
+    Raises:
+        FullDiskError: in place of an ``OSError`` of a write, which has no name, and of the error of ``torch.save``.
+    """
+    try:
+        yield
+    except FullDiskError as error:
+        error.filename = str(path)  # rather than the temporary file that is to become it
+        raise
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise FullDiskError(error.errno, os.strerror(error.errno), str(path)) from error
+    except RuntimeError as error:
+        if not any(mark in str(error) for mark in _TORCH_WRITER):
+            raise
+        raise FullDiskError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 @contextmanager
@@ -19,10 +59,11 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming_file(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,25 +1,24 @@
-"""The run folder: create it, lock it, and read and write its ``run.json`` and ``results.csv``."""
+"""The run folder: create it, lock it, and read and write its ``results.csv``."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
-from reducr._internal.files import write_text_atomically
+from reducr._internal.manifest import write_recorded
+from reducr._internal.reading import DamagedFileError, reading, run_of
+from reducr._internal.run_start import START
 
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows has no fcntl; runs are not locked there
     fcntl = None  # type: ignore[assignment]
 
-_FORMAT = 1
-_START = "run.json"
 _RESULTS = "results.csv"
 CHECKPOINT_RULES = ("last", "best_worst_group", "best_mean")
 
@@ -80,36 +79,6 @@ def create_run_folder(home: Path, name: str, *, run_dir: Path | None = None) -> 
             return folder
 
 
-def write_start(folder: Path, *, command: str) -> None:
-    """Write ``run.json``, which ``reducr resume`` reads to continue an interrupted run."""
-    start = {"format": _FORMAT, "command": command, "started_in": str(Path.cwd())}
-    write_text_atomically(folder / _START, json.dumps(start, indent=2) + "\n")
-
-
-def read_start(folder: Path) -> tuple[str, Path]:
-    """The command of a run (``run``, ``train`` or ``irreducible``), and the directory it was started in.
-
-    Raises:
-        FileNotFoundError: if ``folder`` is not a run folder, or the directory it was started in is gone.
-        ValueError: if another version wrote it.
-    """
-    path = folder / _START
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} is not a run folder: it has no {_START}. Give a folder made by `reducr run`, `reducr train` or "
-            "`reducr irreducible`."
-        )
-    start = json.loads(path.read_text(encoding="utf-8"))
-    if start.get("format") != _FORMAT:
-        raise ValueError(f"{path} has format {start.get('format')!r}; this version reads format {_FORMAT}.")
-    started_in = Path(start["started_in"])
-    if not started_in.is_dir():
-        raise FileNotFoundError(
-            f"The run was started in {started_in}, which no longer exists. Restore it, or make the run again."
-        )
-    return start["command"], started_in
-
-
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Lock a run folder, which must have its ``run.json``, against other processes.
@@ -117,7 +86,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: if another process holds the lock.
     """
-    with (folder / _START).open("rb") as file:
+    with (folder / START).open("rb") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,7 +97,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 def is_locked(folder: Path) -> bool:
     """Whether a process holds the ``run_lock`` of this folder; False on Windows."""
-    path = folder / _START
+    path = folder / START
     if fcntl is None or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -145,13 +114,13 @@ def has_results(folder: Path) -> bool:
 
 
 def write_results(folder: Path, rows: Iterable[ResultRow]) -> None:
-    """Write ``results.csv`` atomically."""
+    """Write ``results.csv`` atomically, and its checksum into the manifest of the run."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=RESULT_COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in asdict(row).items()})
-    write_text_atomically(folder / _RESULTS, text.getvalue())
+    write_recorded(run_of(folder / _RESULTS) or folder, folder / _RESULTS, text.getvalue())
 
 
 def read_results(folder: Path) -> list[ResultRow]:
@@ -167,10 +136,10 @@ def read_results(folder: Path) -> list[ResultRow]:
             f"{folder} has no {_RESULTS}: it is not a run folder, or no method has finished yet. Give a folder made by "
             "`reducr run` or `reducr train`."
         )
-    with path.open(newline="", encoding="utf-8") as file:
+    with reading(path, "a table of results"), path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != RESULT_COLUMNS:
-            raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {list(RESULT_COLUMNS)}.")
+            raise DamagedFileError(f"{path} has the columns {reader.fieldnames}; expected {list(RESULT_COLUMNS)}.")
         return [ResultRow(**{name: _value(name, cell) for name, cell in line.items()}) for line in reader]  # type: ignore[arg-type]
 
 

@@ -3,7 +3,7 @@
 from reducr.batch.batch import Batch, BatchReader, BatchSpec, Entry
 from reducr.batch.candidates import Candidates, LazyGroupLoss, Selection
 from reducr.batch.carried import INDEX_KEY, without_index
-from reducr.batch.indexed import IndexedDataset, indexed
+from reducr.batch.indexed import CarryingCollator, IndexedDataset, indexed
 from reducr.batch.model_output import PerExampleLoss, logits_of, model_output
 from reducr.batch.report import SelectionReport
 
@@ -13,6 +13,7 @@ __all__ = [
     "BatchReader",
     "BatchSpec",
     "Candidates",
+    "CarryingCollator",
     "Entry",
     "IndexedDataset",
     "LazyGroupLoss",

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reducr.batch.carried import index_of, without_index
-from reducr.batch.nested import index_batch, send_to_device
+from reducr._internal.names import unknown_name
+from reducr.batch.carried import index_of, with_index, without_index
+from reducr.batch.nested import index_batch, replace_entry, send_to_device
 
 
 class Batch(NamedTuple):
@@ -61,6 +62,11 @@ class BatchSpec:
             to the model by name.
         index: ids of the examples, which tables of irreducible losses need; None where there are none.
         group: the groups; None where they are the targets.
+        lists: what a list of B entries with B rows each holds in a batch of B examples: ``examples``, one entry per
+            example, or ``columns``. Only needed if the first batches do not show it by another size.
+
+    Raises:
+        ValueError: for another value of ``lists``.
 
     Example:
         >>> batch = {"pixels": torch.zeros(2, 4), "label": torch.tensor([1, 0]), "site": torch.tensor([0, 2])}
@@ -72,6 +78,11 @@ class BatchSpec:
     input: Entry | None = None
     index: Entry | None = None
     group: Entry | None = None
+    lists: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.lists not in (None, "examples", "columns"):
+            raise unknown_name("lists", self.lists, ("examples", "columns"))
 
     @classmethod
     def of(cls, batch: Any) -> BatchSpec:
@@ -97,9 +108,16 @@ class BatchSpec:
         elif isinstance(batch, tuple | list):
             if len(batch) == 2:
                 return cls(input=0, target=1)
-            if len(batch) in (3, 4):
-                return cls(index=0, input=1, target=2, group=3 if len(batch) == 4 else None)
             description = f"a {type(batch).__name__} of {len(batch)}"
+            if len(batch) in (3, 4):
+                if _is_index(batch[0]):
+                    return cls(index=0, input=1, target=2, group=3 if len(batch) == 4 else None)
+                raise ValueError(
+                    f"{description.capitalize()} is read as (index, input, target{', group' * (len(batch) == 4)}), and "
+                    f"this one begins with {_kind(batch[0])}, which is no index of its examples. Pass `spec=reducr."
+                    "BatchSpec(input=0, target=1)` if it begins with input and target, with `group=2` if the groups "
+                    "come third."
+                )
         else:
             description = f"a {type(batch).__name__}"
         raise ValueError(
@@ -118,6 +136,20 @@ class BatchSpec:
         index = None if self.index is None else self._numbers("index", batch, target.shape[0])
         group = target if self.group is None else self._numbers("group", batch, target.shape[0])
         return Batch(index, inputs, target, group)  # type: ignore[arg-type]  # a stream has no index
+
+    def with_target(self, batch: Any, target: Tensor) -> Any:
+        """Return ``batch`` with another target; the batch is not changed.
+
+        Raises:
+            ValueError: if the entry of the target is a function, which cannot be written to.
+        """
+        entry = self.target
+        if callable(entry):
+            raise ValueError(  # noqa: TRY004  (a fault of the spec)
+                "A selection by token changes the labels in the batch, and the `target` of this BatchSpec is a "
+                "function, which tells where to read them only. Pass their position, key or path."
+            )
+        return replace_entry(batch, entry if isinstance(entry, tuple) else (entry,), target)
 
     def _numbers(self, name: str, batch: Any, size: int) -> Tensor:
         numbers = self._tensor(name, batch)
@@ -178,21 +210,58 @@ class BatchReader:
         if index is not None:
             batch = without_index(batch)
         if self.spec is None:
-            self.spec = BatchSpec.of(batch) if index is None else _spec_beside_index(batch, index)
+            self.spec = _usual_spec(batch, index)
+        elif self._is_usual:
+            self._check_structure(batch, index)
         parts = self.spec.read(batch)
         if index is None or (self.spec.index is not None and not self._is_usual):
             return parts
         return parts._replace(index=index)
 
+    def with_target(self, batch: Any, target: Tensor) -> Any:
+        """Return a ``batch`` that has been read, with another target; errors as for ``BatchSpec.with_target``."""
+        if self._is_usual and type(batch) is Batch:
+            return batch._replace(target=target)
+        index = index_of(batch)
+        plain = batch if index is None else without_index(batch)
+        spec = BatchSpec.of(plain) if self.spec is None else self.spec
+        changed = spec.with_target(plain, target)
+        return changed if index is None else with_index(changed, index)
 
-def _spec_beside_index(batch: Any, index: Tensor) -> BatchSpec:
-    """The spec of a batch that carries its index, so that ``(input, target, group)`` has no index in front."""
+    def _check_structure(self, batch: Any, index: Tensor | None) -> None:
+        """Raise ValueError if the parts of ``batch`` are in other places than those of the first batch."""
+        spec = _usual_spec(batch, index)
+        if spec != self.spec:
+            raise ValueError(
+                "Every batch must have the structure of the first. Its parts were read at "
+                f"{_places(self.spec)}; this {type(batch).__name__} has them at {_places(spec)}. Change the loader's "
+                "`collate_fn`, or pass `spec=reducr.BatchSpec(...)`."
+            )
+
+
+def _usual_spec(batch: Any, index: Tensor | None) -> BatchSpec:
+    """The spec of a batch that carries its ``index``, so that ``(input, target, group)`` has no index in front."""
     is_plain = isinstance(batch, tuple | list) and _names_in(batch) is None
-    if not is_plain or len(batch) != 3:
+    if index is None or not is_plain or len(batch) != 3:
         return BatchSpec.of(batch)
     first = batch[0]
     has_own = isinstance(first, Tensor) and first.shape == index.shape and bool((first == index.to(first.device)).all())
     return BatchSpec.of(batch) if has_own else BatchSpec(input=0, target=1, group=2)
+
+
+def _is_index(value: Any) -> bool:
+    if not isinstance(value, Tensor) or value.ndim != 1:
+        return False
+    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _places(spec: BatchSpec | None) -> str:
+    places = {name: getattr(spec, name) for name in ("index", "input", "target", "group")}
+    return ", ".join(f"{name} {place!r}" for name, place in places.items() if place is not None)
 
 
 def _names_in(batch: Any) -> list[str] | None:

@@ -22,12 +22,27 @@ def model_output(model: Callable[..., Any], input: Any) -> Any:  # noqa: A002  (
         6
     """
     if isinstance(input, Mapping):
-        output = model(**input)
+        output = _called_by_name(model, input)
     elif isinstance(input, tuple | list):
         output = model(*input)
     else:
         output = model(input)
     return logits_of(output)
+
+
+def _called_by_name(model: Callable[..., Any], named: Mapping[str, Any]) -> Any:
+    try:
+        return model(**named)
+    except TypeError as error:
+        text = str(error)
+        if "unexpected keyword argument" not in text and "required positional argument" not in text:
+            raise
+        raise ValueError(
+            f"The model was called by name with the entries of the batch that are not its target: {', '.join(named)}. "
+            f"It does not take them so ({text}). Name the entry that is its input with `spec=reducr.BatchSpec("
+            "input=..., target=...)`. If it takes the whole dict, wrap it; with SelectiveTraining, pass `model=lambda "
+            "module, **batch: module(batch)`."
+        ) from error
 
 
 def logits_of(output: Any) -> Any:

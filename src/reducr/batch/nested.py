@@ -4,6 +4,9 @@ Tensors and arrays have one row per example. A list or tuple inside a batch that
 examples holds one entry per example (strings, for instance), unless its entries have one row per example themselves:
 then it is a container. Named tuples are containers, and so are lists of another length that hold a tensor or array.
 Numbers, strings, None and tensors without axes belong to the batch as a whole.
+
+A list of B entries with B rows each, in a batch of B examples, may be either. ``ListKinds`` decides it by the batches
+of other sizes that came before.
 """
 
 from __future__ import annotations
@@ -26,7 +29,45 @@ _SEQUENCES = (list, tuple)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def index_batch(batch: Any, positions: Tensor | slice, *, num_examples: int) -> Any:
+class ListKinds:
+    """What the lists in the batches of one source hold: one entry per example, or columns with one row per example.
+
+    Args:
+        lists: ``examples`` or ``columns``, for the lists that may be either; None to learn it from other batches.
+    """
+
+    def __init__(self, lists: str | None = None) -> None:
+        self.lists = lists
+        self._is_container: dict[str, bool] = {}
+
+    def is_container(self, place: str, entries: Any, *, looks_like: bool, num_examples: int) -> bool:
+        """Whether the list at ``place`` holds columns.
+
+        Args:
+            place: in the batch.
+            entries: the list.
+            looks_like: whether its entries look like columns.
+            num_examples: of the batch.
+
+        Raises:
+            ValueError: if it may be either, and no batch before has shown which.
+        """
+        if not looks_like or len(entries) != num_examples or num_examples == 1:
+            if looks_like or len(entries) == num_examples:
+                self._is_container.setdefault(place, looks_like)
+            return looks_like
+        if self.lists is not None:
+            return self.lists == "columns"
+        if place not in self._is_container:
+            raise ValueError(
+                f"{place} is a {type(entries).__name__} of {num_examples} entries with {num_examples} rows each, in a "
+                f"batch of {num_examples} examples: it may hold one entry per example, or columns. Say which with "
+                "`spec=reducr.BatchSpec(..., lists='examples')` or `lists='columns'`, or use another batch size."
+            )
+        return self._is_container[place]
+
+
+def index_batch(batch: Any, positions: Tensor | slice, *, num_examples: int, kinds: ListKinds | None = None) -> Any:
     """Return the examples at ``positions`` in the batch's own structure.
 
     Tensors in channels-last order stay in it. The batch is not changed. Entries that belong to it as a whole are
@@ -36,6 +77,7 @@ def index_batch(batch: Any, positions: Tensor | slice, *, num_examples: int) -> 
         batch: nested tensors, arrays, lists, tuples, dicts and dataclasses.
         positions: (b,) int64 in [0, B), in the order wanted, or a slice.
         num_examples: B.
+        kinds: of the source of the batch; None to take a list that may be either for columns.
 
     Raises:
         ValueError: for a tensor, array or list of another length; names its place in the batch.
@@ -45,7 +87,7 @@ def index_batch(batch: Any, positions: Tensor | slice, *, num_examples: int) -> 
         >>> index_batch({"x": torch.arange(3), "text": ["a", "b", "c"]}, torch.tensor([2, 0]), num_examples=3)
         {'x': tensor([2, 0]), 'text': ['c', 'a']}
     """
-    return _Indexing(positions, num_examples)(batch, "batch")
+    return _Indexing(positions, num_examples, kinds)(batch, "batch")
 
 
 def send_to_device(batch: Any, device: torch.device) -> Any:
@@ -57,6 +99,42 @@ def send_to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def replace_entry(batch: Any, path: tuple[int | str, ...], value: Any) -> Any:
+    """Return the batch with ``value`` at ``path``; everything else is shared, and the batch is not changed.
+
+    Example:
+        >>> replace_entry({"x": 1, "y": (2, 3)}, ("y", 0), 5)
+        {'x': 1, 'y': (5, 3)}
+    """
+    if not path:
+        return value
+    key, rest = path[0], path[1:]
+    if hasattr(batch, "_fields"):
+        key = batch._fields[key] if isinstance(key, int) else key
+        return batch._replace(**{key: replace_entry(getattr(batch, key), rest, value)})
+    if isinstance(batch, _SEQUENCES):
+        entries: Any = list(batch)
+        entries[key] = replace_entry(entries[key], rest, value)
+        return type(batch)(entries)
+    if isinstance(batch, Mapping):
+        return _with_key(batch, key, replace_entry(batch[key], rest, value))
+    replaced = copy.copy(batch)
+    object.__setattr__(replaced, str(key), replace_entry(getattr(batch, str(key)), rest, value))  # frozen ones, too
+    return replaced
+
+
+def _with_key(mapping: Mapping[Any, Any], key: Any, entry: Any) -> Any:
+    if isinstance(mapping, dict) or hasattr(mapping, "__copy__"):  # else a copy could share its entries
+        try:
+            replaced: Any = copy.copy(mapping)
+            replaced[key] = entry
+        except (AttributeError, TypeError):
+            pass  # a read-only mapping
+        else:
+            return replaced
+    return {**mapping, key: entry}
+
+
 def zero_inputs(batch: Any) -> Any:
     """Return the batch with zeros in place of every floating-point number in its tensors."""
     if isinstance(batch, Tensor):
@@ -66,13 +144,14 @@ def zero_inputs(batch: Any) -> Any:
     return batch
 
 
-def concatenate(first: Any, second: Any, *, num_examples: int) -> Any:
+def concatenate(first: Any, second: Any, *, num_examples: int, kinds: ListKinds | None = None) -> Any:
     """Return the examples of ``first`` followed by those of ``second``, a batch of the same structure.
 
     Args:
         first: a batch of ``num_examples`` examples; entries that belong to it as a whole are kept.
         second: a batch of any number of examples. Lists and tuples may stand for each other.
         num_examples: of ``first``.
+        kinds: of its source; None to take a list that may be either for columns.
 
     Raises:
         ValueError: if structures or dtypes differ, or entries of ``second`` differ in length; names the place.
@@ -81,14 +160,15 @@ def concatenate(first: Any, second: Any, *, num_examples: int) -> Any:
         >>> concatenate({"x": torch.zeros(1), "id": ["a"]}, {"x": torch.ones(1), "id": ["b"]}, num_examples=1)
         {'x': tensor([0., 1.]), 'id': ['a', 'b']}
     """
-    return _Concatenation(num_examples)(first, second, "batch")
+    return _Concatenation(num_examples, kinds)(first, second, "batch")
 
 
 class _Concatenation:
     """Walks two batches of the same structure and joins everything that has one row per example."""
 
-    def __init__(self, num_examples: int) -> None:
+    def __init__(self, num_examples: int, kinds: ListKinds | None) -> None:
         self.num_examples = num_examples
+        self.kinds = kinds
         self.lengths: dict[str, int] = {}
 
     def __call__(self, first: Any, second: Any, place: str) -> Any:
@@ -98,7 +178,7 @@ class _Concatenation:
             return self.join_rows(first, second, place)
         if isinstance(first, _SEQUENCES) != isinstance(second, _SEQUENCES) or _is_tree(first) != _is_tree(second):
             raise self.mismatch(place, type(first).__name__, type(second).__name__)
-        if isinstance(first, _SEQUENCES) and place != "batch" and not self.is_container(first):
+        if isinstance(first, _SEQUENCES) and place != "batch" and not self.is_container(first, place):
             self.check_length(second, place)
             return type(first)([*first, *second])
         entries, others = _entries(first), _entries(second)
@@ -126,8 +206,8 @@ class _Concatenation:
         self.check_length(second, place)
         return torch.cat([first, second]) if isinstance(first, Tensor) else np.concatenate([first, second])
 
-    def is_container(self, entries: Any) -> bool:
-        return _Indexing(slice(None), self.num_examples).is_container(entries)
+    def is_container(self, entries: Any, place: str) -> bool:
+        return _Indexing(slice(None), self.num_examples, self.kinds).is_container(entries, place)
 
     def check_length(self, value: Any, place: str) -> None:
         self.lengths[place] = len(value)
@@ -147,9 +227,10 @@ class _Concatenation:
 class _Indexing:
     """Walks a batch and indexes everything that has one row per example."""
 
-    def __init__(self, positions: Tensor | slice, num_examples: int) -> None:
+    def __init__(self, positions: Tensor | slice, num_examples: int, kinds: ListKinds | None) -> None:
         self.positions = positions
         self.num_examples = num_examples
+        self.kinds = kinds
         self._rows: list[int] | slice | None = positions if isinstance(positions, slice) else None
 
     @property
@@ -170,7 +251,7 @@ class _Indexing:
             self.check_length(value, name)
             return value[self.rows]
         is_sequence = isinstance(value, _SEQUENCES)
-        if is_sequence and name != "batch" and not self.is_container(value):
+        if is_sequence and name != "batch" and not self.is_container(value, name):
             self.check_length(value, name)
             rows = self.rows
             return type(value)(value[rows] if isinstance(rows, slice) else [value[row] for row in rows])
@@ -192,7 +273,13 @@ class _Indexing:
             return rows.contiguous(memory_format=_CHANNELS_LAST[value.ndim])
         return rows
 
-    def is_container(self, entries: list[Any] | tuple[Any, ...]) -> bool:
+    def is_container(self, entries: list[Any] | tuple[Any, ...], place: str) -> bool:
+        looks_like = self.looks_like_container(entries)
+        if self.kinds is None or hasattr(entries, "_fields"):
+            return looks_like
+        return self.kinds.is_container(place, entries, looks_like=looks_like, num_examples=self.num_examples)
+
+    def looks_like_container(self, entries: list[Any] | tuple[Any, ...]) -> bool:
         if hasattr(entries, "_fields"):
             return True
         has_rows = [self.has_rows(entry) for entry in entries]
@@ -205,7 +292,7 @@ class _Indexing:
         if _has_axes(entry):
             return len(entry) == self.num_examples
         if isinstance(entry, _SEQUENCES):
-            return len(entry) == self.num_examples or self.is_container(entry)
+            return len(entry) == self.num_examples or self.looks_like_container(entry)
         return _is_tree(entry) and any(self.has_rows(value) for value in _entries(entry).values())
 
     def check_length(self, value: Any, name: str) -> None:

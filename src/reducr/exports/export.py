@@ -36,6 +36,8 @@ class ExportOptions:
         at_least: minimum for every other class, or all it has.
         drops_label_errors: whether to leave out suspected label errors; see ``suspected_label_errors``.
         is_linked: whether an image folder gets links to the images instead of copies.
+        data_dir: the folder of the data, if it has moved since the run.
+        is_trusted: build whatever the configuration in the run folder names; see ``reducr.pipeline.trust``.
     """
 
     fraction: float
@@ -47,6 +49,8 @@ class ExportOptions:
     at_least: int = 1
     drops_label_errors: bool = False
     is_linked: bool = False
+    data_dir: Path | None = None
+    is_trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,17 @@ def export_run(run: Path, out: Path, options: ExportOptions) -> Export:
     if options.at_least < 0:
         raise ValueError(f"`--at-least` must be 0 or more; got {options.at_least}.")
     out = out.resolve()
-    stored = StoredRun.read(run.resolve())
+    stored = StoredRun.read(run.resolve(), is_trusted=options.is_trusted, data_dir=options.data_dir)
     record = SelectionRecord.read(stored, method=options.method, seeds=options.seeds)
     with contextlib.chdir(stored.started_in):
         datamodule = stored.make_datamodule()
         choice = _choice(stored, record, datamodule, options)
-        settings = asdict(options) | {"run": str(stored.folder), "method": record.method, "seeds": list(record.seeds)}
+        settings = asdict(options) | {
+            "data_dir": None if options.data_dir is None else str(options.data_dir),
+            "run": str(stored.folder),
+            "method": record.method,
+            "seeds": list(record.seeds),
+        }
         with new_folder_atomically(out) as folder:
             write_examples(folder / "points.parquet", record, choice.positions, choice.losses, settings)
             data_options, notes = write_reduced_data(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducr._internal.names import unknown_name
+from reducr._internal.reading import read_arrays
 from reducr.exports.choice import Counts
 from reducr.pipeline.stored_run import StoredRun
 
@@ -56,7 +57,7 @@ class SelectionRecord:
         method = _method_name(run, method)
         seeds, data, notes = _seeds_with_one_training_part(run, method, seeds)
         files = [_selected_file(run.folder, seed, method) for seed in seeds]
-        arrays = [_arrays(file) for file in files]
+        arrays = [_arrays(file, "num_times_selected") for file in files]
         if "score_sum" not in arrays[0]:
             raise ValueError(f"{files[0]} has no scores: an earlier version wrote it. Make the run again.")
         sums = {name: np.sum([one_seed[name] for one_seed in arrays], axis=0) for name in _SUMMED_ARRAYS}
@@ -110,7 +111,8 @@ def _seeds_with_one_training_part(
     wanted = list(dict.fromkeys(known if seeds is None else seeds))
     if not wanted:
         raise ValueError("`--seeds` must name at least one seed.")
-    data = {seed: _arrays(run.folder / f"seed_{seed}" / "data.npz") for seed in wanted}
+    names = ("class_names", "train_source", "train_target", "train_group")
+    data = {seed: _arrays(run.folder / f"seed_{seed}" / "data.npz", *names) for seed in wanted}
     first = data[wanted[0]]
     others = [seed for seed in wanted if not _has_same_training_part(first, data[seed])]
     if not others:
@@ -133,9 +135,8 @@ def _selected_file(run: Path, seed: int, method: str) -> Path:
     return run / f"seed_{seed}" / method / "selected.npz"
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    with np.load(path) as file:
-        return dict(file)
+def _arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
+    return read_arrays(path, names=names)
 
 
 def _has_same_training_part(first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]]) -> bool:

@@ -11,6 +11,7 @@ from reducr.functional.losses import (
     selection_dtype,
     zero_one_loss,
 )
+from reducr.functional.offsets import group_accuracy, logit_offsets
 from reducr.functional.quotas import holdout_error, quota_scores
 from reducr.functional.samplers import (
     exponential_rank_log_probabilities,
@@ -30,9 +31,11 @@ from reducr.functional.scores import (
     predictive_entropy,
     reducr_score,
 )
+from reducr.functional.sequences import TokenLoss, pixel_loss, sequence_loss, token_loss
 from reducr.functional.weights import group_weights
 
 __all__ = [
+    "TokenLoss",
     "adjusted_irreducible_loss",
     "adjusted_joint_irreducible_loss",
     "bayesian_score",
@@ -40,21 +43,26 @@ __all__ = [
     "excess_loss",
     "exponential_rank_log_probabilities",
     "gradient_norm",
+    "group_accuracy",
     "group_payoff",
     "group_weights",
     "gumbel_top_k",
     "holdout_error",
     "last_layer_gram",
+    "logit_offsets",
     "max_min_payoff",
     "mutual_information",
     "orthogonal_order",
     "per_example_cross_entropy",
+    "pixel_loss",
     "power_log_probabilities",
     "predictive_entropy",
     "quota_scores",
     "rank_log_probabilities",
     "reducr_score",
     "selection_dtype",
+    "sequence_loss",
+    "token_loss",
     "top_k",
     "zero_one_loss",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reducr.batch import PerExampleLoss
 from reducr.functional.losses import per_example_cross_entropy, selection_dtype
+from reducr.functional.sequences import num_rows
 
 
 def checked_logits(output: Any, size: int, *, owner: str = "The model") -> Tensor:
@@ -33,7 +34,7 @@ def checked_logits(output: Any, size: int, *, owner: str = "The model") -> Tenso
 def per_example_losses(
     output: Any, target: Tensor, loss: PerExampleLoss | None = None, *, owner: str = "The model"
 ) -> Tensor:
-    """Return the loss of each example (B,), in float32 or better.
+    """Return the loss of each example (B,), in float32 or better; of each labelled token (N,) with a ``TokenLoss``.
 
     Args:
         output: of the model; logits (B, C) for the cross-entropy.
@@ -44,7 +45,7 @@ def per_example_losses(
     Raises:
         ValueError: if the output is not a floating tensor (B, C), or ``loss`` does not return B floating values.
     """
-    size = target.shape[0]
+    size = num_rows(target, loss)
     if loss is None:
         logits = checked_logits(output, size, owner=owner)
         if target.ndim != 1 or target.is_floating_point() or target.is_complex():

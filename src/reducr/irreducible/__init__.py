@@ -8,6 +8,8 @@ from reducr.irreducible.adjusted import AdjustedGroupLoss, AdjustedIrreducibleLo
 from reducr.irreducible.build import build_logit_table, build_loss_table, build_table
 from reducr.irreducible.cross_fit import CrossFitReference
 from reducr.irreducible.fingerprint import DataFingerprint
+from reducr.irreducible.fit import fit_reference, held_out_report
+from reducr.irreducible.held_out import HeldOutReport
 from reducr.irreducible.live import GroupIrreducibleLoss, HeadIrreducibleLoss, LiveLogits
 from reducr.irreducible.objective import WEIGHT_NORMALISATIONS, IrreducibleObjective
 from reducr.irreducible.reference import Reference
@@ -22,6 +24,7 @@ __all__ = [
     "DataFingerprint",
     "GroupIrreducibleLoss",
     "HeadIrreducibleLoss",
+    "HeldOutReport",
     "IrreducibleObjective",
     "IrreducibleTable",
     "LiveLogits",
@@ -32,6 +35,8 @@ __all__ = [
     "build_logit_table",
     "build_loss_table",
     "build_table",
+    "fit_reference",
+    "held_out_report",
     "load_table",
     "save_table",
 ]

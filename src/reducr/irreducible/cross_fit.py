@@ -1,4 +1,4 @@
-"""Cross-fitting: two reference models, each trained on one half of the training set and applied to the other."""
+"""Cross-fitting: reference models that are applied only to examples that they were not trained on."""
 
 from __future__ import annotations
 
@@ -46,3 +46,29 @@ class CrossFitReference:
             if len(positions)
         ]
         return torch.cat(values)[torch.cat(positions_by_half).argsort()]
+
+
+def stratified_folds(num_examples: int, num_folds: int, *, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Draw the fold of each example, so that every fold has its share of each label.
+
+    Args:
+        num_examples: N.
+        num_folds: K.
+        labels: (N,) integers, such as targets; None for none.
+        generator: of the draw.
+
+    Returns:
+        (N,) int64 in [0, K). The sizes of two folds differ by one at most, and so do their counts of each label.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
+        >>> folds = stratified_folds(6, 2, labels=labels, generator=torch.Generator().manual_seed(0))
+        >>> torch.bincount(folds).tolist(), torch.bincount(folds[labels == 1]).tolist()
+        ([3, 3], [1, 1])
+    """
+    order = torch.randperm(num_examples, generator=generator)
+    if labels is not None:
+        order = order[labels[order].argsort(stable=True)]
+    folds = torch.empty(num_examples, dtype=torch.int64)
+    folds[order] = torch.arange(num_examples) % num_folds
+    return folds

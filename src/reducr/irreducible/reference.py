@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from reducr._internal.checks import check_count, check_gradient_weight
 from reducr._internal.rng import random_state, set_random_state
 from reducr.batch import Batch, BatchSpec, PerExampleLoss
+from reducr.functional import TokenLoss
 from reducr.irreducible.adjusted import LogitSource, check_group_of_target
 from reducr.irreducible.bound import BoundReference, Rule, all_losses, own_losses
 from reducr.irreducible.model_table import tabulated
@@ -104,7 +105,8 @@ class Reference:
         What a rule needs is read from ``bind(rule)``.
         """
         with torch.no_grad():
-            return own_losses(all_losses(self, self.source.outputs(batch), batch.target, self.loss), batch)
+            losses = all_losses(self, self.source.outputs(batch), batch.target, self.loss)
+            return own_losses(losses, batch, self.loss)
 
     def bind(self, rule: Rule, *, loss: PerExampleLoss | None = None) -> BoundReference:
         """Return what ``rule`` reads of this reference in one loop: ``lookup(batch)`` gives (B,) or (B, G).
@@ -114,8 +116,10 @@ class Reference:
             loss: of the loop; used if this reference has none of its own.
 
         Raises:
-            ValueError: if the groups of this reference are not those of the rule.
+            ValueError: if the groups of this reference are not those of the rule, or one of the two losses is a
+                ``TokenLoss`` and the other is not.
         """
+        _check_same_rows(self.loss, loss)
         return BoundReference(self, rule, loss if self.loss is None else self.loss)
 
     @torch.no_grad()
@@ -146,6 +150,12 @@ class Reference:
             >>> table.lookup(Batch(torch.tensor([3]), None, torch.tensor([0]), torch.tensor([0]))).shape
             torch.Size([1])
         """
+        if isinstance(self.loss, TokenLoss):
+            raise ValueError(  # noqa: TRY004  (an option of this reference)
+                "A table has one row per example, and TokenLoss gives one loss per token. For a selection by token use "
+                "the reference model itself, reducr.Reference(model); for a selection by sequence tabulate "
+                "reducr.Reference(model, loss=reducr.functional.sequence_loss)."
+            )
         if isinstance(self.source, TableRows):
             raise ValueError("This reference reads a table already. Tabulate the reference of the model.")  # noqa: TRY004
         state = random_state()
@@ -181,3 +191,15 @@ class Reference:
                 "example: reducr.Reference(model, loss=...)."
             )
         return "group_loss", all_losses(self, outputs, target, self.loss)
+
+
+def _check_same_rows(own: PerExampleLoss | None, loss: PerExampleLoss | None) -> None:
+    """Raise ValueError if a reference has losses of examples and its loop losses of tokens, or the other way round."""
+    if own is None or isinstance(own, TokenLoss) == isinstance(loss, TokenLoss):
+        return
+    rows, own_rows = ("token", "example") if isinstance(loss, TokenLoss) else ("example", "token")
+    raise ValueError(
+        f"The loop selects by {rows}, and this reference has a loss of its own that gives one value per {own_rows}. "
+        "Leave `loss` out of reducr.Reference(model), which then takes the loss of its loop. A table of losses serves "
+        "a selection by example only."
+    )

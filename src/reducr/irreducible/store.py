@@ -85,27 +85,44 @@ def load_table(
                 "pass its folder."
             )
     manifest = _read_manifest(manifest_path)
-    differences = DataFingerprint.from_dict(manifest["data_fingerprint"]).differences(fingerprint)
+    try:
+        differences = DataFingerprint.from_dict(manifest["data_fingerprint"]).differences(fingerprint)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"irreducible table {folder} is damaged: its manifest has no fingerprint of the data. Build it again."
+        ) from error
     if differences:
         raise ValueError(
             f"irreducible table {folder} does not belong to this data: {'; '.join(differences)}. Use the data, seed "
             "and options it was built with, or build a table for this data with `reducr irreducible`."
         )
-    table_settings = manifest.get("settings", {})
+    _check_settings(folder, manifest.get("settings", {}), settings)
+    if verify_checksum and file_checksum(values_path) != manifest["values_checksum"]:
+        raise ValueError(
+            f"irreducible table {folder} is damaged: the checksum of values.npy does not match its manifest. Build it "
+            "again."
+        )
+    return _read_values(values_path, manifest)
+
+
+def _check_settings(folder: Path, table_settings: Any, settings: Mapping[str, Any] | None) -> None:
+    if not isinstance(table_settings, Mapping):
+        raise ValueError(  # noqa: TRY004  (a fault of the file)
+            f"irreducible table {folder} is damaged: its settings have no names. Build it again."
+        )
     for name, value in (settings or {}).items():
         if table_settings.get(name) != value:
             raise ValueError(
                 f"irreducible table {folder} was made with {name}={table_settings.get(name)}; this run has "
                 f"{name}={value}. Use the same value, or build a table with this one."
             )
-    if verify_checksum and file_checksum(values_path) != manifest["values_checksum"]:
-        raise ValueError(
-            f"irreducible table {folder} is damaged: the checksum of values.npy does not match its manifest. Build it "
-            "again."
-        )
+
+
+def _read_values(path: Path, manifest: Mapping[str, Any]) -> IrreducibleTable:
+    folder = path.parent
     try:
-        values = np.load(values_path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError) as error:
         raise ValueError(
             f"irreducible table {folder} is damaged: values.npy cannot be read ({error}). Build it again."
         ) from error
@@ -114,7 +131,10 @@ def load_table(
             f"irreducible table {folder} is damaged: values.npy holds {values.dtype} {values.shape}, the manifest says "
             f"{manifest['dtype']} {tuple(manifest['shape'])}. Build it again."
         )
-    return IrreducibleTable(values, kind=manifest["kind"])
+    try:
+        return IrreducibleTable(values, kind=manifest["kind"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"irreducible table {folder} is damaged: {error} Build it again.") from error
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -122,10 +142,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     folder = path.parent
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"irreducible table {folder} is damaged: its manifest cannot be read ({error}). Build it again."
         ) from error
+    if not isinstance(manifest, dict):
+        raise ValueError(  # noqa: TRY004  (a fault of the file)
+            f"irreducible table {folder} is damaged: its manifest holds no names. Build it again."
+        )
     if manifest.get("format") != _FORMAT:
         raise ValueError(
             f"irreducible table {folder} has format {manifest.get('format')!r}; this version reads format {_FORMAT}. "

@@ -203,6 +203,9 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
         last_step: last step of the training, at which no checkpoint is written.
     """
 
+    before_writing: Callable[[int], None] | None = None
+    """Called with the step before a checkpoint is written; None for no call."""
+
     def __init__(self, folder: Path, *, at_epoch_ends: bool, seconds: float, last_step: int) -> None:
         self.checkpoints = Checkpoints(folder)
         self.at_epoch_ends = at_epoch_ends
@@ -228,6 +231,8 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # a resumed run does not log the steps up to here again
         if trainer.is_global_zero:
+            if self.before_writing is not None:
+                self.before_writing(step)
             self.checkpoints.write_with(step, trainer.save_checkpoint)
         else:
             trainer.save_checkpoint(self.checkpoints.folder)  # collective call; writes nothing on this rank

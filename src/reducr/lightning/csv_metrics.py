@@ -12,7 +12,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from reducr._internal.files import write_text_atomically
+from reducr._internal.files import naming_file, write_text_atomically
+from reducr._internal.reading import reading
 
 
 class CSVMetrics(CSVLogger):
@@ -35,6 +36,12 @@ class CSVMetrics(CSVLogger):
         if buffer and buffer[-1]["step"] - buffer[0]["step"] >= self._flush_logs_every_n_steps:
             self.save()
 
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the buffer to the file."""
+        with naming_file(Path(self.log_dir) / "metrics.csv"):
+            super().save()
+
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
@@ -56,11 +63,13 @@ class _Writer(ExperimentWriter):
         if self.last_step is None or not path.is_file():
             path.unlink(missing_ok=True)
             return
-        with path.open(newline="", encoding="utf-8") as file:
+        with reading(path, "metrics by step"), path.open(newline="", encoding="utf-8") as file:
             header, *lines = csv.reader(file)
-        step_column = header.index("step")
-        whole_lines = (line for line in lines if len(line) == len(header))
-        earlier_lines = [line for line in whole_lines if int(line[step_column]) <= self.last_step]
+            if "step" not in header:
+                raise ValueError("it lacks the column step")
+            step_column = header.index("step")
+            whole_lines = (line for line in lines if len(line) == len(header))
+            earlier_lines = [line for line in whole_lines if int(line[step_column]) <= self.last_step]
         text = io.StringIO()
         csv.writer(text).writerows([header, *earlier_lines])
         write_text_atomically(path, text.getvalue())

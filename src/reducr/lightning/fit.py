@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,8 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 
 from reducr._internal.distributed import num_ranks
+from reducr._internal.files import naming_file
+from reducr._internal.reading import read_checkpoint
 from reducr.batch import Batch
 from reducr.irreducible.ensemble import Ensemble
 from reducr.lightning.callbacks import BestCheckpoints, BestMembers, LastCheckpoint, ResumeCheckpoint
@@ -56,6 +58,7 @@ def fit_target(
     loggers: Sequence[Logger] = (),
     trainer_options: Mapping[str, Any],
     resume_seconds: float = 30.0,
+    on_resume_point: Callable[[int], None] | None = None,
 ) -> int:
     """Train a target model, or resume its training from ``folder``.
 
@@ -72,6 +75,7 @@ def fit_target(
         loggers: receive every metric of every step.
         trainer_options: keyword arguments of ``lightning.Trainer``.
         resume_seconds: minimum wall-clock time between two states in ``resume``; written after validation.
+        on_resume_point: called with the step before such a state is written.
 
     Returns:
         Gradient steps taken.
@@ -83,8 +87,9 @@ def fit_target(
         }
     )
     resume = ResumeCheckpoint(folder / "resume", at_epoch_ends=False, seconds=resume_seconds, last_step=num_steps)
+    resume.before_writing = on_resume_point
     resume_path = resume.checkpoints.newest()
-    trainer = pl.Trainer(
+    trainer = _Trainer(
         **_trainer_options(trainer_options, is_single_process=False),
         max_steps=num_steps,
         val_check_interval=min(refresh_steps, num_steps),
@@ -114,6 +119,7 @@ def fit_irreducible(
     callbacks: Sequence[pl.Callback] = (),
     trainer_options: Mapping[str, Any],
     resume_seconds: float = 30.0,
+    on_resume_point: Callable[[int], None] | None = None,
 ) -> int:
     """Train a reference model (the paper's irreducible model), or resume its training.
 
@@ -131,6 +137,7 @@ def fit_irreducible(
         callbacks: run before the callbacks that write these files, such as ``RunProgress``.
         trainer_options: keyword arguments of ``lightning.Trainer``.
         resume_seconds: minimum wall-clock time between two states in ``resume``; written at the ends of epochs.
+        on_resume_point: called with the step before such a state is written.
 
     Returns:
         Gradient steps taken.
@@ -140,8 +147,9 @@ def fit_irreducible(
     resume = ResumeCheckpoint(
         checkpoint.parent / "resume", at_epoch_ends=True, seconds=resume_seconds, last_step=last_step
     )
+    resume.before_writing = on_resume_point
     resume_path = resume.checkpoints.newest()
-    trainer = pl.Trainer(
+    trainer = _Trainer(
         **_trainer_options(trainer_options, is_single_process=True),
         max_epochs=num_epochs,
         limit_val_batches=1.0 if keeps_lowest_loss else 0,
@@ -151,7 +159,7 @@ def fit_irreducible(
     )
     _fit(trainer, module, Resumable(holdout, skip_finished_epoch=True), training_part, resume_path=resume_path)
     if keeps_lowest_loss and ensemble is None:
-        module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+        module.load_state_dict(read_checkpoint(checkpoint, names=["state_dict"])["state_dict"])
     else:
         trainer.save_checkpoint(checkpoint, weights_only=True)
     return int(trainer.global_step)
@@ -172,7 +180,7 @@ def _keep_lowest_loss(ensemble: Ensemble | None, checkpoint: Path) -> pl.Callbac
 
 def model_state(checkpoint: Path) -> dict[str, Tensor]:
     """Parameters and buffers of the model in a checkpoint of ``TargetModule`` or ``IrreducibleModule``."""
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
+    state = read_checkpoint(checkpoint, names=["state_dict"])["state_dict"]
     return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
 
@@ -185,7 +193,7 @@ def _fit(
     resume_path: Path | None,
 ) -> None:
     if resume_path is not None:
-        state = torch.load(resume_path, weights_only=True, map_location="cpu")
+        state = read_checkpoint(resume_path)
         for logger in trainer.loggers:
             if hasattr(logger, "resume_from"):
                 logger.resume_from(int(state["global_step"]))
@@ -221,6 +229,15 @@ def _trainer_options(user_options: Mapping[str, Any], *, is_single_process: bool
             return options | {"devices": devices, "strategy": "auto", "plugins": [LightningEnvironment()]}
         return {"strategy": "ddp"} | options | {"devices": num_local, "num_nodes": num_ranks() // num_local}
     return options
+
+
+class _Trainer(pl.Trainer):
+    """Names the checkpoint for which the disk has no room."""
+
+    def save_checkpoint(self, filepath: Any, *arguments: Any, **options: Any) -> None:
+        """Write a checkpoint."""
+        with naming_file(Path(filepath)):
+            super().save_checkpoint(filepath, *arguments, **options)
 
 
 class _NoProfiler(PassThroughProfiler):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from reducr._internal.rng import random_state, set_random_state
+from reducr.scoring import known_sizes
 from reducr.training.resumable import Resumable
 
 _END = object()
@@ -16,6 +17,8 @@ class ResumedLoader:
     """A training loader whose position the callback saves, because Lightning's own is not exact.
 
     Lightning reads loaders without a length one batch ahead, and does not restore a position at the end of an epoch.
+    A last batch that is known to be too short to select two examples from does not count in the length, so that the
+    Trainer ends the epoch before it.
 
     Args:
         loader: anything that the Trainer takes; this one passes its attributes on.
@@ -27,6 +30,7 @@ class ResumedLoader:
     callback: Any
     before_last: dict[str, Any] | None
     place_to_begin_at: dict[str, Any] | None
+    sizes: list[int]
 
     def __init__(self, loader: Any, callback: Any, place: dict[str, Any] | None) -> None:
         is_resumable = isinstance(loader, Resumable)
@@ -36,14 +40,24 @@ class ResumedLoader:
             callback=callback,
             before_last=None,
             place_to_begin_at=place,
+            sizes=known_sizes(loader.loader if is_resumable else loader) or [],
         )
         if place is not None:
+            self.batches.check_sizes(place["batches"])
             self.batches.load_state_dict(place["batches"])
         elif not is_resumable:
             self.batches.set_epoch(callback.trainer.current_epoch)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        num_skipped: int = self.callback.downsampler.short_batches.num_skipped(self.sizes)
+        return len(self.batches) - num_skipped
+
+    def count_skipped(self) -> None:
+        """Count the last batch of an epoch if it was left out; tells once."""
+        downsampler = self.callback.downsampler
+        if self.sizes and self.callback.trainer.num_training_batches == len(self) < len(self.batches):
+            short_batches, mode = downsampler.short_batches, downsampler.distributed
+            short_batches.skips(self.sizes[-1], max(self.sizes), downsampler.counts, mode=mode)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,14 +20,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reducr._internal.distributed import num_ranks, rank
-from reducr._internal.names import check_options
 from reducr._internal.rng import random_state, set_random_state
 from reducr.auxiliary import Auxiliary, ExtraBatches
 from reducr.batch.report import SelectionReport
 from reducr.downsampler import Downsampler
 from reducr.lightning.resumed_loader import ResumedLoader
 from reducr.lightning.scoring_part import PartName, ScoringPart
-from reducr.scoring import Holdout, IrreducibleLookup, holdout_of
+from reducr.scoring import Holdout, IrreducibleLookup, holdout_of, split_options
 from reducr.selectors import Selector
 from reducr.training.loader import check_example_weights, check_has_end, weights_or_ones
 
@@ -47,14 +47,18 @@ class SelectiveTraining(pl.Callback):
     ``Downsampler.metrics``, such as ``select/fraction`` and ``group_weight/g``.
 
     Args:
-        selector: the rule.
+        selector: the rule, or its name. Groups are then counted from ``holdout`` as it is, before the hooks, and the
+            rule's options are given beside the others, such as ``step_size=1e-3``.
         irreducible: source of irreducible losses, for the rules that need them: anything with ``lookup(batch)``.
         fraction: fraction of every batch to train on, in (0, 1]; rounded down, but at least one example.
         model: what scores: None for the module itself, called with the input of a batch; the name of a part of it, such
             as ``net`` or ``net.head``; or a function of the module and the input.
         holdout: batches of the clean holdout set, or a ``Holdout``. They go through the hooks of a batch as in
             validation, and give the group-holdout loss before the first step and at every refresh.
-        refresh_steps: optimizer steps between two passes over ``holdout``; None for the end of every epoch.
+        refresh_steps: optimizer steps between two evaluations of ``holdout``; ``"epoch"`` for the end of every epoch;
+            None for a default that keeps the loss fresh at a bounded cost, see ``Holdout``.
+        holdout_fraction: share of the examples of each step that are drawn from ``holdout`` instead of being selected,
+            in [0, 1); they follow the selected ones.
         weights_examples: promise that the module multiplies the loss of each example with this callback's
             ``example_weights``. Rules that weight examples are refused without it.
         options: ``loss``, ``spec``, ``scoring``, ``auxiliary`` (its extra batches go through the hooks as in
@@ -71,13 +75,14 @@ class SelectiveTraining(pl.Callback):
 
     def __init__(
         self,
-        selector: Selector,
+        selector: Selector | str,
         irreducible: IrreducibleLookup | None = None,
         fraction: float = 0.1,
         *,
         model: PartName | None = None,
         holdout: Holdout | Iterable[Any] | None = None,
-        refresh_steps: int | None = None,
+        refresh_steps: int | str | None = None,
+        holdout_fraction: float | None = None,
         weights_examples: bool = False,
         **options: Any,
     ) -> None:
@@ -87,9 +92,9 @@ class SelectiveTraining(pl.Callback):
                 f"got {type(model).__name__}. Pass its name in the module, or leave it out to score with the module "
                 "itself."
             )
-        check_options("SelectiveTraining", Downsampler, options)
+        split_options("SelectiveTraining", Downsampler, selector, options)
         self.model = model
-        holdout = holdout_of(holdout, refresh_steps)
+        holdout = holdout_of(holdout, refresh_steps, holdout_fraction)
         if holdout is not None:
             holdout = replace(holdout, batches=_HookedBatches(holdout.batches, self))
         auxiliary: Auxiliary | None = options.get("auxiliary")
@@ -98,7 +103,7 @@ class SelectiveTraining(pl.Callback):
             extra = ExtraBatches(_HookedBatches(extra.stream.batches, self), transform=extra.transform)
             options["auxiliary"] = replace(auxiliary, extra_batches=extra)
         self.downsampler = Downsampler(selector, irreducible, fraction=fraction, holdout=holdout, **options)
-        check_example_weights(selector, weights_examples)
+        check_example_weights(self.downsampler.selector, weights_examples)
         self.random_state: dict[str, Any] | None = None
         """Random states that a resumed training begins with; None once it has."""
         self._trainer: pl.Trainer | None = None
@@ -166,6 +171,10 @@ class SelectiveTraining(pl.Callback):
             set_random_state(self.random_state)
             self.random_state = None
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare batches with those of this epoch, to tell short ones."""
+        self.downsampler.counts["largest_batch"] = 0
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, _: int) -> None:
         """See that the module trains on selected examples only."""
         if self._selected is None or batch is not self._selected:
@@ -189,6 +198,12 @@ class SelectiveTraining(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget a selection whose batch the module skipped, by returning -1 from ``on_train_batch_start``."""
         self._forget_untrained()
+        for loader in self._loaders():
+            loader.count_skipped()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn if the holdout loss has not been refreshed in the training."""
+        self.downsampler.warn_of_stale_loss("was left")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the methods of the strategy."""
@@ -223,7 +238,10 @@ class SelectiveTraining(pl.Callback):
         ranks = state["ranks"]
         own = ranks[rank()] if len(ranks) == num_ranks() else ranks[0]
         self.downsampler.load_state_dict(own["downsampler"])
-        self._places, self.random_state = own["loaders"], own["random_state"]
+        self._places, self.random_state = copy.deepcopy(own["loaders"]), copy.deepcopy(own["random_state"])
+        if len(ranks) != num_ranks():
+            for place in self._places:  # every rank reads another share of the data now
+                place["batches"] |= {"length": None, "batch_size": None}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -268,6 +286,8 @@ class SelectiveTraining(pl.Callback):
         batch = transfer(batch, *arguments, **options)
         if not self._is_selecting or self.trainer.state.stage != RunningStage.TRAINING or batch is None:
             return batch
+        if self.downsampler.skips(batch):
+            return None  # the Trainer goes on with the next batch
         self._scorer.training = self._scorer.scored.training
         self.downsampler.selector.set_epoch(self.trainer.current_epoch)
         with self._scorer.autocast():
@@ -336,4 +356,8 @@ class _HookedBatches:
         self.callback = callback
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self.callback.as_in_validation, self.batches)
+        return map(self.hook, self.batches)
+
+    def hook(self, batch: Any) -> Any:
+        """Return a batch after the hooks."""
+        return self.callback.as_in_validation(batch)

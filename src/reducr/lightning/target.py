@@ -52,6 +52,7 @@ class TargetModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.downsampler = downsampler
+        downsampler.holdout.is_refreshed_by_validation = True
         for name, module in downsampler.stateful_modules().items():
             self.add_module(name, module)
         self.auxiliary_modules = nn.ModuleList(auxiliary.model for auxiliary in downsampler.auxiliary.models)

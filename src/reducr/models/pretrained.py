@@ -224,7 +224,7 @@ def _check_agreement(published: Any, architecture: str | None, config: dict[str,
 def _load(auto: Any, name: str | None, **options: Any) -> Any:
     """Call ``auto.from_pretrained(name)``; its error names every place that was searched."""
     try:
-        return auto.from_pretrained(name, **options)
+        return auto.from_pretrained(name, trust_remote_code=False, **options)
     except OSError as error:
         cache = importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE
         raise FileNotFoundError(

@@ -90,6 +90,7 @@ def _check_num_candidates(config: DictConfig, methods: Sequence[Method], sizes: 
 def _check_scoring(config: DictConfig, method: Method, data: SeedData) -> None:
     """Check the scoring options against the method and the model that scores."""
     selector = method.make_selector(data.splits.train.num_groups)
+    selector.check_num_candidates(config.num_candidates)
     scoring = make_scoring(config, selector)
     num_selected, _ = method.num_examples(config.fraction, config.num_candidates)
     scoring.check_fit(selector, fraction=num_selected / config.num_candidates, distributed=config.distributed)

@@ -10,7 +10,6 @@ import difflib
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -236,18 +235,6 @@ def checked_config(config: DictConfig) -> DictConfig:
         raise ValueError(f"{error.full_key} has no value yet: give `{error.full_key}=VALUE`.") from error
     assert isinstance(typed, DictConfig)
     return typed
-
-
-def load_config(folder: Path) -> DictConfig:
-    """The configuration of a run folder, as ``checked_config``.
-
-    Raises:
-        ValueError: if ``config.yaml`` is not the configuration of a run.
-    """
-    config = OmegaConf.load(folder / "config.yaml")
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{folder / 'config.yaml'} is not the configuration of a run.")  # noqa: TRY004
-    return checked_config(config)
 
 
 def option_error(error: OmegaConfBaseException) -> ValueError | None:

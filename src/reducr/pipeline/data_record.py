@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from reducr._internal.distributed import is_main_rank
-from reducr._internal.files import replaced_atomically
+from reducr._internal.files import file_checksum, replaced_atomically
+from reducr._internal.manifest import Manifest, record_files
+from reducr._internal.reading import read_arrays
 from reducr.data import Splits
 from reducr.pipeline.progress import RunDisplay
 
@@ -29,6 +31,8 @@ def record_data(splits: Splits, folder: Path, display: RunDisplay) -> None:
     elif is_main_rank():
         with replaced_atomically(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
+        _check_made_again(path)
+        record_files(folder.parent, path)
 
 
 def recorded_arrays(splits: Splits) -> dict[str, Any]:
@@ -45,11 +49,25 @@ def recorded_arrays(splits: Splits) -> dict[str, Any]:
 
 def check_same_data(path: Path, arrays: Mapping[str, Any]) -> None:
     """Raise ValueError, with the first array that differs, unless ``data.npz`` at ``path`` holds ``arrays``."""
-    with np.load(path) as recorded:
-        for name in recorded.keys() | arrays.keys():
-            is_same = name in recorded and name in arrays and np.array_equal(recorded[name], arrays[name])
-            if not is_same and name != "notes":
-                raise ValueError(
-                    f"The data has changed since the run: {name} differs from {path}. Restore the files that the run "
-                    "started with, or start a new run."
-                )
+    recorded = read_arrays(path)
+    for name in sorted(recorded.keys() | arrays.keys()):
+        is_same = name in recorded and name in arrays and np.array_equal(recorded[name], arrays[name])
+        if not is_same and name != "notes":
+            raise _changed(name, path)
+
+
+def _check_made_again(path: Path) -> None:
+    """Raise ValueError if a ``data.npz`` that was removed as damaged was another one."""
+    folder = path.parents[1]
+    manifest = Manifest.read(folder)
+    entry = None if manifest is None else manifest.entries.get(path.relative_to(folder).as_posix())
+    if entry is not None and entry["sha256"] != file_checksum(path):
+        path.unlink()
+        raise _changed("what was read", path)
+
+
+def _changed(what: str, path: Path) -> ValueError:
+    return ValueError(
+        f"The data has changed since the run: {what} differs from {path}. Restore the files that the run started with, "
+        "or start a new run."
+    )

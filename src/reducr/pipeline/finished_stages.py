@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from reducr._internal.files import write_text_atomically
+from reducr._internal.files import file_checksum
+from reducr._internal.manifest import write_recorded
 from reducr._internal.moved import with_current_targets
+from reducr._internal.reading import DamagedFileError, healing_of, read_json, run_of
+from reducr._internal.run_check import check_unchanged
 from reducr.irreducible import DataFingerprint, IrreducibleTable, load_table
 
 _RECORD = "stage.json"
+_EXPECTED = "the record of an irreducible stage"
 _FORMAT = 2
 
 
@@ -44,7 +48,7 @@ def write_record(
         "seconds": dict(seconds_by_part),
         "steps": dict(steps_by_model),
     }
-    write_text_atomically(folder / _RECORD, json.dumps(record, indent=2) + "\n")
+    write_recorded(folder.parents[1], folder / _RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def has_record(folder: Path) -> bool:
@@ -135,6 +139,7 @@ class FinishedStages:
                 "or leave irreducible.dir out."
             )
         record = self.records[stage]
+        _check_source(stage, name)
         return stage / name / "model.ckpt", record["seconds"][f"train {name}"], record["steps"][name]
 
     @property
@@ -168,6 +173,25 @@ class FinishedStages:
         return table, self.records[stage]["seconds"][name]
 
 
+def _check_stage_unchanged(stage: Path) -> None:
+    """Raise ValueError if a file of the stage is not as its run wrote it."""
+    run = run_of(stage.resolve() / _RECORD)
+    if run is not None:
+        prefix = f"{stage.resolve().relative_to(run).as_posix()}/"
+        check_unchanged(run, lambda file: file.startswith(prefix), command="resume")
+
+
+def _check_source(stage: Path, name: str) -> None:
+    """Raise ValueError if the checkpoint of a model is not the one that a table of the stage was built from."""
+    path = stage / name / "model.ckpt"
+    for manifest in sorted(stage.glob("table_*/manifest.json")):
+        sources = read_json(manifest, "the manifest of a table").get("sources") or {}
+        if name in sources and sources[name] != file_checksum(path):
+            raise DamagedFileError(
+                f"{path} is not the checkpoint that {manifest.parent} was built from. {healing_of(path)}"
+            )
+
+
 def _stage_folder(folder: Path, seed: int) -> Path:
     """The stage of ``seed`` if ``folder`` is a run folder; else ``folder`` itself."""
     in_run = folder / f"seed_{seed}" / "irreducible"
@@ -181,12 +205,14 @@ def _read_record(stage: Path, fingerprints: Mapping[str, DataFingerprint]) -> di
             f"irreducible.dir={stage} is not a finished irreducible stage: {_RECORD} is missing. Give a run folder of "
             "`reducr irreducible` or `reducr run` that has this seed, or its seed_N/irreducible."
         )
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    _check_stage_unchanged(stage)
+    record = read_json(path, _EXPECTED)
     if record.get("format") != _FORMAT:
         raise ValueError(
             f"{path} has format {record.get('format')!r}; this version reads format {_FORMAT}. Make the stage again "
             "with `reducr irreducible`."
         )
+    record = read_json(path, _EXPECTED, names=("data_fingerprints", "settings", "seconds", "steps"))
     settings = record["settings"] = with_current_targets(record["settings"])
     if settings["trained_on"] == "twins":  # the old name
         settings["trained_on"] = "cross_fit"

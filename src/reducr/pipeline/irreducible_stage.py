@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reducr._internal.distributed import is_main_rank
 from reducr._internal.files import file_checksum
+from reducr._internal.manifest import record_files, withdraw
 from reducr.batch import Batch
 from reducr.data import ExampleLoader
 from reducr.irreducible import (
@@ -194,13 +195,16 @@ class IrreducibleStage:
         self.models.seconds_by_part[name] = seconds
         if is_main_rank():
             # An interrupted run may have written a table just before its record.
-            shutil.rmtree(self.folder / f"table_{name}", ignore_errors=True)
+            folder = self.folder / f"table_{name}"
+            withdraw(self.folder.parents[1], folder)
+            shutil.rmtree(folder, ignore_errors=True)
             save_table(
-                self.folder / f"table_{name}",
+                folder,
                 table,
                 fingerprint=self.models.fingerprints["train"],
                 settings=OmegaConf.to_container(self.options, resolve=True),  # type: ignore[arg-type]
                 sources={model.checkpoint.parent.name: file_checksum(model.checkpoint) for model in models},
             )
+            record_files(self.folder.parents[1], folder)
             self.models.write_record()
         return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from reducr._internal.distributed import all_gather_objects, is_main_rank, num_ranks, raising_on_all_ranks, shard
+from reducr._internal.manifest import TrainingProgress, record_files
 from reducr.data import ExampleDataset, ExampleLoader
 from reducr.irreducible import DataFingerprint, IrreducibleObjective
 from reducr.irreducible.ensemble import Ensemble, MultiHead
@@ -21,6 +23,7 @@ from reducr.lightning import IrreducibleModule, RunProgress, fit_irreducible, mo
 from reducr.pipeline.finished_stages import FinishedStages, has_record, write_record
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import SeedData, make_model, make_optimizer, scoped_seed, stream_seed
+from reducr.training.checkpoints import Checkpoints
 
 TABLE_BATCH_SIZE = 1000
 Groups = tuple[int, ...]
@@ -133,7 +136,7 @@ class ReferenceModels:
             self.seconds_by_part |= seconds
             self.steps_by_model |= steps
         if untrained and is_main_rank():
-            self.write_record()
+            self.write_record(untrained if num_ranks() > 1 else ())
             for name in untrained:
                 shutil.rmtree(self.folder / name / "resume", ignore_errors=True)
         return [self._model(name, own_groups) for name, own_groups in groups_by_name.items()]
@@ -154,8 +157,9 @@ class ReferenceModels:
             settings["kind"] = "trained"
         return settings | ({"model": OmegaConf.to_container(self._model_node, resolve=True)} if with_model else {})
 
-    def write_record(self) -> None:
-        """Write ``stage.json``."""
+    def write_record(self, trained: Sequence[str] = ()) -> None:
+        """Write ``stage.json``, after the checksums of the checkpoints of the models ``trained``."""
+        record_files(self.folder.parents[1], *(self.folder / name for name in trained))
         write_record(
             self.folder,
             fingerprints=self.fingerprints,
@@ -193,6 +197,8 @@ class ReferenceModels:
         )
         self.display.begin(f"seed {self.data.seed}: reference model {name}", self.options.num_epochs * len(batches))
         checkpoint = self._checkpoint(name)
+        progress = TrainingProgress(self.folder.parents[1], checkpoint.parent, [checkpoint])
+        progress.begin(Checkpoints(checkpoint.parent / "resume").newest_step() or 0)
         with scoped_seed(seed):
             steps = fit_irreducible(
                 module,
@@ -204,13 +210,14 @@ class ReferenceModels:
                 callbacks=[RunProgress(self.display.advance)],
                 trainer_options=self.config.trainer,
                 resume_seconds=self.config.model_io.resume_seconds,
+                on_resume_point=progress.record,
             )
         seconds = module.earlier_seconds + time.perf_counter() - started
         self.seconds_by_part[f"train {name}"] = seconds
         self.steps_by_model[name] = steps
         self._models[name] = TrainedModel(module.model, checkpoint, seconds, steps, objective)
         if num_ranks() == 1:
-            self.write_record()  # after each model, so that an interruption loses only the next one
+            self.write_record([name])  # after each model, so that an interruption loses only the next one
 
     def _training_examples(self, half: str | None) -> ExampleDataset:
         """The examples that the models of a half are trained on."""

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from reducr._internal.distributed import barrier, broadcast, is_main_rank, process_group, raising_on_all_ranks
-from reducr._internal.files import remove_partial_files, write_text_atomically
+from reducr._internal.files import FullDiskError, remove_partial_files
+from reducr._internal.manifest import has_manifest, start_manifest, write_recorded
+from reducr._internal.run_check import record_training
 from reducr._internal.run_folder import (
     CHECKPOINT_RULES,
     ResultRow,
     create_run_folder,
     has_results,
     read_results,
-    read_start,
     run_lock,
     write_results,
-    write_start,
 )
-from reducr.data import DataModule, RawData
+from reducr._internal.run_start import write_start
+from reducr.data import DataModule
 from reducr.pipeline.checks import check_seeds, check_setup
-from reducr.pipeline.config import checked_config, load_config
+from reducr.pipeline.config import checked_config
 from reducr.pipeline.data_record import record_data
+from reducr.pipeline.inputs_record import record_inputs
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import Method, SeedData, build, methods_of, seeds_of
@@ -68,39 +69,12 @@ def run_irreducible(config: DictConfig) -> Path:
     return _run_irreducible(checked_config(config))
 
 
-def open_data(folder: Path) -> RawData:
-    """Read the data of a run again, by its stored configuration.
-
-    Raises:
-        OSError: if a file is missing, or the directory that the run was started in.
-        ValueError: if the data or the configuration is invalid.
-    """
-    _, started_in = read_start(folder)
-    config = load_config(folder)
-    with contextlib.chdir(started_in):
-        return make_datamodule(config).raw
-
-
-def resume_run(folder: Path) -> Path:
-    """Continue an interrupted run in its own folder; return that folder.
-
-    Finished models, tables, methods and seeds are kept. An unfinished training continues from its last checkpoint. On
-    the CPU the results equal those of an uninterrupted run bit for bit, except for seconds.
-
-    Raises:
-        FileNotFoundError: if the folder is not a run folder.
-        ValueError: if another process is using it, or the data has changed since.
-    """
-    command, started_in = read_start(folder)
-    config = load_config(folder)
-    folder = folder.resolve()
-    # Relative paths in the configuration start from this directory.
-    with contextlib.chdir(started_in):
-        if command == "irreducible":
-            _run_irreducible(config, folder=folder)
-        else:
-            _run(config, trains_irreducible=command == "run", folder=folder)
-    return folder
+def run_again(config: DictConfig, command: str, folder: Path) -> None:
+    """Continue the interrupted run of ``command`` in its own ``folder``, in the directory that paths count from."""
+    if command == "irreducible":
+        _run_irreducible(config, folder=folder)
+    else:
+        _run(config, trains_irreducible=command == "run", folder=folder)
 
 
 def _run_irreducible(config: DictConfig, *, folder: Path | None = None) -> Path:
@@ -117,8 +91,9 @@ def _train_irreducible(config: DictConfig, folder: Path | None) -> Path:
     groups = _weighted_groups(config, first.splits.train.num_groups)
     if folder is None:
         folder = _shared_new_folder(config, "irreducible")
-    with _locked(folder), RunDisplay(len(seeds)) as display, _interruptible():
+    with telling_how_to_resume(folder), _locked(folder), RunDisplay(len(seeds)) as display, _interruptible():
         _remove_leftovers(folder)
+        record_inputs(folder, first.splits, config.datamodule, writes=has_manifest(folder))
         for seed in seeds:
             data = first if seed == first.seed else SeedData.of(datamodule, seed)
             seed_folder = folder / f"seed_{seed}"
@@ -172,10 +147,26 @@ def _train(config: DictConfig, *, trains_irreducible: bool, folder: Path | None)
             _check_finished_stage(config, methods, data_of(seed))
     if folder is None:
         folder = _shared_new_folder(config, "run" if trains_irreducible else "train")
+    with telling_how_to_resume(folder):
+        _train_all(config, methods, datamodule, data_of, folder)
+    return folder
+
+
+def _train_all(
+    config: DictConfig,
+    methods: Sequence[Method],
+    datamodule: DataModule,
+    data_of: Callable[[int], SeedData],
+    folder: Path,
+) -> None:
+    """Train every method for every seed, and write the report, also if it is interrupted."""
+    seeds = seeds_of(config)
     rows = read_results(folder) if has_results(folder) else []
     try:
         with _locked(folder), RunDisplay(len(methods) * len(seeds)) as display, _interruptible():
             _remove_leftovers(folder)
+            first = data_of(seeds[0])
+            record_inputs(folder, first.splits, config.datamodule, writes=has_manifest(folder))
             for seed in seeds:
                 unfinished = _unfinished_methods(methods, seed, rows, display)
                 for new_rows in _run_seed(config, unfinished, data_of(seed), folder, display) if unfinished else ():
@@ -192,7 +183,6 @@ def _train(config: DictConfig, *, trains_irreducible: bool, folder: Path | None)
                 with_page=config.record.page,
                 with_files=False,
             )
-    return folder
 
 
 def _unfinished_methods(
@@ -234,6 +224,8 @@ def _run_seed(
     stage = IrreducibleStage(config, data, seed_folder / "irreducible", display)
     for method in methods:
         rows = train_method(config, method, data, stage, folder=seed_folder / method.name)
+        if is_main_rank():
+            record_training(folder, seed_folder / method.name, rows)
         yield rows
         if is_main_rank():
             shutil.rmtree(resume_folder(seed_folder / method.name), ignore_errors=True)
@@ -254,6 +246,16 @@ def make_datamodule(config: DictConfig) -> DataModule:
     if not isinstance(datamodule, DataModule):
         raise TypeError(f"datamodule._target_ must make a reducr.data.DataModule; got {type(datamodule).__name__}.")
     return datamodule
+
+
+@contextmanager
+def telling_how_to_resume(folder: Path) -> Iterator[None]:
+    """Add to the error of a full disk how to go on."""
+    try:
+        yield
+    except FullDiskError as error:
+        error.run = folder
+        raise
 
 
 def _locked(folder: Path) -> AbstractContextManager[None]:
@@ -281,7 +283,8 @@ def _create_folder(config: DictConfig, command: str) -> Path:
     folder = create_run_folder(
         Path(config.model_io.home_dir), config.name, run_dir=None if run_dir is None else Path(run_dir)
     )
-    write_text_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    write_text_atomically(folder / "command.txt", f"{sys.argv[0]} {shlex.join(sys.argv[1:])}\n")
+    start_manifest(folder)
+    write_recorded(folder, folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_recorded(folder, folder / "command.txt", f"{sys.argv[0]} {shlex.join(sys.argv[1:])}\n")
     write_start(folder, command=command)
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -177,6 +178,11 @@ def methods_of(config: DictConfig) -> list[Method]:
     for name in names:
         if name not in config.methods:
             raise unknown_name("method", name, [*config.methods, *METHOD_ALIASES])
+        if re.search(r"[/\\\0]", name) or name.startswith(".") or name == "irreducible":
+            raise ValueError(
+                "The name of a method is that of a folder: no slash, no dot at the start, not `irreducible`; got "
+                f"{name!r}."
+            )
         values: dict[str, Any] = OmegaConf.to_container(config.methods[name], resolve=True)  # type: ignore[assignment]
         if values["train_on"] not in TRAINED_ON:
             raise unknown_name(f"methods.{name}.train_on", values["train_on"], TRAINED_ON)
@@ -236,15 +242,32 @@ def make_scoring(config: DictConfig, selector: Selector, *, num_examples: int | 
 
 
 def build(node: DictConfig, **options: Any) -> Any:
-    """Instantiate ``node``. An error of its ``_target_`` is raised as it is, without Hydra's wrapper."""
+    """Instantiate ``node``. An error of its ``_target_`` is raised as it is, without Hydra's wrapper.
+
+    Raises:
+        ValueError: for a resolved value that holds ``${``: Hydra would resolve it once more.
+    """
     if OmegaConf.is_config(node):
-        node = OmegaConf.create(with_current_targets(OmegaConf.to_container(node, resolve=True)))
+        plain = with_current_targets(OmegaConf.to_container(node, resolve=True))
+        _check_resolved(plain, "")
+        node = OmegaConf.create(plain)
     try:
         return instantiate(node, **options)
     except InstantiationException as error:
         if error.__cause__ is None:
             raise ValueError(str(error)) from error
         raise error.__cause__ from error
+
+
+def _check_resolved(node: Any, place: str) -> None:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            _check_resolved(value, f"{place}.{name}".lstrip("."))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            _check_resolved(value, f"{place}[{number}]")
+    elif isinstance(node, str) and "${" in node:
+        raise ValueError(f"{place} must not hold `${{`, which Hydra would evaluate; got {node!r}. Use another name.")
 
 
 def make_model(node: DictConfig, *, num_outputs: int, seed: int, facts: Mapping[str, int]) -> nn.Module:

@@ -9,14 +9,16 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from reducr._internal.run_folder import read_start
+from reducr._internal.run_check import check_unchanged
+from reducr._internal.run_start import RunStart
 from reducr.data import DataModule, ExampleLoader
 from reducr.functional import per_example_cross_entropy
 from reducr.lightning import model_state
-from reducr.pipeline.config import load_config
 from reducr.pipeline.data_record import check_same_data, recorded_arrays
+from reducr.pipeline.inputs_record import check_same_inputs
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
+from reducr.pipeline.resume import load_config_of_run
 from reducr.pipeline.run import make_datamodule
 from reducr.pipeline.setup import METHOD_ALIASES, SeedData
 from reducr.scoring import scoring_pass
@@ -39,15 +41,26 @@ class StoredRun:
     config: DictConfig
 
     @classmethod
-    def read(cls, folder: Path) -> StoredRun:
-        """Read ``run.json`` and ``config.yaml`` of ``folder``.
+    def read(cls, folder: Path, *, is_trusted: bool = False, data_dir: Path | None = None) -> StoredRun:
+        """Read ``run.json`` and ``config.yaml`` of ``folder``, whose files must be as the run wrote them.
+
+        Checkpoints are compared when they are read.
+
+        Args:
+            folder: the run folder.
+            is_trusted: see ``load_config``.
+            data_dir: the folder of the data, if it has moved; None for that of the run.
 
         Raises:
-            FileNotFoundError: if ``folder`` is not a run folder, or the directory the run was started in is gone.
-            ValueError: if another version wrote it.
+            FileNotFoundError: if ``folder`` is not a run folder.
+            ValueError: if another version wrote it, a file has changed, or the configuration is not trusted.
         """
-        _, started_in = read_start(folder)
-        return cls(folder, started_in, load_config(folder))
+        start = RunStart.read(folder)
+        check_unchanged(folder, lambda file: not file.endswith(".ckpt"), command="export")
+        config = load_config_of_run(
+            folder, command=f"reducr export {folder} ...", is_trusted=is_trusted, data_dir=data_dir
+        )
+        return cls(folder, start.directory, config)
 
     def method_name(self, name: str) -> str:
         """The method's name in this run, for a current name or one of the original repository."""
@@ -69,6 +82,7 @@ class StoredRun:
         """
         data = SeedData.of(datamodule, seed)
         check_same_data(self.folder / f"seed_{seed}" / "data.npz", recorded_arrays(data.splits))
+        check_same_inputs(self.folder, data.splits)
         return data
 
     def training_losses(self, data: SeedData, method: str) -> tuple[Tensor, Tensor]:
@@ -91,6 +105,8 @@ class StoredRun:
             raise FileNotFoundError(
                 f"{checkpoint} does not exist: the run was interrupted. Finish it with `reducr resume {self.folder}`."
             )
+        name = checkpoint.relative_to(self.folder).as_posix()
+        check_unchanged(self.folder, lambda file: file == name, command="export")
         stage = IrreducibleStage(self.config, data, seed_folder / "irreducible", RunDisplay(0))
         if not stage.has_table(None):
             raise ValueError(

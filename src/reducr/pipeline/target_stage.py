@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from reducr._internal.distributed import barrier, is_main_rank
+from reducr._internal.manifest import TrainingProgress, withdraw
 from reducr._internal.run_folder import CHECKPOINT_RULES, ResultRow
 from reducr.auxiliary import Auxiliary, AuxiliaryModel, ExtraBatches
 from reducr.batch import Batch
@@ -52,9 +53,14 @@ def train_method(
         One row for each checkpoint rule.
     """
     checkpoints = folder / "checkpoints"
+    progress = _progress(folder)
     if is_main_rank():
-        if Checkpoints(resume_folder(folder)).newest() is None:
+        step = Checkpoints(resume_folder(folder)).newest_step()
+        if step is None:
+            withdraw(folder.parents[1], folder)
             shutil.rmtree(folder, ignore_errors=True)  # interrupted before the first checkpoint
+        else:
+            progress.begin(step)
         folder.mkdir(parents=True, exist_ok=True)
     barrier()
     if method.selector is None:
@@ -64,7 +70,7 @@ def train_method(
     recorder = SelectionRecorder(
         folder / "selected.npz", num_examples=len(examples), is_corrupted=examples.is_corrupted
     )
-    steps, fit_seconds = _fit(config, method, data, stage, module, recorder=recorder)
+    steps, fit_seconds = _fit(config, method, data, stage, module, recorder=recorder, progress=progress)
     counts = module.downsampler.report()
     rows = evaluate_checkpoints(
         method,
@@ -94,6 +100,7 @@ def _fit(
     module: TargetModule,
     *,
     recorder: SelectionRecorder,
+    progress: TrainingProgress,
 ) -> tuple[int, float]:
     """Train ``module``, and return its gradient steps and its seconds, without those of tests."""
     folder = recorder.path.parent
@@ -125,6 +132,7 @@ def _fit(
             loggers=loggers,
             trainer_options=config.trainer,
             resume_seconds=config.model_io.resume_seconds,
+            on_resume_point=progress.record,
         )
     return steps, module.earlier_seconds + time.perf_counter() - started - module.test_seconds
 
@@ -134,6 +142,12 @@ def _selects_before_loading(config: DictConfig, module: TargetModule) -> bool:
     needs_losses = any("irreducible_loss" in need for need in module.selector.needs)
     has_table = config.irreducible.lookup == "table"
     return not module.selector.reads_model and module.augment is None and (has_table or not needs_losses)
+
+
+def _progress(folder: Path) -> TrainingProgress:
+    """Keeps the manifest of the run in step with the training in ``folder``."""
+    best = [folder / "checkpoints" / f"{rule}.ckpt" for rule in CHECKPOINT_RULES if rule != "last"]
+    return TrainingProgress(folder.parents[1], folder, best)
 
 
 def resume_folder(folder: Path) -> Path:
@@ -182,7 +196,10 @@ def _target_module(
         irreducible.lookup,
         fraction=num_selected / config.num_candidates if num_drawn else config.fraction,
         holdout=Holdout(
-            ExampleLoader(holdout, batch_size=config.holdout.batch_size, sync=True), decay=config.holdout.decay
+            ExampleLoader(holdout, batch_size=config.holdout.batch_size, sync=True),
+            # the Trainer's validations are the refreshes
+            refresh_steps="epoch" if config.holdout.decay is None else None,
+            decay=config.holdout.decay,
         ),
         scoring=make_scoring(config, selector, num_examples=num_examples),
         auxiliary=auxiliary,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reducr._internal.reading import read_array, read_json
 from reducr.data import RawData
 from reducr.reports.comparison import Comparison, Series
 from reducr.reports.metrics_log import Floats
@@ -218,8 +218,8 @@ def reference_outputs(training: Training) -> tuple[Floats | None, NDArray[np.int
         manifest = folder / f"table_{name}" / "manifest.json"
         if not manifest.is_file():
             continue
-        kind = json.loads(manifest.read_text(encoding="utf-8"))["kind"]
-        values = torch.from_numpy(np.load(manifest.with_name("values.npy")))
+        kind = read_json(manifest, "the manifest of a table", names=["kind"])["kind"]
+        values = torch.from_numpy(read_array(manifest.with_name("values.npy")))
         if kind == "group_loss":
             return values.double().nanmean(dim=1).numpy(), None
         logits = values.double() if kind == "logits" else values.double().logsumexp(dim=2)

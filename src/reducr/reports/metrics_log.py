@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reducr._internal.reading import reading
+
 Floats = NDArray[np.float64]
 _MAX_STEPS = 600  # more than any plot can show
 _VALIDATION_COLUMN = "holdout/mean_accuracy"
@@ -27,12 +29,23 @@ class MetricsLog:
 
     @classmethod
     def read(cls, path: Path) -> MetricsLog:
-        """Read the file, except a last line that is still being written."""
+        """Read the file, except a last line that is still being written.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        with reading(path, "metrics by step"):
+            return cls._read(path)
+
+    @classmethod
+    def _read(cls, path: Path) -> MetricsLog:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
             header = next(reader, [])
             lines = [line for line in reader if len(line) == len(header)]
         if "step" not in header:
+            if lines:
+                raise ValueError("it lacks the column step")
             return cls({})
         validation = header.index(_VALIDATION_COLUMN) if _VALIDATION_COLUMN in header else None
         steps = [number for number, line in enumerate(lines) if validation is None or not line[validation]]

@@ -79,6 +79,8 @@ def write_report(
     write_text_atomically(out / "results.md", _markdown(chapters))
     if with_page:
         _write_page(chapters, out, open_data, with_files=with_files)
+    for note in (note for run in loaded for note in run.notes):
+        console.print(note, highlight=False, markup=False)
     for run in loaded:
         if run.state != "finished":
             console.print(f"{run.folder} is {run.state}; the report covers what it has so far.", highlight=False)
@@ -119,8 +121,8 @@ def _sections(
     comparison: Comparison, tables: Mapping[str, Sequence[Table]], open_data: OpenData | None
 ) -> list[Section]:
     all_plots = plots(comparison)
-    note = _LEGEND if "Results" in tables else _NOTHING_FINISHED
-    sections = [Section("Results", tables.get("Results", ()), note=note)]
+    notes = [_LEGEND if "Results" in tables else _NOTHING_FINISHED, *(n for run in comparison.runs for n in run.notes)]
+    sections = [Section("Results", tables.get("Results", ()), note=" ".join(notes))]
     for title, beginnings in _PLOTS.items():
         section_plots = [plot for plot in all_plots if plot.name.startswith(beginnings)]
         sections.append(Section(title, tables.get(title, ()), section_plots))
@@ -133,6 +135,7 @@ def _markdown(chapters: Sequence[Chapter]) -> str:
     for comparison, tables in chapters:
         parts.append(f"# {comparison.title}\n")
         parts += [f"{run.name} ({run.state}): `{run.command}`\n" for run in comparison.runs]
+        parts += [f"{note}\n" for run in comparison.runs for note in run.notes]
         ordered = [table for title in ("Results", *_PLOTS) for table in tables.get(title, ())]
         parts += [f"## {markdown(table)}" for table in ordered]
     return "\n".join(parts)

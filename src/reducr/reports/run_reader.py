@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -15,8 +13,12 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from reducr._internal import reading as reading_files
 from reducr._internal.moved import current_path
+from reducr._internal.reading import DamagedFileError, read_array, reading
+from reducr._internal.run_check import UNVERIFIED, check_unchanged, is_verified
 from reducr._internal.run_folder import ResultRow, has_results, is_locked, read_results
+from reducr._internal.run_start import RunStart
 from reducr.reports.metrics_log import Floats, MetricsLog
 
 # options that do not affect results, or that differ between runs whose methods and seeds are pooled
@@ -65,29 +67,30 @@ class Training:
     @property
     def data(self) -> Mapping[str, NDArray[Any]]:
         """The arrays of the seed's ``data.npz``."""
-        return read_arrays(self.run / f"seed_{self.seed}" / "data.npz") or {}
+        path = self.run / f"seed_{self.seed}" / "data.npz"
+        return read_arrays(path, "class_names", "train_target", "holdout_target", "test_target") or {}
 
     @cached_property
     def selected_index(self) -> NDArray[np.int64] | None:
         """(steps, b) indices of the selected examples, -1 for an empty place; None for a method without selection."""
-        arrays = read_arrays(self.folder / "selected.npz")
+        arrays = read_arrays(self.folder / "selected.npz", "index")
         return None if arrays is None else arrays["index"]
 
     @cached_property
     def times_selected(self) -> NDArray[np.int64] | None:
         """(N,) number of times each example was selected; None for a method without selection."""
-        arrays = read_arrays(self.folder / "selected.npz")
+        arrays = read_arrays(self.folder / "selected.npz", "num_times_selected")
         return None if arrays is None else arrays["num_times_selected"]
 
     @cached_property
     def example_loss(self) -> Floats | None:
         """(N,) loss of the last model on each example it could select, nats; None if it was not recorded."""
         path = self.folder / "point_loss.npy"
-        return np.load(path).astype(np.float64) if path.is_file() else None
+        return read_array(path).astype(np.float64) if path.is_file() else None
 
     def predictions(self, rule: str) -> NDArray[Any] | None:
         """(N,) predicted class of each test example under a checkpoint rule; None if it was not recorded."""
-        arrays = read_arrays(self.folder / "test_predictions.npz")
+        arrays = read_arrays(self.folder / "test_predictions.npz", rule)
         return None if arrays is None else arrays[rule]
 
     def example_array(self, name: str) -> NDArray[Any] | None:
@@ -110,7 +113,7 @@ class Training:
         path = self.folder / "test_accuracy.csv"
         if not path.is_file():
             return None
-        with path.open(newline="", encoding="utf-8") as file:
+        with reading(path, "test accuracies"), path.open(newline="", encoding="utf-8") as file:
             return np.array(
                 [
                     float(line["accuracy"])
@@ -131,6 +134,7 @@ class Run:
         num_expected: number of trainings in the whole run, methods times seeds.
         command: the command line that started it.
         config_text: the content of ``config.yaml``.
+        notes: on the files of the run: whether they can be verified, and which changes were accepted.
     """
 
     folder: Path
@@ -139,6 +143,7 @@ class Run:
     num_expected: int
     command: str
     config_text: str
+    notes: Sequence[str] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -146,11 +151,13 @@ class Run:
 
         Raises:
             FileNotFoundError: if ``folder`` is not a run folder, or no training has started.
-            ValueError: if the run holds irreducible models only, or a file is damaged (named).
+            ValueError: if the run holds irreducible models only, or a file is not as the run wrote it (named).
         """
-        _check_is_run(folder)
+        start = _check_is_run(folder)
+        check_unchanged(folder, lambda file: not file.endswith(".ckpt"), command="report")
         config_path, command_path = folder / "config.yaml", folder / "command.txt"
-        text = config_path.read_text(encoding="utf-8")
+        with reading(config_path, "the configuration of a run"):
+            text = config_path.read_text(encoding="utf-8")
         config = _parsed(text, config_path)
         rows = read_results(folder) if has_results(folder) else []
         num_methods = 1 if config["selection_method"] is not None else len(config["compare"])
@@ -162,6 +169,7 @@ class Run:
             num_expected=num_expected,
             command=command_path.read_text(encoding="utf-8").strip() if command_path.is_file() else "",
             config_text=text,
+            notes=_notes(folder, start),
         )
         if not run.trainings:
             reason = (
@@ -204,7 +212,9 @@ class Run:
         for row in self.rows:
             rows.setdefault((row.method, row.seed), {})[row.checkpoint_rule] = row
         for path in sorted(self.folder.glob("seed_*/*/csv/metrics.csv")):
-            rows.setdefault((path.parts[-3], int(path.parts[-4].removeprefix("seed_"))), {})
+            seed = path.parts[-4].removeprefix("seed_")
+            if seed.isdecimal():
+                rows.setdefault((path.parts[-3], int(seed)), {})
         methods = self.config.get("methods") or {}
         return [
             Training(self.folder, method, seed, by_rule, methods.get(method, {}).get("train_on", "train"))
@@ -212,37 +222,49 @@ class Run:
         ]
 
 
-def read_arrays(path: Path) -> Mapping[str, NDArray[Any]] | None:
-    """The arrays of an ``.npz`` file; None if the file does not exist.
+def read_arrays(path: Path, *names: str) -> Mapping[str, NDArray[Any]] | None:
+    """The arrays of an ``.npz`` file, which must have those of ``names``; None if the file does not exist.
 
     Raises:
         ValueError: if the file is damaged.
     """
-    return _read_arrays(path, path.stat().st_mtime_ns) if path.is_file() else None
+    if not path.is_file():
+        return None
+    arrays = _read_arrays(path, path.stat().st_mtime_ns)
+    with reading(path, "arrays"):
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            raise ValueError(f"it lacks the array {', '.join(missing)}")
+    return arrays
 
 
 @lru_cache(maxsize=64)
 def _read_arrays(path: Path, changed_at: int) -> Mapping[str, NDArray[Any]]:
-    try:
-        # opened here, because numpy leaves a file that it cannot read open
-        with path.open("rb") as opened, np.load(opened) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}). Make the run again, or leave it out of the report.") from error
+    return reading_files.read_arrays(path)
 
 
-def _check_is_run(folder: Path) -> None:
+def _check_is_run(folder: Path) -> RunStart:
     for name in ("config.yaml", "run.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder} is not a run folder: it has no {name}. Give a folder made by `reducr run` or "
                 "`reducr train`, such as runs/NAME/DATE_TIME."
             )
-    if json.loads((folder / "run.json").read_text(encoding="utf-8")).get("command") == "irreducible":
+    start = RunStart.read(folder)
+    if start.command == "irreducible":
         raise ValueError(
             f"{folder} holds irreducible models only, and a report needs target trainings. Give the folder of a run "
             "that uses them (`irreducible.dir`)."
         )
+    return start
+
+
+def _notes(folder: Path, start: RunStart) -> list[str]:
+    notes = [] if is_verified(folder) else [f"{folder.name} is {UNVERIFIED}."]
+    return notes + [
+        f"Changes of {', '.join(accepted['files'])} in {folder.name} were accepted at {accepted['time']}."
+        for accepted in start.accepted
+    ]
 
 
 def _state(folder: Path, *, is_complete: bool) -> str:
@@ -252,10 +274,13 @@ def _state(folder: Path, *, is_complete: bool) -> str:
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    with reading(path, "the configuration of a run"):
+        try:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+                raise DamagedFileError(f"{path} is not the configuration of a run: it holds aliases (*NAME).")
+            config = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise DamagedFileError(f"{path} is not valid YAML: {error}") from error
     required = ("compare", "seeds", "selection_method", "seed", "datamodule")
     if not isinstance(config, dict) or any(name not in config for name in required):
         raise ValueError(f"{path} is not the configuration of a run: it must have {', '.join(required)}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,24 +22,39 @@ from reducr._internal.distributed import all_reduce_sum
 _SMALLEST_COUNT = 1e-200
 
 
+DEFAULT_REFRESH_STEPS = 50
+DEFAULT_PER_GROUP = 100
+
+
 @dataclass(frozen=True)
 class Holdout:
-    """The clean holdout set, and when the model is evaluated on it.
+    """The clean holdout set: when the model is evaluated on it, on how much of it, and whether it is trained on.
+
+    By default the holdout loss is refreshed after 1, 2, 4, ... 32 gradient steps, while the model changes fastest, and
+    then every 50 steps, on at most 100 examples of each group, spread evenly over the set; rules that do not read the
+    holdout loss get it once. docs/performance.md has the cost and the effect of other values.
 
     Args:
         batches: of the holdout set, structured as the candidates or in another usual way; iterated at every refresh.
-        refresh_steps: gradient steps between two passes over it; None for the end of every epoch.
+        refresh_steps: gradient steps between two evaluations; ``"epoch"`` for the end of every epoch, as published;
+            None for the default above.
         decay: None, or in (0, 1) to follow the holdout loss with one batch per step as a moving average, in place of
             refreshes after the first.
+        examples_per_group: evaluate the model on at most this many examples of each group; None for all of them, but
+            for the default of ``refresh_steps``.
+        fraction: share of the examples of each gradient step that are drawn from the holdout set instead of being
+            selected, in [0, 1); they follow the selected ones. In one process only.
 
     Raises:
-        ValueError: for a number out of range, for batches that can be iterated once only, or for both ``refresh_steps``
-            and ``decay``.
+        ValueError: for a number out of range, for batches that can be iterated once only, or for options of refreshes
+            beside ``decay``.
     """
 
     batches: Iterable[Any]
-    refresh_steps: int | None = None
+    refresh_steps: int | str | None = None
     decay: float | None = None
+    examples_per_group: int | None = None
+    fraction: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.batches, Iterator):
@@ -47,34 +62,79 @@ class Holdout:
                 f"The holdout set is read again at every refresh, and a {type(self.batches).__name__} can be iterated "
                 "only once. Pass a loader, or a list of batches."
             )
-        if self.refresh_steps is not None:
-            check_count("refresh_steps", self.refresh_steps)
+        _check_refresh_steps(self.refresh_steps)
+        if self.examples_per_group is not None:
+            check_count("examples_per_group", self.examples_per_group)
+        if not (is_finite_number(self.fraction) and 0 <= self.fraction < 1):
+            raise ValueError(
+                "holdout_fraction must be in [0, 1), the share of the examples of each gradient step that are drawn "
+                f"from the holdout set; got {self.fraction}."
+            )
         if self.decay is None:
             return
         if not (is_finite_number(self.decay) and 0 < self.decay < 1):
             raise ValueError(
                 f"The decay of the holdout loss must be in (0, 1), or None to refresh the whole loss; got {self.decay}."
             )
-        if self.refresh_steps is not None:
-            raise ValueError(
-                f"refresh_steps={self.refresh_steps} has no effect with decay={self.decay}, which updates the holdout "
-                "loss at every step. Leave one of them out."
-            )
+        for name in ("refresh_steps", "examples_per_group"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no effect with decay={self.decay}, which updates the holdout "
+                    "loss at every step. Leave one of them out."
+                )
+
+    @property
+    def per_group(self) -> int | None:
+        """Examples of each group that a refresh evaluates at most; None for all."""
+        is_default = self.refresh_steps is None and self.decay is None and self.examples_per_group is None
+        return DEFAULT_PER_GROUP if is_default else self.examples_per_group
+
+    def is_due(self, num_steps: int | None, *, is_last: bool) -> bool:
+        """Whether to refresh after ``num_steps`` gradient steps; None if none was taken since the last call."""
+        every = self.refresh_steps
+        if every == "epoch":
+            return is_last
+        if num_steps is None:
+            return False
+        if every is None:
+            is_early = num_steps < DEFAULT_REFRESH_STEPS and num_steps & (num_steps - 1) == 0  # a power of two
+            return is_early or num_steps % DEFAULT_REFRESH_STEPS == 0
+        return num_steps % int(every) == 0
 
 
-def holdout_of(holdout: Holdout | Iterable[Any] | None, refresh_steps: int | None) -> Holdout | None:
-    """Return the ``Holdout`` of a loop's two arguments.
+def holdout_of(
+    holdout: Holdout | Iterable[Any] | None,
+    refresh_steps: int | str | None = None,
+    holdout_fraction: float | None = None,
+) -> Holdout | None:
+    """Return the ``Holdout`` of a loop's arguments.
 
     Raises:
-        ValueError: for ``refresh_steps`` without a holdout set, or given twice.
+        ValueError: for an option of the holdout set without one, or given twice.
     """
-    if refresh_steps is None:
-        return Holdout(holdout) if holdout is not None and not isinstance(holdout, Holdout) else holdout
-    check_count("refresh_steps", refresh_steps)
-    if holdout is None or isinstance(holdout, Holdout):
-        reason = "without `holdout`" if holdout is None else "beside a Holdout, which has its own"
-        raise ValueError(f"refresh_steps={refresh_steps} has no effect {reason}. Pass `holdout=`, the batches.")
-    return Holdout(holdout, refresh_steps)
+    if refresh_steps is not None:
+        _check_refresh_steps(refresh_steps)
+    options: dict[str, Any] = {"refresh_steps": refresh_steps, "fraction": holdout_fraction}
+    given = {name: value for name, value in options.items() if value is not None}
+    if holdout is not None and not isinstance(holdout, Holdout):
+        holdout = Holdout(holdout)
+    for name, value in given.items():
+        option = "holdout_fraction" if name == "fraction" else name
+        if holdout is None and value:
+            raise ValueError(f"{option}={value} has no effect without `holdout`. Pass `holdout=`, the batches.")
+        if holdout is not None and getattr(holdout, name):
+            raise ValueError(f"{option}={value} has no effect beside a Holdout with its own {name}. Leave one out.")
+    return holdout if holdout is None else replace(holdout, **given)
+
+
+def _check_refresh_steps(refresh_steps: Any) -> None:
+    if isinstance(refresh_steps, str) and refresh_steps != "epoch":
+        raise ValueError(
+            f"refresh_steps must be a number of gradient steps, 'epoch' for the end of every epoch, or None; got "
+            f"{refresh_steps!r}."
+        )
+    if refresh_steps is not None and refresh_steps != "epoch":
+        check_count("refresh_steps", refresh_steps)
 
 
 class GroupHoldoutLoss(FixedDtypeBuffers):

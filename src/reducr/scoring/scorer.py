@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -19,8 +20,10 @@ from reducr.functional.outputs import checked_logits, per_example_losses
 from reducr.irreducible.bound import BoundReference
 from reducr.scoring.budget import ScoringBudget
 from reducr.scoring.checks import missing_irreducible
-from reducr.scoring.modes import scoring_pass
+from reducr.scoring.faults import scored_output
+from reducr.scoring.modes import has_collective_forward, models_in, repeat_without_trace, scoring_pass
 from reducr.scoring.options import Scoring
+from reducr.scoring.rows import candidate_groups
 from reducr.selectors import Selector
 
 _LAZY_ABOVE = 2**20
@@ -65,6 +68,7 @@ def score_candidates(
     loss: PerExampleLoss | None = None,
     scoring: Scoring = _AS_PUBLISHED,
     forward: Callable[..., Any] | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> Candidates:
     """Compute everything that ``selector`` needs to know of ``batch``, without gradients.
 
@@ -77,14 +81,16 @@ def score_candidates(
         loss: of (output, target), one value per example (B,); None for the cross-entropy.
         scoring: mode and ``batch_size``; the other options are those of ``forward``.
         forward: called in place of ``model``, which it runs, such as a ``ScoringForward``.
+        sizes: number of candidates of every rank. A model whose forward pass is a collective, such as one sharded by
+            FSDP, is then called equally often on all ranks. None in one process.
 
     Raises:
         ValueError: for an output that is not (B, C), a loss that is not (B,), or irreducible losses that are missing or
             of another shape.
     """
-    fields = model_fields(model, batch, selector, loss=loss, scoring=scoring, forward=forward)
-    fields |= known_fields(batch, selector, irreducible, scoring=scoring)
-    return Candidates(**fields or {"groups": batch.group})
+    fields = model_fields(model, batch, selector, loss=loss, scoring=scoring, forward=forward, sizes=sizes)
+    fields |= known_fields(batch, selector, irreducible, loss=loss, scoring=scoring, sizes=sizes)
+    return Candidates(**fields or {"groups": candidate_groups(batch, loss)})
 
 
 @torch.no_grad()
@@ -132,17 +138,30 @@ def select_within_budget(
 
 
 def known_fields(
-    batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None, *, scoring: Scoring = _AS_PUBLISHED
+    batch: Batch,
+    selector: Selector,
+    irreducible: IrreducibleLookup | None,
+    *,
+    loss: PerExampleLoss | None = None,
+    scoring: Scoring = _AS_PUBLISHED,
+    sizes: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Return the fields of ``Candidates`` that ``selector`` needs and the model does not give."""
-    given = {"targets": batch.target, "groups": batch.group, "index": batch.index}
+    groups = candidate_groups(batch, loss)
+    given = {"targets": batch.target, "groups": groups, "index": batch.index}
     if "index" in selector.needs and batch.index is None:
         raise ValueError(
             f"{selector.name!r} keeps state per example, by its index, and these batches have none. Let the data set "
             "yield (index, input, target), or say where the index is with `spec=BatchSpec(index=...)`."
         )
     fields: dict[str, Any] = {name: tensor for name, tensor in given.items() if name in selector.needs}
-    return fields | _irreducible_fields(batch, selector, irreducible, scoring.batch_size)
+    chunks, num_candidates = _chunks(batch, scoring.batch_size), len(groups)
+    fields |= _irreducible_fields(batch, selector, irreducible, chunks, num_candidates=num_candidates)
+    num_missing = _num_missing(chunks, scoring.batch_size, sizes)
+    if num_missing and any(has_collective_forward(model, mode="eval") for model in models_in(irreducible)):
+        for _ in range(num_missing):
+            _repeat_lookup(selector, irreducible, chunks[-1])
+    return fields
 
 
 def model_fields(
@@ -153,42 +172,53 @@ def model_fields(
     loss: PerExampleLoss | None = None,
     scoring: Scoring = _AS_PUBLISHED,
     forward: Callable[..., Any] | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Return the fields of ``Candidates`` that the model gives; arguments as for ``score_candidates``."""
     called, num_samples = model if forward is None else forward, selector.num_dropout_samples
-    parts: list[dict[str, Tensor]] = [{} for _ in range(_num_chunks(batch, scoring.batch_size))]
+    chunks = _chunks(batch, scoring.batch_size)
+    parts: list[dict[str, Tensor]] = [{} for _ in chunks]
+    is_collective = has_collective_forward(model, mode=scoring.mode)
+    num_missing = _num_missing(chunks, scoring.batch_size, sizes) if is_collective else 0
     if "model_loss" in selector.needs or ("logits" in selector.needs and not num_samples):
         with scoring_pass(model, scoring.mode), _last_linear_layer(model, selector) as last_layer:
-            for part, chunk in zip(parts, _chunks(batch, scoring.batch_size), strict=True):
-                output = model_output(called, chunk.input)
+            for part, chunk in zip(parts, chunks, strict=True):
+                output = scored_output(called, chunk, scoring, loss)
                 if "model_loss" in selector.needs:
                     part["model_loss"] = per_example_losses(output, chunk.target, loss)
                 if "logits" in selector.needs:
                     part["logits"] = checked_logits(output, chunk.target.shape[0])
                 if last_layer is not None:
                     part["features"] = last_layer.features(part["logits"])
+            repeat_without_trace(lambda: model_output(called, chunks[-1].input), model, num_missing)
     if num_samples:
-        for part, chunk in zip(parts, _chunks(batch, scoring.batch_size), strict=True):
+        for part, chunk in zip(parts, chunks, strict=True):
             part["logits"] = dropout_samples(model, chunk.input, num_samples=num_samples, forward=forward)
+        sample = partial(dropout_samples, model, chunks[-1].input, num_samples=num_samples, forward=forward)
+        repeat_without_trace(sample, model, num_missing)
     if len(parts) == 1:
         return parts[0]
     axes = {"logits": -2}  # (S, B, C) with dropout samples
     return {name: torch.cat([part[name] for part in parts], dim=axes.get(name, 0)) for name in parts[0]}
 
 
-def _num_chunks(batch: Batch, batch_size: int | None) -> int:
-    return 1 if batch_size is None else -(-batch.target.shape[0] // batch_size)
+def _num_chunks(size: int, batch_size: int | None) -> int:
+    return 1 if batch_size is None else -(-size // batch_size)
 
 
-def _chunks(batch: Batch, batch_size: int | None) -> Iterator[Batch]:
+def _chunks(batch: Batch, batch_size: int | None) -> list[Batch]:
     """Split a batch into as few chunks of at most ``batch_size`` examples as there can be, of equal size up to 1."""
-    num_chunks, size = _num_chunks(batch, batch_size), batch.target.shape[0]
+    size = batch.target.shape[0]
+    num_chunks = _num_chunks(size, batch_size)
     if num_chunks <= 1:
-        yield batch
-        return
+        return [batch]
     bounds = [size * number // num_chunks for number in range(num_chunks + 1)]
-    for start, stop in pairwise(bounds):
-        yield batch.take(slice(start, stop))
+    return [batch.take(slice(start, stop)) for start, stop in pairwise(bounds)]
+
+
+def _num_missing(chunks: Sequence[Batch], batch_size: int | None, sizes: Sequence[int] | None) -> int:
+    """How many chunks fewer this rank has than the one with most."""
+    return max(_num_chunks(size, batch_size) for size in sizes) - len(chunks) if sizes else 0
 
 
 class _LastLinearLayer:
@@ -282,7 +312,12 @@ def check_model_output(model: nn.Module, batch: Batch, num_classes: int) -> None
 
 
 def _irreducible_fields(
-    batch: Batch, selector: Selector, irreducible: IrreducibleLookup | None, batch_size: int | None
+    batch: Batch,
+    selector: Selector,
+    irreducible: IrreducibleLookup | None,
+    chunks: Sequence[Batch],
+    *,
+    num_candidates: int,
 ) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, axes in (("irreducible_loss", 1), ("group_irreducible_loss", 2)):
@@ -291,22 +326,30 @@ def _irreducible_fields(
         if irreducible is None:
             raise missing_irreducible(selector)
         source: Any = irreducible.view(name) if isinstance(irreducible, BoundReference) else irreducible
-        if axes == 2 and batch.target.shape[0] * selector.num_groups > _LAZY_ABOVE and hasattr(source, "lazy"):
-            fields[name] = _lazy_losses(batch, source, batch_size)
+        if axes == 2 and num_candidates * selector.num_groups > _LAZY_ABOVE and hasattr(source, "lazy"):
+            fields[name] = _lazy_losses(chunks, source)
             continue
-        parts = [source.lookup(chunk).to(batch.target.device) for chunk in _chunks(batch, batch_size)]
+        parts = [source.lookup(chunk).to(batch.target.device) for chunk in chunks]
         losses = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if losses.ndim != axes or losses.shape[0] != batch.target.shape[0]:
+        if losses.ndim != axes or losses.shape[0] != num_candidates:
             shape = "(B,)" if axes == 1 else "(B, G)"
             raise ValueError(
-                f"{selector.name!r} needs irreducible losses of shape {shape} with B = {len(batch.target)}; "
+                f"{selector.name!r} needs irreducible losses of shape {shape} with B = {num_candidates}; "
                 f"{type(irreducible).__name__}.lookup returned {tuple(losses.shape)}."
             )
         fields[name] = losses
     return fields
 
 
-def _lazy_losses(batch: Batch, irreducible: Any, batch_size: int | None) -> LazyGroupLoss:
-    parts = [irreducible.lazy(chunk) for chunk in _chunks(batch, batch_size)]
+def _repeat_lookup(selector: Selector, irreducible: Any, chunk: Batch) -> None:
+    """Look the losses of ``chunk`` up once more, for the sake of the forward passes that other ranks wait for."""
+    for name in ("irreducible_loss", "group_irreducible_loss"):
+        if name in selector.needs:
+            source = irreducible.view(name) if isinstance(irreducible, BoundReference) else irreducible
+            source.lookup(chunk)
+
+
+def _lazy_losses(chunks: Sequence[Batch], irreducible: Any) -> LazyGroupLoss:
+    parts = [irreducible.lazy(chunk) for chunk in chunks]
     losses: LazyGroupLoss = parts[0] if len(parts) == 1 else type(parts[0]).concatenated(parts)
     return losses

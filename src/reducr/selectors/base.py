@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reducr._internal.buffers import FixedDtypeBuffers
 from reducr._internal.checks import check_count, check_num_groups
 from reducr._internal.distributed import is_main_rank, num_ranks
 from reducr.batch import Candidates, Selection
@@ -24,13 +23,14 @@ from reducr.selectors.checks import (
     num_nonfinite,
 )
 from reducr.selectors.group_weights import GroupWeights
+from reducr.selectors.named_state import NamedState
 from reducr.selectors.samplers import make_sampler
 
 HOLDOUT_LOSSES = ("cross_entropy", "zero_one")
 _FIELDS_OF_MODEL = frozenset({"model_loss", "logits", "features"})
 
 
-class Selector(FixedDtypeBuffers):
+class Selector(NamedState):
     """A scoring rule with a sampler. ``select`` reads its state, only ``update`` and the ``set_`` methods change it.
 
     A candidate with a NaN or infinite loss is never selected and adds nothing to the payoff. It is counted in
@@ -44,6 +44,7 @@ class Selector(FixedDtypeBuffers):
         num_non_finite: () int64, number of candidates with a non-finite loss so far; summed over ranks.
         group_holdout_loss: (G,) float64, NaN until ``set_group_holdout_loss``; equal on all ranks.
         weighting.cumulative_payoff: (G,) float64; summed over ranks.
+        _extra_state: uint8, the name of the rule in UTF-8.
 
     Args:
         num_groups: G >= 1.
@@ -87,6 +88,11 @@ class Selector(FixedDtypeBuffers):
         for counter in ("step", "epoch", "num_non_finite"):
             self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
         self.register_buffer("group_holdout_loss", torch.full((num_groups,), torch.nan, dtype=torch.float64))
+
+    @classmethod
+    def has_groups(cls) -> bool:
+        """Whether the rule treats each group by itself, so that it must know how many there are."""
+        return cls.needs_group_holdout_loss or not cls.needs.isdisjoint(("groups", "group_irreducible_loss"))
 
     @property
     def reads_model(self) -> bool:
@@ -359,6 +365,9 @@ class Selector(FixedDtypeBuffers):
         self.step.add_(1)
         if selection.num_non_finite:
             self.num_non_finite.add_(selection.num_non_finite)
+
+    def check_num_candidates(self, num_candidates: int) -> None:
+        """Raise ValueError if the rule cannot handle B candidates at once; most rules can handle any number."""
 
     def check_candidates(self, candidates: Candidates) -> None:
         """Raise an error unless ``candidates`` have the fields in ``needs``, in range, and the holdout loss is set."""

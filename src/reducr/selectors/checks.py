@@ -24,6 +24,16 @@ def check_num_selected(num_selected: int, num_candidates: int, *, where: str = "
         )
 
 
+def check_rule_of_state(name: str, state: Any) -> None:
+    """Raise ValueError unless ``state``, the bytes of a rule's name, is ``name``."""
+    is_bytes = isinstance(state, Tensor) and state.dtype == torch.uint8
+    saved = bytes(state.tolist()).decode(errors="replace") if is_bytes else repr(state)
+    if saved != name:
+        raise ValueError(
+            f"The state is that of the rule {saved!r}, and this is {name!r}. Resume with the rule of the saved run."
+        )
+
+
 def check_fields(candidates: Candidates, needs: frozenset[str], *, rule: str, num_groups: int) -> None:
     """Raise an error unless ``candidates`` have the fields ``needs`` of a rule, in range.
 

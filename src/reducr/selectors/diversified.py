@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from reducr import functional
+from reducr._internal.memory import available_memory, in_units
 from reducr.batch import Candidates
 from reducr.selectors.base import Selector
 from reducr.selectors.checks import check_single_pass
+
+_NUM_MATRICES = 4
+"""The Gram matrix, its copy on the CPU, the part of the remaining examples and its factor."""
 
 
 class DivBS(Selector):
@@ -30,6 +34,17 @@ class DivBS(Selector):
         """Raise an error unless the needed fields are there and the logits have shape (B, C)."""
         super().check_candidates(candidates)
         check_single_pass(candidates, self.name)
+        self.check_num_candidates(candidates.num_candidates)
+
+    def check_num_candidates(self, num_candidates: int) -> None:
+        """Raise ValueError unless the matrices (B, B) of the order fit into the available memory."""
+        size, available = _NUM_MATRICES * 8 * num_candidates**2, available_memory()
+        if available is not None and size > available:
+            raise ValueError(
+                f"{self.name} computes {_NUM_MATRICES} matrices of {num_candidates:,} x {num_candidates:,} numbers, "
+                f"{in_units(size)}, and {in_units(available)} of memory are available. Lower the number of candidates "
+                "(`num_candidates`), or choose another rule."
+            )
 
     def losses(self, candidates: Candidates) -> list[Tensor]:
         """The model loss if it is set, the predictions (B, C) and the features (B, D)."""

@@ -61,6 +61,8 @@ class Reducr(Selector):
     """
 
     name = "reducr"
+    needs = frozenset({"model_loss", "group_irreducible_loss"})
+    needs_group_holdout_loss = True
 
     def __init__(
         self,

@@ -147,20 +147,21 @@ SELECTORS = SelectorRegistry(
 """Every selector by name, those of installed packages included."""
 
 
-def make_selector(name: str, *, num_groups: int, **options: Any) -> Selector:
+def make_selector(name: str, *, num_groups: int | None = None, **options: Any) -> Selector:
     """Make a selector by name.
 
     Args:
         name: a key of ``SELECTORS``.
-        num_groups: G >= 1.
+        num_groups: G >= 1; 1 for no groups, whatever the groups of the batches. None is 1 for rules without groups, and
+            refused for the others.
         options: options of that selector, ``sampler``, and the options of that sampler.
 
     Returns:
         A new selector with fresh state.
 
     Raises:
-        ValueError: for an unknown name or option (with the nearest ones), a value outside its range, or a selector of
-            another package that cannot be used (see ``SelectorRegistry``).
+        ValueError: for an unknown name or option (with the nearest ones), a value outside its range, missing groups, or
+            a selector of another package that cannot be used (see ``SelectorRegistry``).
 
     Example:
         >>> make_selector("reducr", num_groups=10, step_size=1e-4).group_weights[0]
@@ -172,15 +173,36 @@ def make_selector(name: str, *, num_groups: int, **options: Any) -> Selector:
     if not isinstance(name, str) or name not in SELECTORS:
         raise unknown_name("selector", name, SELECTORS)
     build = SELECTORS[name]
-    sampler = options.get("sampler")
+    sampler = _sampler_of(build, options.get("sampler"))
+    check_options(f"selector {name!r} with sampler {sampler!r}", build, options, also=_sampler_options(sampler))
+    if num_groups is None and build.has_groups():
+        raise ValueError(
+            f"{name!r} treats each group of examples by itself, so it needs `num_groups=`, the number of groups (of "
+            "classes, unless the data has groups of its own). A loop counts them from its holdout set if you pass the "
+            f"name {name!r} in place of a selector."
+        )
+    return build(num_groups=1 if num_groups is None else num_groups, **options)
+
+
+def option_names(name: str, sampler: Any = None) -> list[str]:
+    """Return the names of the options of a rule and its sampler, without ``num_groups``.
+
+    Raises:
+        ValueError: for an unknown sampler.
+    """
+    build = SELECTORS[name]
+    parameters = inspect.signature(build).parameters.values()
+    own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "num_groups"]
+    return list(dict.fromkeys([*own, *_sampler_options(_sampler_of(build, sampler))]))
+
+
+def _sampler_of(build: type[Selector], sampler: Any) -> str:
     if sampler is None:
-        sampler = build.default_sampler
+        return build.default_sampler
     if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
-    sampler_options = [*_keyword_names(SAMPLERS[sampler]), *PHASE_OPTIONS, "sampler"]
-    check_options(f"selector {name!r} with sampler {sampler!r}", build, options, also=sampler_options)
-    return build(num_groups=num_groups, **options)
+    return sampler
 
 
-def _keyword_names(build: type) -> list[str]:
-    return list(inspect.signature(build).parameters)
+def _sampler_options(sampler: str) -> list[str]:
+    return [*inspect.signature(SAMPLERS[sampler]).parameters, *PHASE_OPTIONS, "sampler"]

@@ -13,8 +13,12 @@ from typing import Any, Protocol
 
 import torch
 
-from reducr._internal.checks import check_count
+from reducr._internal.checks import check_count, check_flag
+from reducr._internal.distributed import broadcast, is_main_rank, raising_on_all_ranks, rank
+from reducr._internal.files import naming_file
+from reducr._internal.reading import read_checkpoint
 from reducr._internal.rng import random_state, set_random_state
+from reducr.training.rank_states import check_not_sharded, content_of_rank, merged, sharded_state, whole_state
 
 _NAME = re.compile(r"step_(\d+)_([0-9a-f]{16})\.ckpt")
 
@@ -37,9 +41,14 @@ class Checkpoints:
     intact. ``save`` and ``resume`` include the states of the global generators of torch, numpy and Python. Only one
     process may write to a folder at a time.
 
+    With ``sync``, all ranks of a training call ``save`` and ``resume`` together. Rank 0 writes one file with the states
+    of all ranks, equal tensors once: random states and loaders differ between ranks, models and optimizers do not.
+    Sharded models and optimizers (FSDP) are gathered on rank 0, and divided again by ``resume``.
+
     Args:
-        folder: created if needed.
+        folder: created if needed; with ``sync`` one that all ranks can read.
         keep: number of checkpoints to keep, at least 2: the newest and one before it.
+        sync: whether all ranks save and resume together.
 
     Example:
         >>> import tempfile
@@ -49,11 +58,13 @@ class Checkpoints:
         10
     """
 
-    def __init__(self, folder: Path | str, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path | str, *, keep: int = 2, sync: bool = False) -> None:
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 2:
             raise ValueError(f"keep must be a whole number of at least 2: the newest and one before it; got {keep!r}.")
+        check_flag("sync", sync)
         self.folder = Path(folder)
         self.keep = keep
+        self.sync = sync
         self._since = time.time()
 
     def save(self, step: int, /, **parts: Stateful) -> Path:
@@ -69,10 +80,21 @@ class Checkpoints:
         Raises:
             TypeError: if a part has no ``state_dict`` and ``load_state_dict``, or its state holds anything but tensors
                 and plain values.
+            ValueError: for a sharded model or optimizer without ``sync``, or one that cannot be gathered.
         """
         _check_parts(parts)
-        states = {name: part.state_dict() for name, part in parts.items()}
-        return self.write(step, {"step": step, "random": random_state(), "parts": states})
+        if not self.sync:
+            for name, part in parts.items():
+                check_not_sharded(name, part)
+            states = {name: part.state_dict() for name, part in parts.items()}
+            return self.write(step, {"step": step, "random": random_state(), "rank": rank(), "parts": states})
+        states = {name: whole_state(name, part) for name, part in parts.items()}
+        content = merged({"random": random_state(), "parts": states})
+        path = self.folder
+        with raising_on_all_ranks():
+            if is_main_rank():
+                path = self.write(step, {"step": step, **content})
+        return self.folder / str(broadcast(path.name))
 
     def resume(self, **parts: Stateful) -> int:
         """Restore the states of all ``parts`` from the newest intact checkpoint.
@@ -81,12 +103,23 @@ class Checkpoints:
             The step of the checkpoint; 0 if there is none, in which case nothing changes.
 
         Raises:
-            ValueError: if the checkpoint holds other parts, or every file is damaged.
+            ValueError: if the checkpoint holds other parts, is that of other ranks, or every file is damaged; for a
+                sharded model or optimizer without ``sync``.
         """
         _check_parts(parts)
-        content = self.read()
-        if content is None:
+        file = self._read_on_all_ranks() if self.sync else self.read()
+        if not self.sync:
+            for name, part in parts.items():
+                check_not_sharded(name, part)
+        if file is None:
             return 0
+        if self.sync != ("ranks" in file):
+            raise ValueError(
+                f"the checkpoints in {self.folder} were saved with sync={not self.sync}, and are resumed with "
+                f"sync={self.sync}. Use what they were saved with."
+            )
+        content = content_of_rank(file) if self.sync else file
+        _warn_of_other_rank(content)
         states = content["parts"]
         if states.keys() != parts.keys():
             raise ValueError(
@@ -94,9 +127,27 @@ class Checkpoints:
                 f"{', '.join(sorted(parts))}. Resume with the parts that were saved."
             )
         for name, part in parts.items():
-            part.load_state_dict(states[name])
+            part.load_state_dict(sharded_state(part, states[name]) if self.sync else states[name])
         set_random_state(content["random"])
-        return int(content["step"])
+        return int(file["step"])
+
+    def _read_on_all_ranks(self) -> Any:
+        """Read the newest intact file of rank 0 on every rank."""
+        name = None
+        with raising_on_all_ranks():
+            if is_main_rank():
+                path = self.newest()
+                name = None if path is None else path.name
+        name = broadcast(name)
+        if name is None:
+            return None
+        with raising_on_all_ranks():
+            if not (self.folder / name).exists():
+                raise ValueError(
+                    f"rank 0 found {name} in {self.folder}, and rank {rank()} does not see it. With `sync=True` all "
+                    "ranks must be able to read the folder."
+                )
+            return torch.load(self.folder / name, map_location="cpu", weights_only=True)
 
     def write(self, step: int, content: Any) -> Path:
         """Write one file with any ``content`` that ``torch.load(weights_only=True)`` can read.
@@ -112,10 +163,11 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".step_{step:09d}.{os.getpid()}.partial"
         try:
-            save(temporary)
-            _check_content(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            with naming_file(self.folder / f"step_{step:09d}.ckpt"):
+                save(temporary)
+                _check_content(temporary)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
             path = self.folder / f"step_{step:09d}_{_checksum(step, temporary)}.ckpt"
             temporary.replace(path)
         finally:
@@ -138,7 +190,7 @@ class Checkpoints:
             ValueError: if every file is damaged.
         """
         path = self.newest()
-        return None if path is None else torch.load(path, map_location="cpu", weights_only=True)
+        return None if path is None else read_checkpoint(path)
 
     def newest(self) -> Path | None:
         """Path of the newest intact file; None if there are no files. Warns of damaged files and skips them.
@@ -162,6 +214,11 @@ class Checkpoints:
                 f"{', '.join(path.name for _, path in files)}. Restore a copy, or remove them to start again."
             )
         return None
+
+    def newest_step(self) -> int | None:
+        """The step of the newest intact file; None if there are no files."""
+        path = self.newest()
+        return None if path is None else next(step for step, other in self._files() if other == path)
 
     def paths(self) -> list[Path]:
         """Paths of all files, newest first."""
@@ -187,6 +244,17 @@ def _modification_time(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return time.time()
+
+
+def _warn_of_other_rank(content: dict[str, Any]) -> None:
+    saved_by = content.get("rank", rank())
+    if saved_by != rank():
+        warnings.warn(
+            f"Rank {rank()} resumes from the checkpoint of rank {saved_by}: its random numbers and the place of its "
+            "loader become those of that rank. Use `Checkpoints(folder, sync=True)` on all ranks for an exact resume.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _check_content(path: Path) -> None:

@@ -48,7 +48,11 @@ def train(
     step = 0
     for epoch in itertools.count():
         downsampler.selector.set_epoch(epoch)
+        downsampler.counts["largest_batch"] = 0
         for number, batch in enumerate(candidates, start=1):
+            if downsampler.skips(batch):
+                downsampler.step(model, is_last=number == len(candidates))
+                continue
             if augment is not None:
                 batch = batch._replace(input=augment(batch.input))  # noqa: PLW2901
             selected = downsampler.select(batch, model)

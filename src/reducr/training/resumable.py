@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from reducr._internal.loaders import loader_parts
 from reducr._internal.rng import random_state, set_random_state
 
 
@@ -19,7 +20,9 @@ class Resumable:
     that state. Any other loader is replayed: the batches already seen are read again and dropped, starting from the
     random states at the beginning of the epoch; then the global random states are restored. Replay is exact if the
     loader draws from these states only. Persistent workers keep their random states across epochs, so for them only
-    the order of examples is exact. A stream whose data set sets ``has_exact_state`` is not replayed.
+    the order of examples is exact. A stream whose data set sets ``has_exact_state`` is not replayed. A shuffled stream
+    of the Hugging Face library is replayed in a ``StatefulDataLoader`` too, because its own state lacks the content of
+    its shuffle buffer.
 
     Loaders prepared by ``accelerate`` read one batch ahead. The random state before that batch is saved too, so they
     resume just as exactly; a stream in such a loader is always replayed.
@@ -32,7 +35,8 @@ class Resumable:
             next epoch, as Lightning expects. Otherwise the first pass is the empty rest of that epoch.
 
     Raises:
-        ValueError: if ``accelerate`` has prepared the loader with ``use_stateful_dataloader``.
+        ValueError: if ``accelerate`` has prepared the loader with ``use_stateful_dataloader``, or its
+            ``skip_first_batches`` has made it.
 
     Example:
         >>> loader = Resumable([10, 11, 12])
@@ -55,11 +59,20 @@ class Resumable:
         self._start: dict[str, Any] | None = None
         self._before_last: dict[str, Any] | None = None
         self._to_load: dict[str, Any] | None = None
+        self._resumed_from: dict[str, Any] | None = None
         self._had_workers = False
         if self._reads_ahead and loader.use_stateful_dataloader:
             raise ValueError(
                 "accelerate has prepared this loader with use_stateful_dataloader=True, which does not restore the "
                 "order of shuffled examples. Remove that option; the position is saved exactly without it."
+            )
+
+        skipped = [getattr(part, "skip_batches", 0) for part in loader_parts(loader)]
+        if any(isinstance(count, int) and count > 0 for count in skipped):
+            raise ValueError(
+                f"skip_first_batches has made this loader, which skips {max(skipped)} batches in every epoch. Wrap the "
+                "loader itself: its place is part of the state, and load_state_dict() or accelerator.load_state() "
+                "returns to it."
             )
 
     def __len__(self) -> int:
@@ -70,7 +83,15 @@ class Resumable:
         if epoch != self.epoch:
             self.epoch, self.position, self._start, self._to_load = epoch, 0, None, None
 
+    def forget_pass(self) -> None:
+        """Let the next pass begin where the current one began, in the same epoch."""
+        if self._resumed_from is not None:
+            self.load_state_dict(self._resumed_from)
+        else:
+            self.position, self._start = 0, None
+
     def __iter__(self) -> Iterator[Any]:
+        self._resumed_from = self._to_load
         iterator = self._start_epoch() if self._to_load is None else self._resume(self._to_load)
         while True:
             if self._reads_ahead:
@@ -80,14 +101,14 @@ class Resumable:
                 break
             self.position += 1
             yield batch
-        self.epoch, self.position, self._start = self.epoch + 1, 0, None
+        self.epoch, self.position, self._start, self._resumed_from = self.epoch + 1, 0, None, None
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, the position in it, and the random states or loader state needed to return there."""
         if self._to_load is not None:
             return self._to_load
         state: dict[str, Any] = {"epoch": self.epoch, "position": self.position, "start": self._start}
-        state |= {"generators": self._generator_states(), "has_workers": self._has_workers}
+        state |= {"generators": self._generator_states(), "has_workers": self._has_workers, **self._sizes()}
         if self._start is not None and self._reads_ahead:
             state["before_last"] = self._before_last
         stateful = self._stateful
@@ -105,14 +126,36 @@ class Resumable:
         if self.skip_finished_epoch and self.position == len(self.loader):
             self.set_epoch(self.epoch + 1)
 
+    def check_sizes(self, state: dict[str, Any]) -> None:
+        """Raise ValueError if ``state`` is in the middle of a pass with another number or size of batches."""
+        if state["start"] is None or not state["position"]:
+            return
+        for name, what in (("batch_size", "examples in a batch"), ("length", "batches in an epoch")):
+            saved, own = state.get(name), self._sizes()[name]
+            if saved is not None and own is not None and saved != own:
+                raise ValueError(
+                    f"The state was saved after batch {state['position']} of an epoch with {saved} {what}; this loader "
+                    f"has {own}, so it would go on at another place. Use the data, batch size and number of processes "
+                    "of the saved run, or save at the end of an epoch."
+                )
+
+    def _sizes(self) -> dict[str, int | None]:
+        """Number of batches in a pass, and examples in a batch, where the loader says so."""
+        try:
+            length = len(self.loader)
+        except (TypeError, NotImplementedError):
+            length = None
+        size = getattr(self.loader, "batch_size", None)
+        return {"length": length, "batch_size": size if isinstance(size, int) else None}
+
     @property
     def _stateful(self) -> Any:
         """The object with an exact state of its own: the loader, a stream read in this process, or None."""
         if self._reads_ahead:
             return None
-        if hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict"):
-            return self.loader
         data = getattr(self.loader, "dataset", None)
+        if hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict"):
+            return None if _has_shuffle_buffer(data) else self.loader
         reads_here = isinstance(self.loader, DataLoader) and self.loader.num_workers == 0
         is_exact = isinstance(data, IterableDataset) and getattr(data, "has_exact_state", False)
         return data if reads_here and is_exact else None
@@ -199,27 +242,29 @@ class Resumable:
 
     def _generators(self) -> list[torch.Generator]:
         """Generators of the loader and its samplers, without duplicates; samplers with ``set_epoch`` draw by epoch."""
-        parts = (part for part in _parts(self.loader) if not (isinstance(part, Sampler) and hasattr(part, "set_epoch")))
+        parts = (
+            part for part in loader_parts(self.loader) if not (isinstance(part, Sampler) and hasattr(part, "set_epoch"))
+        )
         generators = (getattr(part, "generator", None) for part in parts)
         return list({id(item): item for item in generators if isinstance(item, torch.Generator)}.values())
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
     """Call ``set_epoch`` of the loader, its samplers and its data set, where they have it."""
-    for part in (*_parts(loader), getattr(loader, "dataset", None)):
+    for part in (*loader_parts(loader), getattr(loader, "dataset", None)):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
 
 
-def _parts(loader: Any) -> list[Any]:
-    """The loader and the samplers nested in it, without duplicates."""
-    parts = [loader]
-    for part in parts:
-        for name in ("sampler", "batch_sampler"):
-            sampler = getattr(part, name, None)
-            if sampler is not None and all(sampler is not known for known in parts):
-                parts.append(sampler)
-    return parts
+def _has_shuffle_buffer(data: Any) -> bool:
+    """Whether a stream of the Hugging Face library, or one in ``data``, is shuffled through a buffer."""
+    if type(data).__name__ == "BufferShuffledExamplesIterable":
+        return True
+    parts = [getattr(data, name, None) for name in ("_ex_iterable", "ex_iterable", "dataset")]
+    for name in ("ex_iterables", "datasets"):
+        several = getattr(data, name, None)
+        parts += several if isinstance(several, list | tuple) else []
+    return any(_has_shuffle_buffer(part) for part in parts if part is not None)
 
 
 _END = object()

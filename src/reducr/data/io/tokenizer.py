@@ -122,11 +122,11 @@ def _from_pretrained(name: str, *, download: bool) -> Any:
 
     try:
         try:
-            return AutoTokenizer.from_pretrained(name, local_files_only=True)
+            return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError):
             if not download:
                 raise
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"There is no tokenizer {name!r}, neither a folder with a tokenizer.json nor in the local cache of the "

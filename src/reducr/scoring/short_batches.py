@@ -1,0 +1,97 @@
+"""Batches of candidates that are too short to give two examples, on which layers with batch statistics fail."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+from reducr._internal.distributed import all_gather_stacked, is_main_rank
+from reducr._internal.names import unknown_name
+from reducr.scoring.scorer import num_selected_of
+
+SHORT_BATCHES = ("skip", "keep", "error")
+
+
+class ShortBatches:
+    """What to do with a batch that gives a single example to train on where full batches give more.
+
+    Args:
+        mode: one of ``SHORT_BATCHES``.
+        fraction: of the candidates to train on.
+
+    Raises:
+        ValueError: for an unknown mode.
+    """
+
+    def __init__(self, mode: str, fraction: float) -> None:
+        if mode not in SHORT_BATCHES:
+            raise unknown_name("short_batches", mode, SHORT_BATCHES)
+        self.mode = mode
+        self.fraction = fraction
+
+    def is_too_short(self, size: int, full_size: int) -> bool:
+        """Whether ``size`` candidates give one example, and as many as in a full batch more."""
+        gives_one = size > 0 and num_selected_of(self.fraction, size) < 2
+        return gives_one and num_selected_of(self.fraction, full_size) >= 2
+
+    def skips(self, size: int, full_size: int, counts: dict[str, int], *, mode: str | None) -> bool:
+        """Whether to leave out a batch of ``size`` candidates; counts it then, and tells once.
+
+        Args:
+            size: of the batch of this rank.
+            full_size: of a full batch of this rank, if that is known, else 0.
+            counts: of a ``SelectionLog``; its ``largest_batch``, which loops reset in every epoch, is updated.
+            mode: ``distributed`` of the selection; on several ranks all call this together, and skip together.
+
+        Raises:
+            ValueError: for a batch that is too short, if ``short_batches`` is ``error``.
+        """
+        sizes = [[size, full_size]]
+        if mode is not None:
+            sizes = all_gather_stacked(torch.tensor(sizes[0])).tolist()
+        size, full_size = (sum(both) if mode == "global" else min(both) for both in zip(*sizes, strict=True))
+        counts["largest_batch"] = max(size, counts["largest_batch"])
+        full_size = full_size or counts["largest_batch"]
+        if self.mode == "keep" or not self.is_too_short(size, full_size):
+            return False
+        text = (
+            f"A batch has {size} candidates where others have {full_size}: fraction={self.fraction:g} of it is one "
+            "example, with which layers such as BatchNorm cannot be trained."
+        )
+        if self.mode == "error":
+            raise ValueError(f"{text} Use `drop_last=True`, or `short_batches='skip'` or `'keep'`.")
+        if not counts["num_skipped"] and is_main_rank():
+            advice = "Use `drop_last=True`, or `short_batches='keep'` to train on it."
+            warnings.warn(f"{text} It is skipped, and so are later ones. {advice}", UserWarning, stacklevel=4)
+        counts["num_skipped"] += 1
+        return True
+
+    def num_skipped(self, sizes: list[int]) -> int:
+        """Return how many batches of these sizes are left out."""
+        if self.mode != "skip" or not sizes:
+            return 0
+        full_size = max(sizes)
+        return sum(self.is_too_short(size, full_size) for size in sizes)
+
+
+def known_sizes(loader: Any, size_of: Callable[[Any], int] | None = None) -> list[int] | None:
+    """Return the sizes of the batches of a pass, if they are known without one; else None.
+
+    Args:
+        loader: a DataLoader with its usual batch sampler, or a list of batches.
+        size_of: number of examples of a batch in a list; None to read no list.
+    """
+    if isinstance(loader, list | tuple) and size_of is not None:
+        return [size_of(batch) for batch in loader]
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    batches: Any = loader.batch_sampler
+    if type(batches) is not BatchSampler or not hasattr(batches.sampler, "__len__"):
+        return None
+    sampler: Any = batches.sampler
+    num_full, rest = divmod(len(sampler), batches.batch_size)
+    return [batches.batch_size] * num_full + ([rest] if rest and not batches.drop_last else [])
