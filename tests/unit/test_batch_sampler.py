@@ -265,6 +265,8 @@ def test_rules_that_read_no_targets_do_without():
         ({"scoring": reducr.Scoring()}, ValueError,
          "SelectiveBatchSampler has no option 'scoring': no rule here scores with the model"),
         ({"holdout_fraction": 0.25}, ValueError, "no option 'holdout_fraction': a batch holds indices of the training"),
+        ({"holdout": reducr.Holdout(CLEAN, fraction=0.25)}, ValueError,
+         r"cannot mix in holdout examples \(a Holdout with fraction=0.25\): a batch holds indices of the training"),
         ({"step_sise": 0.1, "selector": "priority_sampling", "irreducible": table()}, ValueError,
          "unknown option 'step_sise' of selector 'priority_sampling' .* Did you mean 'step_size'"),
         ({"step_size": 0.1, "selector": reducr.make_selector("uniform", num_groups=2)}, ValueError,

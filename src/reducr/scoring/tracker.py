@@ -140,7 +140,8 @@ class HoldoutTracker:
         if self.holdout is None:
             raise ValueError("There is no holdout set to refresh the holdout loss with. Pass `holdout=`, its batches.")
         self.loss.reset()
-        self._evaluate(model, self._evaluated(), self.loss)
+        with same_random_state() if self.keeps_random_state else nullcontext():
+            self._evaluate(model, self._evaluated(), self.loss)
         self.end_pass()
 
     def _evaluated(self) -> Iterable[Any]:
@@ -209,7 +210,7 @@ class HoldoutTracker:
             batches_and_repeats = even_batches(batches, what="holdout batch")
         else:
             batches_and_repeats = ((batch, False) for batch in batches)
-        with scoring_pass(model, "eval"), same_random_state() if self.keeps_random_state else nullcontext():
+        with scoring_pass(model, "eval"):
             for batch, is_repeat in batches_and_repeats:
                 parts = self._parts_of(send_to_device(batch, device))
                 output = model_output(model, parts.input)

@@ -23,7 +23,7 @@ from reducr.selectors import Selector, make_selector
 from reducr.training.columns import columns_of, length_of, missing_column
 from reducr.training.drawn import DrawnBatches
 from reducr.training.reader import Reader, is_told_by_accelerate
-from reducr.training.sampler_options import split_options
+from reducr.training.sampler_options import check_holdout, split_options
 
 _NO_MODEL = nn.Identity()
 """In the place of a model that no rule here reads; it has no parameters, so selection stays on the CPU."""
@@ -57,11 +57,11 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         targets: of all examples, one row each; None to find them in the data set (``targets``, ``labels``, a column,
             the second tensor of a TensorDataset, also in a Subset).
         groups: (N,) integers; None to find them as ``groups``, else the targets.
-        options: ``refresh_steps``, gradient steps between two passes over ``holdout`` (None for the ends of passes);
-            ``accumulate_steps``, batches per gradient step; ``drop_last``, leave out a last batch that is smaller (one
-            that is too small for two examples always is); ``loss`` and ``spec`` for the holdout batches, as in
-            ``Downsampler``; ``distributed="global"`` on several ranks, each of which then gets its share of one
-            selection, in as many batches of the same size; ``seed``.
+        options: ``refresh_steps`` of the holdout set (see ``Holdout``); ``accumulate_steps``, batches per gradient
+            step; ``drop_last``, leave out a last batch that is smaller (one that is too small for two examples always
+            is); ``loss`` and ``spec`` for the holdout batches, as in ``Downsampler``; ``distributed="global"`` on
+            several ranks, each of which then gets its share of one selection, in as many batches of the same size;
+            ``seed``.
 
     Raises:
         ValueError: for a rule that reads the model or weights examples, targets that cannot be found, irreducible
@@ -106,11 +106,13 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         self.draws_from_all = fraction is None
         self.num_candidates = self._num_candidates(fraction)
         self.fraction = batch_size * self._num_ranks / self.num_candidates if fraction is None else fraction
+        holdout = holdout_of(holdout, self.options.refresh_steps)
+        check_holdout(holdout)
         self.downsampler = Downsampler(
             selector,
             irreducible,
             fraction=self.fraction,
-            holdout=holdout_of(holdout, self.options.refresh_steps),
+            holdout=holdout,
             loss=self.options.loss,
             spec=self.options.spec,
             seed=self.options.seed,

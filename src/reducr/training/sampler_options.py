@@ -9,6 +9,7 @@ from typing import Any
 from reducr._internal.checks import check_count, check_flag
 from reducr._internal.names import unknown_name
 from reducr.batch import BatchSpec, PerExampleLoss
+from reducr.scoring import Holdout
 from reducr.selectors import Selector
 
 
@@ -16,7 +17,7 @@ from reducr.selectors import Selector
 class SamplerOptions:
     """Further options of a ``SelectiveBatchSampler``; see there."""
 
-    refresh_steps: int | None = None
+    refresh_steps: int | str | None = None
     accumulate_steps: int = 1
     drop_last: bool = False
     loss: PerExampleLoss | None = None
@@ -58,3 +59,12 @@ def split_options(options: Mapping[str, Any], selector: str | Selector) -> tuple
         if not isinstance(selector, str):
             raise unknown_name("option", name, names, of="SelectiveBatchSampler with a rule that is already made")
     return SamplerOptions(**{name: value for name, value in options.items() if name in names}), others
+
+
+def check_holdout(holdout: Holdout | None) -> None:
+    """Raise ValueError for a holdout set whose examples are to be trained on."""
+    if holdout is not None and holdout.fraction:
+        raise ValueError(
+            f"SelectiveBatchSampler cannot mix in holdout examples (a Holdout with fraction={holdout.fraction}): "
+            f"{_ELSEWHERE['holdout_fraction']}."
+        )
