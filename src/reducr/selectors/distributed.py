@@ -247,7 +247,8 @@ def _check_equal_states(checksums: list[int]) -> None:
         raise ValueError(
             "the selectors of the ranks are in different states: their group weights would drift apart. Load the same "
             "checkpoint and set the same epoch on all ranks, pass the mean over all ranks to set_group_holdout_loss(), "
-            "and update with the result of select_distributed()."
+            "and update with the result of select_distributed(). If a loop ran well before, the loader of a rank has "
+            "fewer batches, and this rank is in its next epoch: use `drop_last=True` or a DistributedSampler."
         )
 
 

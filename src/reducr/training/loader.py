@@ -218,9 +218,9 @@ class SelectiveLoader(Delegate):
             has_ended = all_gather_stacked(torch.tensor(batch is _END)).tolist()
             if any(has_ended) and not all(has_ended):
                 raise ValueError(
-                    f"Rank {has_ended.index(True)} has no batch left after {self.loader.position} in this epoch, and "
-                    f"rank {has_ended.index(False)} has. Use a DistributedSampler, or `drop_last=True` and as many "
-                    "examples on every rank, so that the loaders of all ranks end together."
+                    f"Rank {has_ended.index(True)} has no batch left in this epoch, and rank {has_ended.index(False)} "
+                    "has. Use a DistributedSampler, or `drop_last=True` and as many examples on every rank, so that "
+                    "the loaders of all ranks end together."
                 )
         return batch
 
