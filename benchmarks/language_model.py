@@ -432,7 +432,7 @@ def markdown_table(runs: Mapping[Key, dict[str, Any]]) -> str:
     lines = [
         f"Seeds {', '.join(map(str, seeds))}.",
         "",
-        f"| method | worst domain | mean | {' | '.join(DOMAINS)} | share of tweets | shuffled | seconds | reference |",
+        f"| method | worst domain | mean | {' | '.join(DOMAINS)} | share of tweets | shuffled | seconds | of the reference |",
         "| --- |" + " ---: |" * (len(DOMAINS) + 6),
     ]
     for name, label in {**BASELINES, **{name: method.label for name, method in METHODS.items()}}.items():
