@@ -429,11 +429,12 @@ def run_missing(options: argparse.Namespace, out: Path) -> None:
 def markdown_table(runs: Mapping[Key, dict[str, Any]]) -> str:
     """The table of the stored runs in Markdown."""
     seeds = sorted({key[0] for key in runs})
+    columns = ("method", "worst domain", "mean", *DOMAINS, "share of tweets", "shuffled", "seconds", "of the reference")
     lines = [
         f"Seeds {', '.join(map(str, seeds))}.",
         "",
-        f"| method | worst domain | mean | {' | '.join(DOMAINS)} | share of tweets | shuffled | seconds | of the reference |",
-        "| --- |" + " ---: |" * (len(DOMAINS) + 6),
+        f"| {' | '.join(columns)} |",
+        "| --- |" + " ---: |" * (len(columns) - 1),
     ]
     for name, label in {**BASELINES, **{name: method.label for name, method in METHODS.items()}}.items():
         outcomes = [runs[seed, name] for seed in seeds if (seed, name) in runs]

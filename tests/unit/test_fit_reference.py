@@ -13,12 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
 import reducr
 from reducr.irreducible import held_out_report
 from reducr.irreducible.cross_fit import stratified_folds
-from reducr.irreducible.examples import HoldoutExamples
+from reducr.irreducible.examples import HoldoutExamples, is_plain
 
 SGD = partial(torch.optim.SGD, lr=0.3)
 SIZE = 90
@@ -384,6 +384,23 @@ def test_any_loader_of_the_holdout_set(kind):
     model = fit(make_model(), LOADERS[kind], num_epochs=10)
     inputs, targets = make_data(300, seed=4)
     assert (model(inputs).argmax(dim=1) == targets).float().mean() > 0.85
+
+
+def test_examples_are_read_by_position_only_where_the_loader_gives_each_once():
+    data = TensorDataset(*make_data())
+    assert is_plain(data)
+    assert is_plain(DataLoader(data, batch_size=10, drop_last=True))
+    assert is_plain(DataLoader(data, batch_size=10, shuffle=True))
+    for sampler in (
+        RandomSampler(data, replacement=True),
+        RandomSampler(data, num_samples=10),
+        WeightedRandomSampler([1.0] * SIZE, SIZE),
+    ):
+        assert not is_plain(DataLoader(data, batch_size=10, sampler=sampler))
+    assert not is_plain(DataLoader(data, batch_sampler=[[0, 1]]))
+    assert not is_plain(DataLoader(data, batch_size=None))
+    assert not is_plain(DataLoader(Stream()))
+    assert not is_plain([make_data()])
 
 
 def test_only_the_examples_of_a_sampler_are_trained_on():

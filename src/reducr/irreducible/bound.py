@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reducr._internal.checks import check_range
 from reducr.batch import Batch, PerExampleLoss
+from reducr.functional import selection_dtype
 from reducr.functional.outputs import checked_logits, per_example_losses
 from reducr.functional.sequences import example_loss, row_groups
 from reducr.irreducible.adjusted import AdjustedGroupLoss
@@ -51,6 +52,7 @@ class BoundReference:
         self.loss = loss
         self._watch = ChanceWatch()
         self._groups = GroupsOfTargets(reference.group_of_target)
+        self._has_soft_labels = False
         if any("irreducible_loss" in need for need in rule.needs):
             _check_groups(reference, rule)
 
@@ -104,7 +106,7 @@ class BoundReference:
         if joint is not None:
             logits = joint_logits(output, joint) if output.ndim == 2 else output
         else:
-            classes = _classes(target)
+            classes = self._classes(target)
             if classes is None or not isinstance(output, Tensor) or output.ndim != 2:
                 raise self._no_closed_form(output, target)
             logits = checked_logits(output, target.shape[0], owner=OWNER)
@@ -112,8 +114,20 @@ class BoundReference:
             self._groups.check(batch, classes)
         if self.loss is None:
             return AdjustedGroupLoss(logits, target, reference.gradient_weight, reference.group_of_target)
+        logits = logits.to(selection_dtype(logits))
         columns = [self._losses_of_group(logits, group, target) for group in range(self.rule.num_groups)]
         return torch.stack(columns, dim=1)
+
+    def _classes(self, target: Tensor) -> Tensor | None:
+        """(B,) class of each example: its integer target, or the argmax of its soft label; None for other targets."""
+        if target.ndim == 1 and not target.is_floating_point() and not target.is_complex():
+            return target
+        if target.ndim != 2 or not target.is_floating_point() or target.shape[1] < 2:
+            return None
+        if not self._has_soft_labels:  # read at the first batch only, which may have to be waited for
+            sums = target.sum(dim=1)
+            self._has_soft_labels = bool((sums - 1).abs().max() < _SOFT_TOLERANCE) and bool(target.min() >= 0)
+        return target.argmax(dim=1) if self._has_soft_labels else None
 
     def _losses_of_group(self, logits: Tensor, group: int, target: Tensor) -> Tensor:
         """(B,) losses of the model of ``group``, whose logits are those of the plain model, shifted."""
@@ -252,16 +266,6 @@ def own_losses(losses: Tensor, batch: Batch, loss: PerExampleLoss | None) -> Ten
     if groups.device.type == "cpu":
         check_range("a batch's group", groups, losses.shape[1])
     return losses.gather(1, groups.long().unsqueeze(1)).squeeze(1)
-
-
-def _classes(target: Tensor) -> Tensor | None:
-    """(B,) class of each example: its integer target, or the argmax of its soft label; None for other targets."""
-    if target.ndim == 1 and not target.is_floating_point() and not target.is_complex():
-        return target
-    if target.ndim == 2 and target.is_floating_point() and target.shape[1] > 1:
-        is_distribution = (target.sum(dim=1) - 1).abs().max() < _SOFT_TOLERANCE and target.min() >= 0
-        return target.argmax(dim=1) if bool(is_distribution) else None
-    return None
 
 
 def _check_groups(reference: Reference, rule: Rule) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -39,31 +40,24 @@ def fit_reference(
 ) -> Model:
     """Train a reference model (the paper's irreducible model) on the clean holdout set, for as long as it helps.
 
-    The number of epochs is chosen by cross-fitting: for each of ``num_folds`` folds a copy of the model is trained on
-    the other folds until its loss on the held-out one stops falling. The model itself is then trained on all examples
-    for the number of epochs with the lowest mean held-out loss. This costs up to ``num_folds`` trainings more. Held-out
-    loss and accuracy, over all examples and of the worst class, are written to stderr as one line, and a warning says
-    if they are not significantly better than chance. ``reducr.irreducible.held_out_report`` returns them.
+    For each of ``num_folds`` folds a copy is trained on the other folds until its loss on this one stops falling. The
+    model itself is then trained on all examples for the number of epochs with the lowest mean held-out loss. Held-out
+    loss and accuracy, over all and of the worst class, are written to stderr (``reducr.irreducible.held_out_report``
+    returns them), and a warning says if they are not significantly better than chance.
 
-    Global random states are restored at the end.
-
-    On several ranks every rank trains by itself; give all of them the same examples.
+    Global random states are restored at the end. On several ranks each trains alone; give all the same examples.
 
     Args:
         model: trained in place, on its device, and left in eval mode. Pass a copy of the target model, or another one.
         loader: batches of the clean holdout set, or a map-style data set. Examples of a data set are read anew in every
-            epoch, in batches of at most the loader's size, about 20 per epoch. Batches of another loader, such as a
-            list or a stream, are read once and kept in memory.
+            epoch, about 20 batches of at most the loader's size. Other batches are read once and kept in memory.
         num_epochs: at most; exactly with ``num_folds=0``.
         optimizer: a function from parameters to an optimizer, such as ``functools.partial(torch.optim.SGD, lr=0.1)``;
-            None for AdamW with a learning rate of 3e-3, for models that are not pretrained.
-        loss: of (output, target), one value per example; None for the cross-entropy. With a ``TokenLoss`` the mean over
-            tokens is trained, and held-out losses are those of sequences.
-        spec: where the parts of a batch are; None for the usual places. For a model of (target, group) pairs, let
-            ``target`` return ``targets * num_groups + groups``.
-        group_weights: (G,) weights >= 0 of the examples of each group, such as ``[10, 1, 1]`` for the model of group 0
-            in a list of one model per group; None for 1.
-        num_folds: K >= 2; 0 to train without held-out folds, for ``num_epochs``, without a check.
+            None for AdamW with a learning rate of 3e-3, too large for pretrained models.
+        loss: of (output, target), one value per example, or a ``TokenLoss``; None for the cross-entropy.
+        spec: where the parts of a batch are; None for the usual places.
+        group_weights: (G,) weights >= 0 of the examples of each group, such as ``[10, 1, 1]``; None for 1.
+        num_folds: K >= 2; 0 for no held-out folds and no check. Each is up to one training more.
         seed: of folds, order of examples, and what the model draws.
         progress: write progress and results to stderr; None for the results, and progress if it is a terminal.
 
@@ -79,38 +73,10 @@ def fit_reference(
         >>> inputs = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
         >>> clean = torch.utils.data.TensorDataset(inputs, inputs.argmax(dim=1))
         >>> reference = fit_reference(nn.Linear(4, 4), clean, num_epochs=30, progress=False)
-        >>> bool((reference(inputs).argmax(dim=1) == inputs.argmax(dim=1)).float().mean() > 0.5)
-        True
 
-    Source: docs/method.md, section 4. The paper keeps the checkpoint with the lowest loss on the noisy training set
-    instead, which the training program does.
+    Source: docs/method.md, section 4. The paper instead keeps the checkpoint with the lowest loss on the training set.
     """
-    fit = _Fit(
-        model,
-        loader,
-        num_epochs=num_epochs,
-        optimizer=optimizer,
-        loss=loss,
-        spec=spec,
-        group_weights=group_weights,
-        num_folds=num_folds,
-        seed=seed,
-        progress=progress,
-    )
-    if num_folds:
-        report = fit.report()
-        num_epochs = report.num_epochs
-        if progress is not False:
-            fit.display.line(str(report))
-        if report.is_near_chance:
-            warnings.warn(
-                f"The reference model is near chance: {'; '.join(report.faults)}. Selection by it is hardly better "
-                "than at random. Train it longer or with another learning rate (`num_epochs`, `optimizer`), on more "
-                "clean examples, or choose another model.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-    fit.train(num_epochs)
+    _Fit(model, loader, num_epochs, optimizer, loss, spec, group_weights, num_folds, seed, progress).run()
     return model
 
 
@@ -129,44 +95,60 @@ def held_out_report(model: nn.Module, loader: Iterable[Any], **options: Any) -> 
     return fit.report()
 
 
+@dataclass
 class _Fit:
-    """The checked arguments of ``fit_reference``."""
+    """The arguments of ``fit_reference``, checked."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loader: Iterable[Any],
-        *,
-        num_epochs: int,
-        optimizer: MakeOptimizer | None,
-        loss: PerExampleLoss | None,
-        spec: BatchSpec | None,
-        group_weights: Sequence[float] | Tensor | None,
-        num_folds: int,
-        seed: int,
-        progress: bool | None,
-    ) -> None:
-        _check_kinds(model, loader, optimizer)
-        check_count("num_epochs", num_epochs)
-        check_count("num_folds", num_folds, least=0)
-        check_count("seed", seed, least=0)
-        if progress is not None:
-            check_flag("progress", progress)
-        if num_folds == 1:
+    model: nn.Module
+    loader: Iterable[Any]
+    num_epochs: int
+    optimizer: MakeOptimizer | None
+    loss: PerExampleLoss | None
+    spec: BatchSpec | None
+    group_weights: Any
+    num_folds: int
+    seed: int
+    progress: bool | None
+
+    def __post_init__(self) -> None:
+        _check_kinds(self.model, self.loader, self.optimizer)
+        check_count("num_epochs", self.num_epochs)
+        check_count("num_folds", self.num_folds, least=0)
+        check_count("seed", self.seed, least=0)
+        if self.progress is not None:
+            check_flag("progress", self.progress)
+        if self.num_folds == 1:
             raise ValueError("num_folds must be 0, for no held-out folds, or at least 2; got 1.")
-        self.model, self.loss, self.num_epochs, self.num_folds, self.seed = model, loss, num_epochs, num_folds, seed
-        self.make_optimizer = _ADAMW if optimizer is None else optimizer
-        new_optimizer(model, self.make_optimizer)
-        device = device_of_modules([model])
-        with seeded(mixed_seed(seed), device):
-            self.examples = HoldoutExamples(loader, spec=spec, device=device)
-        self.group_weights = _checked_weights(group_weights, self.examples)
-        if num_folds and self.examples.num_examples < 2 * num_folds:
+        self.make_optimizer = _ADAMW if self.optimizer is None else self.optimizer
+        new_optimizer(self.model, self.make_optimizer)
+        device = device_of_modules([self.model])
+        with seeded(mixed_seed(self.seed), device):
+            self.examples = HoldoutExamples(self.loader, spec=self.spec, device=device)
+        self.weights = _checked_weights(self.group_weights, self.examples)
+        if self.num_folds and self.examples.num_examples < 2 * self.num_folds:
             raise ValueError(
-                f"{num_folds} folds need at least {2 * num_folds} examples; the holdout set has "
+                f"{self.num_folds} folds need at least {2 * self.num_folds} examples; the holdout set has "
                 f"{self.examples.num_examples}. Pass a smaller `num_folds`, or more clean examples."
             )
-        self.display = _Display(progress)
+        self.display = _Display(self.progress)
+
+    def run(self) -> None:
+        """Choose the number of epochs, unless there are no folds, and train the model for as many."""
+        num_epochs = self.num_epochs
+        if self.num_folds:
+            report = self.report()
+            num_epochs = report.num_epochs
+            if self.progress is not False:
+                self.display.line(str(report))
+            if report.is_near_chance:
+                warnings.warn(
+                    f"The reference model is near chance: {'; '.join(report.faults)}. Selection by it is hardly better "
+                    "than at random. Train it longer or with another learning rate (`num_epochs`, `optimizer`), on "
+                    "more clean examples, or choose another model.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        self.train(num_epochs)
 
     def report(self) -> HeldOutReport:
         report = cross_validated(
@@ -175,7 +157,7 @@ class _Fit:
             num_epochs=self.num_epochs,
             optimizer=self.make_optimizer,
             loss=self.loss,
-            group_weights=self.group_weights,
+            group_weights=self.weights,
             num_folds=self.num_folds,
             seed=self.seed,
             show=self.display.show,
@@ -191,7 +173,7 @@ class _Fit:
             optimizer = new_optimizer(self.model, self.make_optimizer)
             for epoch in range(num_epochs):
                 batches = self.examples.shuffled(everything, order)
-                train_epoch(self.model, batches, optimizer, loss=self.loss, group_weights=self.group_weights)
+                train_epoch(self.model, batches, optimizer, loss=self.loss, group_weights=self.weights)
                 self.display.show(f"all examples, epoch {epoch + 1} of {num_epochs}")
         self.display.clear()
         self.model.zero_grad()
