@@ -8,7 +8,7 @@ DIR holds noisy_ag_news, nli, sst2 and tweeteval_emoji. A GPT-2 with two layers 
 fine-tuned on sequences of five domains: frequent news, easy captions, reviews, Wikipedia with the tokens shuffled in
 seven of ten sequences, and few tweets. Every method trains on the same number of tokens, which it selects from the same
 candidates. The clean holdout set has 50 sequences of each domain. Figures are losses on clean test text in nats per
-token, at the end of training. Ten minutes on one core.
+token, at the end of training. About nine minutes on one core.
 """
 
 from __future__ import annotations
