@@ -171,3 +171,25 @@ def _write_tsv(path, columns, size, *, num_classes, separator="\t"):
     path.parent.mkdir(parents=True, exist_ok=True)
     content = ("\n".join(lines) + "\n").encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def domains(folder):
+    """Texts of the five domains of ``benchmarks.language_model``, each with words of its own."""
+    random = np.random.default_rng(0)
+
+    def texts(letters, size=140):
+        words = ["".join(random.choice(list(letters), size=3)) for _ in range(30)]
+        return [" ".join(random.choice(words, size=random.integers(4, 12))) for _ in range(size)]
+
+    rows = {
+        "noisy_ag_news/train_medium.csv.gz": ["label,gt,text,group", *(f"0,0,{text},A" for text in texts("abcd"))],
+        "nli/sick_train.tsv.gz": ["premise", *texts("efgh")],
+        "nli/sick_test.tsv.gz": ["premise", *texts("efgh")],
+        "nli/wiki_nli_train.tsv.gz": ["protocol\tpremise", *(f"base\t{text}" for text in texts("ijkl"))],
+        "sst2/train.tsv.gz": [f"{text}\t1" for text in texts("mnop")],
+        "tweeteval_emoji/train.tsv.gz": ["label\ttext", *(f"3\t{text}" for text in texts("qrst"))],
+    }
+    for name, lines in rows.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(folder / name, "wt", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")

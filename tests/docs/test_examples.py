@@ -66,6 +66,28 @@ def test_hugging_face():
     assert_better_than_uniform(done.stdout)
 
 
+@pytest.mark.long
+def test_hugging_face_image():
+    done = forked.run(["-W", "error", EXAMPLES / "hugging_face_image.py"])
+    assert done.returncode == 0, done.stderr
+    found = figures(done.stdout)
+    assert set(found) == {"reference", "uniform", "reducr"}
+    assert found["uniform"][0] < 0.2 < found["reducr"][0]
+    assert found["reducr"][1] > found["uniform"][1] + 0.05
+
+
+@pytest.mark.long
+def test_causal_lm():
+    """Half of the sums are wrong, which uniform training learns; selection by sequence and by token do not."""
+    text = run(EXAMPLES / "causal_lm.py")
+    pattern = r"^(\w+(?: \w+)*) +right answers: sums (\d\.\d+)  products (\d\.\d+)$"
+    found = {name: (float(sums), float(products)) for name, sums, products in re.findall(pattern, text, re.MULTILINE)}
+    assert set(found) == {"reference", "uniform", "rho_loss", "priority_sampling", "rho_loss by token"}
+    assert found["rho_loss"][0] > found["uniform"][0] + 0.1
+    assert found["rho_loss by token"][0] > found["uniform"][0] + 0.1
+    assert found["priority_sampling"][1] > found["uniform"][1]
+
+
 @pytest.fixture
 def run_here(monkeypatch, capsys):
     """Runs a program in this process, which has imported already what takes longest."""

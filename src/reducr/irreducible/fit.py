@@ -54,8 +54,7 @@ def fit_reference(
         num_epochs: at most; exactly with ``num_folds=0``.
         optimizer: a function from parameters to an optimizer, such as ``functools.partial(torch.optim.SGD, lr=0.1)``;
             None for AdamW with a learning rate of 3e-3, too large for pretrained models.
-        loss: of (output, target), one value per example; None for the cross-entropy. With a ``TokenLoss`` the mean over
-            tokens is trained, and held-out losses are those of sequences.
+        loss: of (output, target), one value per example, or a ``TokenLoss``; None for the cross-entropy.
         spec: where the parts of a batch are; None for the usual places.
         group_weights: (G,) weights >= 0 of the examples of each group, such as ``[10, 1, 1]``; None for 1.
         num_folds: K >= 2; 0 for no held-out folds and no check. Each is up to one training more.
