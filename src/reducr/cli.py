@@ -28,7 +28,7 @@ usage: reducr COMMAND [OPTION=VALUE ...]
   reducr run experiment=NAME          all stages: reference model, table, every method and seed, report
   reducr irreducible experiment=NAME  reference models and their table only (gradient_weighted_class=null|NUMBER|all)
   reducr train experiment=NAME        target training only (irreducible.dir=RUN, selection_method=NAME, seed=NUMBER)
-  reducr resume RUN                   continue an interrupted run of any of these
+  reducr resume RUN                   continue an interrupted run of any of these (--help: damaged, moved, of others)
   reducr report RUN... --out DIR      HTML page, tables and plots of finished, running or interrupted runs
   reducr export RUN --fraction 0.1    downsampled data set of a run (docs/export.md; --help for all options)
 

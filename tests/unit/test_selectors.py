@@ -304,3 +304,13 @@ def test_the_gradient_norm_needs_logits_of_one_forward_pass():
     candidates = Candidates(logits=torch.zeros(5, 3, 2), targets=torch.tensor([0, 1, 1]))
     with pytest.raises(ValueError, match=re.escape("needs logits (B, C) of one forward pass; got shape (5, 3, 2).")):
         selector.select(candidates, num_selected=1)
+
+
+def test_divbs_says_what_it_needs_before_it_asks_for_the_memory(monkeypatch):
+    selector = reducr.make_selector("divbs", num_groups=2)
+    with pytest.raises(ValueError, match=r"4 matrices of 10,000,000 x 10,000,000 numbers, 2,980,232 GiB"):
+        selector.check_num_candidates(10_000_000)
+    monkeypatch.setattr("reducr.selectors.diversified.available_memory", lambda: 64 * 2**30)
+    with pytest.raises(ValueError, match=r"65,536 x 65,536 numbers, 128 GiB, and 64 GiB of memory are available"):
+        selector.check_num_candidates(65_536)
+    selector.check_num_candidates(320)

@@ -36,7 +36,7 @@ def in_units(num_bytes: float) -> str:
 
     Example:
         >>> in_units(34_359_738_368), in_units(1_500_000)
-        ('32 GiB', '1.4 MiB')
+        ('32 GiB', '1.43 MiB')
     """
     for unit in ("bytes", "KiB", "MiB"):
         if num_bytes < 1024:

@@ -97,6 +97,8 @@ def read_arrays(path: Path, *, names: Sequence[str] = ()) -> dict[str, NDArray[A
         opened.seek(0)
         with np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("it holds other files")
         missing = [name for name in names if name not in arrays]
         if missing:
             raise ValueError(f"it lacks the array {', '.join(missing)}")

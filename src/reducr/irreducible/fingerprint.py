@@ -97,6 +97,8 @@ def row_checksums(rows: Tensor) -> NDArray[np.uint32]:
     Computed once for every tensor; inputs are never changed in place.
     """
     checksums: NDArray[np.uint32] | None = _CHECKSUMS.get(rows)
+    if checksums is None and not rows.numel():
+        return np.zeros(len(rows), dtype=np.uint32)
     if checksums is None:
         array = rows.detach().cpu().contiguous().reshape(len(rows), -1).view(torch.uint8).numpy()
         checksums = np.fromiter(map(zlib.crc32, array), dtype=np.uint32, count=len(rows))

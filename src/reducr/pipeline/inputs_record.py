@@ -26,8 +26,10 @@ from reducr._internal.distributed import is_main_rank
 from reducr._internal.files import replaced_atomically
 from reducr._internal.manifest import record_files
 from reducr._internal.reading import read_arrays
-from reducr.data import Splits
-from reducr.data.core.inputs import Overlaid, inputs_at
+from reducr.data.core.inputs import inputs_at
+from reducr.data.io.image_pool import ImageFiles, MappedArray
+from reducr.data.io.text import Texts
+from reducr.data.own.features import Features
 from reducr.irreducible.fingerprint import row_checksums
 
 NAME = "inputs.npz"
@@ -101,16 +103,21 @@ class InputsRecord:
     files: Files
 
     @classmethod
-    def of(cls, splits: Splits, options: DictConfig | None) -> InputsRecord:
-        """The record of the inputs as they are now; without files if ``options`` is None."""
-        pool = _base(splits.train.pool)
-        paths = getattr(pool, "paths", None)
-        if paths is not None:
-            none = np.zeros(0, dtype=np.int64)
-            return cls(len(pool), none, none.astype(np.uint32), Files.of([_relative(path) for path in paths]))
-        positions = _positions(pool)
-        names = [] if options is None else list(_input_files(options))
-        return cls(len(pool), positions, _row_checksums(pool, positions), Files.of(names, largest=_LARGEST_EXPLAINED))
+    def of(cls, inputs: Any, options: DictConfig) -> InputsRecord:
+        """The record of ``RawData.input`` as it is now.
+
+        Args:
+            inputs: the inputs of all parts, as read.
+            options: of the data module, which name its files.
+        """
+        positions = _positions(inputs)
+        if len(positions):
+            files = Files.of(list(_input_files(options)), largest=_LARGEST_EXPLAINED)
+        else:
+            files = Files.of(
+                [_relative(path) for path in inputs.paths] if _is_files(inputs) else [*_input_files(options)]
+            )
+        return cls(len(inputs), positions, _row_checksums(inputs, positions), files)
 
     @classmethod
     def read(cls, path: Path) -> InputsRecord:
@@ -144,12 +151,12 @@ class InputsRecord:
             np.savez_compressed(file, **arrays)
 
 
-def record_inputs(folder: Path, splits: Splits, options: DictConfig, *, writes: bool) -> None:
+def record_inputs(folder: Path, inputs: Any, options: DictConfig, *, writes: bool) -> None:
     """Compare the inputs with ``inputs.npz`` of the run, or write it.
 
     Args:
         folder: the run folder.
-        splits: the parts of the first seed; its inputs are those of all parts.
+        inputs: ``RawData.input``, the inputs of all parts as read.
         options: of the data module.
         writes: whether to write the file if there is none: not for the run of an earlier version.
 
@@ -157,34 +164,30 @@ def record_inputs(folder: Path, splits: Splits, options: DictConfig, *, writes: 
         ValueError: if inputs have changed; names their files.
     """
     if (folder / NAME).is_file():
-        check_same_inputs(folder, splits)
+        check_same_inputs(folder, inputs)
     elif writes and is_main_rank():
-        InputsRecord.of(splits, options).write(folder / NAME)
+        InputsRecord.of(inputs, options).write(folder / NAME)
         record_files(folder, folder / NAME)
 
 
-def check_same_inputs(folder: Path, splits: Splits) -> None:
-    """Raise ValueError if inputs differ from ``inputs.npz`` of the run. A run without it passes.
+def check_same_inputs(folder: Path, inputs: Any) -> None:
+    """Raise ValueError if ``RawData.input`` differs from ``inputs.npz`` of the run. A run without it passes.
 
     Call it in the directory that relative paths count from.
     """
     path = folder / NAME
     if not path.is_file():
         return
-    record = InputsRecord.read(path)
-    pool = _base(splits.train.pool)
-    if getattr(pool, "paths", None) is not None:
-        record = _with_names(record, [_relative(path) for path in pool.paths])
-        changed = record.files.changed(reads_all=len(record.files.names) <= _MOST_EXPLAINED)
-        if changed or len(pool) != record.num_inputs:
-            raise _fault(len(changed), record.num_inputs, len(pool), changed, path)
-        return
-    if len(pool) != record.num_inputs:
-        raise _fault(0, record.num_inputs, len(pool), record.files.changed(reads_all=False), path)
-    num_changed = int((_row_checksums(pool, record.positions) != record.rows).sum())
-    if num_changed:
-        changed = record.files.changed(reads_all=True)
-        raise _fault(num_changed, record.num_inputs, len(pool), changed, path)
+    record, num_changed = InputsRecord.read(path), 0
+    if _is_files(inputs):
+        record = _with_names(record, [_relative(name) for name in inputs.paths])
+    if len(inputs) == record.num_inputs and len(record.positions):
+        num_changed = int((_row_checksums(inputs, record.positions) != record.rows).sum())
+        if not num_changed:
+            return
+    changed = record.files.changed(reads_all=len(record.files.names) <= _MOST_EXPLAINED)
+    if len(inputs) != record.num_inputs or num_changed or changed:
+        raise _fault(num_changed or len(changed), record.num_inputs, len(inputs), changed, path)
 
 
 def _fault(num_changed: int, num_inputs: int, num_now: int, files: Sequence[str], path: Path) -> ValueError:
@@ -209,27 +212,32 @@ def _with_names(record: InputsRecord, names: Sequence[str]) -> InputsRecord:
     return InputsRecord(record.num_inputs, record.positions, record.rows, files)
 
 
-def _base(pool: Any) -> Any:
-    """The pool without the noise that a run itself adds to inputs."""
-    while isinstance(pool, Overlaid):
-        pool = pool.base
-    return pool
+def _is_files(inputs: Any) -> bool:
+    """Whether inputs are decoded for each batch."""
+    return isinstance(inputs, ImageFiles)
 
 
-def _positions(pool: Any) -> NDArray[np.int64]:
-    """The rows to compare: all of them, or evenly spaced ones of a large file."""
-    if isinstance(pool, Tensor) or not len(pool):
-        return np.arange(len(pool))
-    row = inputs_at(pool, torch.tensor([0]))
+def _positions(inputs: Any) -> NDArray[np.int64]:
+    """The rows to compare: all of them, evenly spaced ones of a large file, or none if their files are compared."""
+    if isinstance(inputs, Tensor | Features | Texts):
+        return np.arange(len(inputs))
+    if not isinstance(inputs, MappedArray):
+        return np.zeros(0, dtype=np.int64)
+    row = inputs_at(inputs, torch.tensor([0]))
     most = max(1, _LARGEST_ROWS // (row.numel() * row.element_size()))
-    return np.unique(np.linspace(0, len(pool) - 1, min(len(pool), most)).astype(np.int64))
+    return np.unique(np.linspace(0, len(inputs) - 1, min(len(inputs), most)).astype(np.int64))
 
 
-def _row_checksums(pool: Any, positions: NDArray[np.int64]) -> NDArray[np.uint32]:
-    if isinstance(pool, Tensor):
-        return row_checksums(pool)[positions]
-    chunks = [row_checksums(inputs_at(pool, chunk)) for chunk in torch.split(torch.from_numpy(positions), _CHUNK)]
-    return np.concatenate([np.zeros(0, dtype=np.uint32), *chunks])
+def _row_checksums(inputs: Any, positions: NDArray[np.int64]) -> NDArray[np.uint32]:
+    if isinstance(inputs, Tensor):
+        return row_checksums(inputs)[positions]
+    if isinstance(inputs, Features):
+        return row_checksums(inputs.numbers)[positions] ^ row_checksums(inputs.categories)[positions]
+    if isinstance(inputs, Texts):
+        pairs = zip(inputs.first, inputs.second or [""] * len(inputs), strict=True)
+        return np.array([zlib.crc32(f"{one}\0{two}".encode(errors="surrogatepass")) for one, two in pairs], np.uint32)
+    chunks = [row_checksums(inputs_at(inputs, chunk)) for chunk in torch.split(torch.from_numpy(positions), _CHUNK)]
+    return np.concatenate([np.zeros(0, dtype=np.uint32), *(chunks if len(positions) else ())])
 
 
 def _input_files(options: DictConfig) -> Iterator[str]:

@@ -22,10 +22,8 @@ from reducr._internal.run_check import (
 from reducr._internal.run_folder import run_lock
 from reducr._internal.run_start import RunStart, add_to_start, environment
 from reducr.data import RawData
-from reducr.pipeline.inputs_record import NAME as INPUTS
 from reducr.pipeline.inputs_record import check_same_inputs
 from reducr.pipeline.run import make_datamodule, run_again
-from reducr.pipeline.setup import seeds_of
 from reducr.pipeline.stored_config import load_config, with_data_in
 
 
@@ -98,8 +96,7 @@ def open_data(folder: Path, *, is_trusted: bool = False, data_dir: Path | None =
     folder = folder.resolve()
     with contextlib.chdir(start.directory):
         datamodule = make_datamodule(config)
-        if (folder / INPUTS).is_file():
-            check_same_inputs(folder, datamodule.splits(seed=seeds_of(config)[0]))
+        check_same_inputs(folder, datamodule.raw.input)
         return datamodule.raw
 
 

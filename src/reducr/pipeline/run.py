@@ -93,7 +93,7 @@ def _train_irreducible(config: DictConfig, folder: Path | None) -> Path:
         folder = _shared_new_folder(config, "irreducible")
     with telling_how_to_resume(folder), _locked(folder), RunDisplay(len(seeds)) as display, _interruptible():
         _remove_leftovers(folder)
-        record_inputs(folder, first.splits, config.datamodule, writes=has_manifest(folder))
+        record_inputs(folder, datamodule.raw.input, config.datamodule, writes=has_manifest(folder))
         for seed in seeds:
             data = first if seed == first.seed else SeedData.of(datamodule, seed)
             seed_folder = folder / f"seed_{seed}"
@@ -162,19 +162,22 @@ def _train_all(
     """Train every method for every seed, and write the report, also if it is interrupted."""
     seeds = seeds_of(config)
     rows = read_results(folder) if has_results(folder) else []
+    has_room = True
     try:
         with _locked(folder), RunDisplay(len(methods) * len(seeds)) as display, _interruptible():
             _remove_leftovers(folder)
-            first = data_of(seeds[0])
-            record_inputs(folder, first.splits, config.datamodule, writes=has_manifest(folder))
+            record_inputs(folder, datamodule.raw.input, config.datamodule, writes=has_manifest(folder))
             for seed in seeds:
                 unfinished = _unfinished_methods(methods, seed, rows, display)
                 for new_rows in _run_seed(config, unfinished, data_of(seed), folder, display) if unfinished else ():
                     rows += new_rows
                     if is_main_rank():
                         write_results(folder, rows)
+    except FullDiskError:
+        has_room = False
+        raise
     finally:
-        if rows and is_main_rank():
+        if rows and has_room and is_main_rank():
             write_report(
                 [folder],
                 out=folder,

@@ -82,7 +82,7 @@ class StoredRun:
         """
         data = SeedData.of(datamodule, seed)
         check_same_data(self.folder / f"seed_{seed}" / "data.npz", recorded_arrays(data.splits))
-        check_same_inputs(self.folder, data.splits)
+        check_same_inputs(self.folder, datamodule.raw.input)
         return data
 
     def training_losses(self, data: SeedData, method: str) -> tuple[Tensor, Tensor]:

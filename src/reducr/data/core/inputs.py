@@ -42,15 +42,15 @@ class Overlaid:
     """
 
     def __init__(self, base: Inputs, positions: Tensor, rows: Tensor) -> None:
-        self.base = base
+        self._base = base
         self._rows = rows
         self._row_of = torch.full((len(base),), -1)
         self._row_of[positions] = torch.arange(len(positions))
 
     def __len__(self) -> int:
-        return len(self.base)
+        return len(self._base)
 
     def __getitem__(self, positions: Tensor) -> Tensor:
         row = self._row_of[positions]
         replaced = torch.nonzero(row >= 0).flatten()
-        return inputs_at(self.base, positions).index_copy(0, replaced, self._rows[row[replaced]])
+        return inputs_at(self._base, positions).index_copy(0, replaced, self._rows[row[replaced]])
