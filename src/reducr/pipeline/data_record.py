@@ -12,6 +12,7 @@ from reducr._internal.distributed import is_main_rank
 from reducr._internal.files import replaced_atomically
 from reducr.data import Splits
 from reducr.pipeline.progress import RunDisplay
+from reducr.reports import print_line
 
 
 def record_data(splits: Splits, folder: Path, display: RunDisplay) -> None:
@@ -21,7 +22,7 @@ def record_data(splits: Splits, folder: Path, display: RunDisplay) -> None:
         ValueError: if the data differs from an existing ``data.npz``.
     """
     for note in splits.notes:
-        display.console.print(note, highlight=False)
+        print_line(note, display.console)
     arrays = recorded_arrays(splits)
     path = folder / "data.npz"
     if path.is_file():

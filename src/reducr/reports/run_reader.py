@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from reducr._internal.moved import current_path
 from reducr._internal.run_folder import ResultRow, has_results, is_locked, read_results
+from reducr._internal.text import plain_text
 from reducr.reports.metrics_log import Floats, MetricsLog
 
 # options that do not affect results, or that differ between runs whose methods and seeds are pooled
@@ -141,26 +142,31 @@ class Run:
     config_text: str
 
     @classmethod
-    def read(cls, folder: Path) -> Run:
+    def read(cls, folder: Path, *, is_own: bool = False) -> Run:
         """Read a run, which may still be active.
+
+        Args:
+            folder: the run folder.
+            is_own: whether it is this process that has locked the folder, and is about to leave it.
 
         Raises:
             FileNotFoundError: if ``folder`` is not a run folder, or no training has started.
             ValueError: if the run holds irreducible models only, or a file is damaged (named).
         """
         _check_is_run(folder)
-        config_path, command_path = folder / "config.yaml", folder / "command.txt"
+        config_path = folder / "config.yaml"
         text = config_path.read_text(encoding="utf-8")
         config = _parsed(text, config_path)
         rows = read_results(folder) if has_results(folder) else []
         num_methods = 1 if config["selection_method"] is not None else len(config["compare"])
         num_expected = num_methods * (1 if config["seed"] is not None else len(config["seeds"]))
+        is_complete = len({(row.method, row.seed) for row in rows}) == num_expected
         run = cls(
             folder,
             rows,
-            state=_state(folder, is_complete=len({(row.method, row.seed) for row in rows}) == num_expected),
+            state=_state(folder, is_complete=is_complete, is_own=is_own),
             num_expected=num_expected,
-            command=command_path.read_text(encoding="utf-8").strip() if command_path.is_file() else "",
+            command=_command(folder / "command.txt"),
             config_text=text,
         )
         if not run.trainings:
@@ -176,7 +182,7 @@ class Run:
     def name(self) -> str:
         """The folder and its parent, such as ``digits/2026-01-31_12-00-00``."""
         folder = self.folder.resolve()
-        return f"{folder.parent.name}/{folder.name}"
+        return plain_text(f"{folder.parent.name}/{folder.name}")
 
     @property
     def num_finished(self) -> int:
@@ -231,6 +237,10 @@ def _read_arrays(path: Path, changed_at: int) -> Mapping[str, NDArray[Any]]:
         raise ValueError(f"{path} is damaged ({error}). Make the run again, or leave it out of the report.") from error
 
 
+def _command(path: Path) -> str:
+    return plain_text(path.read_text(encoding="utf-8", errors="surrogateescape").strip()) if path.is_file() else ""
+
+
 def _check_is_run(folder: Path) -> None:
     for name in ("config.yaml", "run.json"):
         if not (folder / name).is_file():
@@ -245,8 +255,8 @@ def _check_is_run(folder: Path) -> None:
         )
 
 
-def _state(folder: Path, *, is_complete: bool) -> str:
-    if is_locked(folder):
+def _state(folder: Path, *, is_complete: bool, is_own: bool) -> str:
+    if not is_own and is_locked(folder):
         return "running"
     return "finished" if is_complete else "interrupted"
 
