@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,25 @@ def random_state() -> dict[str, Any]:
         "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "python": random.getstate(),
     }
+
+
+@contextmanager
+def seeded_python(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python and numpy inside the block, and restore them afterwards.
+
+    Those of torch are left alone.
+
+    Args:
+        seed: in [0, 2^32).
+    """
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)  # noqa: NPY002
 
 
 def set_random_state(state: dict[str, Any]) -> None:

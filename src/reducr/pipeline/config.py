@@ -7,12 +7,14 @@ callbacks may hold any options of their ``_target_``; their defaults are YAML fi
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
@@ -39,6 +41,7 @@ _FIXED_TRAINER_OPTIONS = {
 }
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 _PLURALS = {int: "whole numbers", str: "names"}
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
 Number = int | float
 """OmegaConf keeps whole numbers as they are; it would turn them into floats for ``float``."""
 
@@ -247,7 +250,32 @@ def load_config(folder: Path) -> DictConfig:
     config = OmegaConf.load(folder / "config.yaml")
     if not isinstance(config, DictConfig):
         raise ValueError(f"{folder / 'config.yaml'} is not the configuration of a run.")  # noqa: TRY004
-    return checked_config(config)
+    # the run has resolved it, so that "${" is text
+    return checked_config(OmegaConf.create(as_literals(OmegaConf.to_container(config, resolve=False))))
+
+
+def yaml_of(config: DictConfig) -> str:
+    """``config`` as YAML, with its interpolations resolved. Names of files that are no text are escaped."""
+    text = OmegaConf.to_yaml(config, resolve=True)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = yaml.safe_dump(OmegaConf.to_container(config, resolve=True), sort_keys=False)
+    return text
+
+
+def as_literals(node: Any) -> Any:
+    r"""Copy of nested dicts and lists in which OmegaConf takes every ``${`` as text.
+
+    Example:
+        >>> as_literals({"name": "a${b}"})
+        {'name': 'a\\${b}'}
+    """
+    if isinstance(node, dict):
+        return {name: as_literals(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [as_literals(value) for value in node]
+    return _INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", node) if isinstance(node, str) else node
 
 
 def option_error(error: OmegaConfBaseException) -> ValueError | None:

@@ -20,10 +20,12 @@ from torch import nn
 from reducr._internal.checks import is_finite_number
 from reducr._internal.moved import with_current_targets
 from reducr._internal.names import check_options, unknown_name
+from reducr._internal.rng import seeded_python
 from reducr._internal.seeds import mixed_seed
 from reducr.data import DataModule, ExampleDataset, Splits
 from reducr.irreducible.joint_labels import JointLabels
 from reducr.models.preprocessed import Preprocessed
+from reducr.pipeline.config import as_literals
 from reducr.scoring import Scoring, ScoringBudget, num_selected_of
 from reducr.selectors import Selector, make_selector
 
@@ -123,7 +125,8 @@ class SeedData:
     @classmethod
     def of(cls, datamodule: DataModule, seed: int) -> SeedData:
         """Draw the parts of ``seed``."""
-        splits = datamodule.splits(seed=seed)
+        with seeded_python(stream_seed(seed, "order")):
+            splits = datamodule.splits(seed=seed)
         holdout = splits.holdout  # clean labels, so any mapping from targets to groups shows without exceptions
         joint_labels = JointLabels.of(
             holdout.target, holdout.group, num_classes=holdout.num_classes, num_groups=holdout.num_groups
@@ -157,8 +160,8 @@ def stream_seed(seed: int, stream: str) -> int:
 
 @contextmanager
 def scoped_seed(seed: int) -> Iterator[None]:
-    """Seed torch's global random state inside the block, and restore it afterwards."""
-    with torch.random.fork_rng():
+    """Seed the global random states of torch, numpy and Python inside the block, and restore them afterwards."""
+    with torch.random.fork_rng(), seeded_python(seed):
         torch.random.manual_seed(seed)
         yield
 
@@ -238,7 +241,11 @@ def make_scoring(config: DictConfig, selector: Selector, *, num_examples: int | 
 def build(node: DictConfig, **options: Any) -> Any:
     """Instantiate ``node``. An error of its ``_target_`` is raised as it is, without Hydra's wrapper."""
     if OmegaConf.is_config(node):
-        node = OmegaConf.create(with_current_targets(OmegaConf.to_container(node, resolve=True)))
+        plain = with_current_targets(OmegaConf.to_container(node, resolve=True))
+        literal = as_literals(as_literals(plain))  # Hydra evaluates a node, and then its copy
+        node = OmegaConf.create(literal)
+        if literal != plain:  # a "${" in a name of a file
+            options = {"_convert_": "all"} | options
     try:
         return instantiate(node, **options)
     except InstantiationException as error:
