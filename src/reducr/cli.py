@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
 import difflib
 import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,7 +78,11 @@ _USER_FAULTS = (ValueError, TypeError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the ``reducr`` command. Exit status 2 is a user's fault, 130 is Ctrl-C."""
+    """Entry point of the ``reducr`` command. Exit status 2 is a user's fault, 130 is Ctrl-C, 143 is SIGTERM."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text, and terminals may lack characters
+        if isinstance(stream, TextIOWrapper):
+            is_unicode = codecs.lookup(stream.encoding).name.startswith("utf")
+            stream.reconfigure(errors="surrogateescape" if is_unicode else "backslashreplace")
     command, *rest = [argument for argument in (sys.argv[1:] if arguments is None else arguments) if argument] or [""]
     commands = {"report": _report, "resume": _resume, "export": _export}
     if command in commands:
@@ -99,6 +106,7 @@ def _hydra_command(command: str, rest: Sequence[str]) -> None:
     import reducr.configs  # noqa: F401  (registers the configurations without a YAML file)
     from reducr import pipeline
     from reducr._internal.memory import keep_freed_memory
+    from reducr._internal.text import without_escapes
 
     keep_freed_memory()
     entry = {
@@ -107,19 +115,55 @@ def _hydra_command(command: str, rest: Sequence[str]) -> None:
         "train": pipeline.run_train,
     }[command]
 
+    started_in = Path.cwd()
+
     def task(config: DictConfig) -> str:
+        os.chdir(started_in)
         folder = _exiting_cleanly(lambda: entry(config))
         _print_folder(folder)
         return str(folder)
 
     sys.argv = [f"reducr {command}", *(_renamed(argument) for argument in rest)]
+    if not _is_plain(str(started_in)):
+        os.chdir("/")
+    _keep_hydra_from_writing()
     # Hydra's short form of an error hides the cause, which holds the message for the user.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         hydra.main(version_base="1.3", config_path="configs", config_name="main")(task)()
     except HydraException as error:
-        sys.stderr.write(f"reducr: {_option_fault(error) or error}\n{_advice(error)}")
+        sys.stderr.write(f"reducr: {without_escapes(str(_option_fault(error) or error))}\n{_advice(error)}")
         sys.exit(2)
+
+
+def _is_plain(folder: str) -> bool:
+    """Whether Hydra can hold this name in a configuration. It reads ``${`` as the start of an interpolation."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import GrammarParseError
+
+    try:
+        OmegaConf.create({"cwd": folder})
+    except GrammarParseError:
+        return False
+    return True
+
+
+def _keep_hydra_from_writing() -> None:
+    """Make sweeps leave no ``multirun.yaml`` in the working directory, which may be read-only.
+
+    Hydra has no option for it. Every run keeps its configuration in its run folder.
+    """
+    from hydra.core.plugins import Plugins
+    from omegaconf import OmegaConf
+
+    class Unsaved(OmegaConf):
+        @staticmethod
+        def save(*_: Any, **__: Any) -> None:
+            pass
+
+    # Hydra loads its plugins itself, so importing the module gives another copy of it.
+    sweeper: Any = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"]
+    sweeper.sweep.__globals__["OmegaConf"] = Unsaved
 
 
 def _option_fault(error: HydraException) -> ValueError | None:
@@ -267,7 +311,10 @@ def _print_export(export: Export) -> None:
     if export.data_options:
         overrides = (f"datamodule.{name}={_override(value)}" for name, value in export.data_options.items())
         lines.append(f"read it with {' '.join(overrides)}")
-    sys.stdout.write("\n".join([*lines, f"export folder: {export.folder}", ""]))
+    from reducr._internal.text import one_line
+
+    lines.append(f"export folder: {export.folder}")
+    sys.stdout.write("".join(f"{one_line(line)}\n" for line in lines))
 
 
 def _override(value: Any) -> str:
@@ -283,16 +330,23 @@ def _print_folder(folder: Path) -> None:
 
 
 def _exiting_cleanly(work: Callable[[], T]) -> T:
-    """The result of ``work``. A user's fault, a missing extra or Ctrl-C ends in a short message, not a traceback."""
+    """The result of ``work``. A user's fault, a missing extra or Ctrl-C ends in a short message, not a traceback.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does.
+    """
+    from reducr._internal.signals import received_signal, stopped_by_signals
+    from reducr._internal.text import without_escapes
+
     try:
-        return work()
+        with stopped_by_signals():
+            return work()
     except KeyboardInterrupt:
         sys.stderr.write(
             "\nreducr: interrupted. Finished results are in the run folder; `reducr resume RUN` continues the run.\n"
         )
-        sys.exit(130)
+        sys.exit(128 + (received_signal() or signal.SIGINT))
     except _USER_FAULTS as error:
-        sys.stderr.write(f"reducr: {error}\n")
+        sys.stderr.write(f"reducr: {without_escapes(str(error))}\n")
         sys.exit(2)
     except ModuleNotFoundError as error:
         extra = next((name for name, packages in _EXTRAS.items() if (error.name or "").split(".")[0] in packages), None)

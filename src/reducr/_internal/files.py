@@ -70,9 +70,12 @@ def new_folder_atomically(folder: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``. Readers see the old file or the new one, never a part."""
+    """Write ``text`` to ``path``. Readers see the old file or the new one, never a part.
+
+    Names of files that are not UTF-8 keep their bytes.
+    """
     with replaced_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def file_checksum(path: Path) -> str:
