@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
 import difflib
 import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,7 +78,11 @@ _USER_FAULTS = (ValueError, TypeError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the ``reducr`` command. Exit status 2 is a user's fault, 130 is Ctrl-C."""
+    """Entry point of the ``reducr`` command. Exit status 2 is a user's fault, 130 is Ctrl-C, 143 is SIGTERM."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text, and terminals may lack characters
+        if isinstance(stream, TextIOWrapper):
+            is_unicode = codecs.lookup(stream.encoding).name.startswith("utf")
+            stream.reconfigure(errors="surrogateescape" if is_unicode else "backslashreplace")
     command, *rest = [argument for argument in (sys.argv[1:] if arguments is None else arguments) if argument] or [""]
     commands = {"report": _report, "resume": _resume, "export": _export}
     if command in commands:
@@ -99,6 +106,8 @@ def _hydra_command(command: str, rest: Sequence[str]) -> None:
     import reducr.configs  # noqa: F401  (registers the configurations without a YAML file)
     from reducr import pipeline
     from reducr._internal.memory import keep_freed_memory
+    from reducr._internal.text import without_escapes
+    from reducr.pipeline.hydra_places import is_plain, keep_hydra_from_writing
 
     keep_freed_memory()
     entry = {
@@ -107,18 +116,24 @@ def _hydra_command(command: str, rest: Sequence[str]) -> None:
         "train": pipeline.run_train,
     }[command]
 
+    started_in = Path.cwd()
+
     def task(config: DictConfig) -> str:
+        os.chdir(started_in)
         folder = _exiting_cleanly(lambda: entry(config))
         _print_folder(folder)
         return str(folder)
 
     sys.argv = [f"reducr {command}", *(_renamed(argument) for argument in rest)]
+    if not is_plain(str(started_in)):
+        os.chdir("/")
+    keep_hydra_from_writing()
     # Hydra's short form of an error hides the cause, which holds the message for the user.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         hydra.main(version_base="1.3", config_path="configs", config_name="main")(task)()
     except HydraException as error:
-        sys.stderr.write(f"reducr: {_option_fault(error) or error}\n{_advice(error)}")
+        sys.stderr.write(f"reducr: {without_escapes(str(_option_fault(error) or error))}\n{_advice(error)}")
         sys.exit(2)
 
 
@@ -196,11 +211,12 @@ def _report(arguments: Sequence[str]) -> None:
 
     def open_data(run: Path) -> RawData:
         from reducr import pipeline
+        from reducr._internal.text import without_escapes
 
         try:
             return pipeline.open_data(run, is_trusted=options.trust, data_dir=options.data_dir)
         except ValueError as error:
-            sys.stderr.write(f"reducr: {error}\n")
+            sys.stderr.write(f"reducr: {without_escapes(str(error))}\n")
             raise
 
     write_report(
@@ -225,12 +241,14 @@ def _accept_changes(runs: Sequence[Path]) -> None:
     from reducr._internal.run_check import accept_changes
     from reducr._internal.run_folder import run_lock
     from reducr._internal.run_start import RunStart
+    from reducr._internal.text import one_line
 
     for run in runs:
         RunStart.read(run)
         with run_lock(run):
             for name in accept_changes(run):
-                sys.stderr.write(f"reducr: {run / name} has changed, which is accepted and recorded in run.json.\n")
+                changed = one_line(str(run / name))
+                sys.stderr.write(f"reducr: {changed} has changed, which is accepted and recorded in run.json.\n")
 
 
 def _resume(arguments: Sequence[str]) -> None:
@@ -311,7 +329,10 @@ def _print_export(export: Export) -> None:
     if export.data_options:
         overrides = (f"datamodule.{name}={_override(value)}" for name, value in export.data_options.items())
         lines.append(f"read it with {' '.join(overrides)}")
-    sys.stdout.write("\n".join([*lines, f"export folder: {export.folder}", ""]))
+    from reducr._internal.text import one_line
+
+    lines.append(f"export folder: {export.folder}")
+    sys.stdout.write("".join(f"{one_line(line)}\n" for line in lines))
 
 
 def _override(value: Any) -> str:
@@ -327,16 +348,23 @@ def _print_folder(folder: Path) -> None:
 
 
 def _exiting_cleanly(work: Callable[[], T]) -> T:
-    """The result of ``work``. A user's fault, a missing extra or Ctrl-C ends in a short message, not a traceback."""
+    """The result of ``work``. A user's fault, a missing extra or Ctrl-C ends in a short message, not a traceback.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does.
+    """
+    from reducr._internal.signals import received_signal, stopped_by_signals
+    from reducr._internal.text import without_escapes
+
     try:
-        return work()
+        with stopped_by_signals():
+            return work()
     except KeyboardInterrupt:
         sys.stderr.write(
             "\nreducr: interrupted. Finished results are in the run folder; `reducr resume RUN` continues the run.\n"
         )
-        sys.exit(130)
+        sys.exit(128 + (received_signal() or signal.SIGINT))
     except _USER_FAULTS as error:
-        sys.stderr.write(f"reducr: {error}\n")
+        sys.stderr.write(f"reducr: {without_escapes(str(error))}\n")
         sys.exit(2)
     except ModuleNotFoundError as error:
         extra = next((name for name, packages in _EXTRAS.items() if (error.name or "").split(".")[0] in packages), None)

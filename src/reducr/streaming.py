@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from reducr._internal import distributed
 from reducr._internal.checks import check_range
+from reducr._internal.files import open_regular
 from reducr._internal.seeds import mixed_seed
 
 __all__ = ["ShardedStream", "read_tar"]
@@ -320,12 +321,14 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
         with _open(path) as content, tarfile.open(fileobj=content, mode="r|", tarinfo=_Header) as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+                if member.issparse():  # a few bytes may stand for terabytes of zeros
+                    raise tarfile.ReadError(f"{member.name} is a sparse file")
                 file = archive.extractfile(member) if member.isfile() else None
                 if file is not None:
                     yield member.name, file.read()
             while content.read(_CHUNK):  # read up to the checksum of a compressed file
                 pass
-    except (tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError, RecursionError) as error:
         raise ValueError(
             f"{path} is truncated, damaged or not a tar file ({error}). Download or copy the file again."
         ) from error
@@ -333,7 +336,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _open(path: Path) -> Any:
     """Open the file, decompressing it on the fly if it starts with the magic bytes of a compression format."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(max(map(len, _DECOMPRESSORS)))
     for magic, open_compressed in _DECOMPRESSORS.items():
         if start.startswith(magic):

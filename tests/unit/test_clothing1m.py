@@ -229,10 +229,23 @@ def two_labels(lists):
     return "gives images/0/40/140,980.jpg two labels, 0 and 5."
 
 
+def outside(lists):
+    lists["clean_val_key_list.txt"][3] = "images/../../private.jpg"
+    return "clean_val_key_list.txt names 'images/../../private.jpg', which is outside of the data set."
+
+
+def absolute(lists):
+    lists["noisy_train_key_list.txt"][0] = "/etc/private.jpg"
+    return "noisy_train_key_list.txt names '/etc/private.jpg', which is outside of the data set."
+
+
 @pytest.mark.parametrize(
     "change",
-    [overlap, overlap_of_clean, repeat, forget_labels, label_too_large, label_negative, label_missing, two_labels],
-)
+    [
+        overlap, overlap_of_clean, repeat, forget_labels, label_too_large, label_negative, label_missing, two_labels,
+        outside, absolute,
+    ],
+)  # fmt: skip
 def test_lists_that_do_not_fit_are_refused(tmp_path, change):
     lists = release()
     message = change(lists)

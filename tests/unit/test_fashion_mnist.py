@@ -214,3 +214,35 @@ def test_the_real_files_have_the_published_counts():
     for name, digest in FashionMNIST.md5.items():
         path = Path(DATA_DIR) / "FashionMNIST" / "raw" / f"{name}.gz"
         assert hashlib.md5(path.read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize(
+    ("sizes", "content"),
+    [
+        ((2**32 - 1, 2**32 - 1), b""),
+        ((2**31, 2**31, 4), b""),  # 2^64 values, which is 0 in 64 bits
+        ((2**32 - 1, 28, 28), bytes(3 * 28 * 28)),
+        ((1,) * 70, b"1"),
+    ],
+)
+def test_sizes_that_no_file_has_are_named(tmp_path, sizes, content):
+    path = tmp_path / "images.gz"
+    header = bytes([0, 0, 8, len(sizes)]) + b"".join(size.to_bytes(4, "big") for size in sizes)
+    path.write_bytes(gzip.compress(header + content))
+    assert f"its header says {sizes}" in damaged(path)
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_not_unpacked_to_its_end(tmp_path):
+    path = tmp_path / "labels.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(bytes([0, 0, 8, 1, 0, 0, 0, 5]))
+        for _ in range(8):
+            file.write(bytes(2**20))
+    assert f"13 bytes in all; it has {13 + 2**20} or more" in damaged(path)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "labels")
+    with pytest.raises(OSError, match=r"it is not a regular file: .*labels"):
+        read_idx(tmp_path / "labels")

@@ -1,4 +1,7 @@
+import contextlib
+import os
 import re
+import socket
 
 import pytest
 import torch
@@ -115,12 +118,133 @@ def test_images_of_every_kind_and_depth_count_and_nothing_else_does(tmp_path):
     assert brightness(raw) == [20, 10, 30, 40, 50, 60, 70, 0, 200]
 
 
-def test_a_link_to_a_folder_is_a_folder(tmp_path):
-    write_classes(tmp_path / "elsewhere", {"cats": 2, "pups": 1})
-    write_classes(tmp_path / "data", {"dog": 1}, start=9)
-    (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere" / "cats")
-    (tmp_path / "data" / "dog" / "pups").symlink_to(tmp_path / "elsewhere" / "pups")
-    assert brightness(read(tmp_path / "data")) == [0, 1, 9, 2]
+def test_links_may_stand_for_the_data_set_a_part_and_a_class(tmp_path):
+    write_classes(tmp_path / "elsewhere", {"cats": 2, "dogs": 1})
+    write_classes(tmp_path / "data" / "train", {"dog": 1}, start=9)
+    (tmp_path / "data" / "train" / "cat").symlink_to(tmp_path / "elsewhere" / "cats")
+    (tmp_path / "elsewhere" / "test" / "cat").mkdir(parents=True)
+    write_classes(tmp_path / "elsewhere" / "test", {"cat": 1, "dog": 1}, start=20)
+    (tmp_path / "data" / "test").symlink_to("../elsewhere/test")
+    (tmp_path / "link").symlink_to("data")
+    raw = read(tmp_path / "link")
+    assert brightness(raw) == [0, 1, 9, 20, 21]
+    assert raw.target.tolist() == [0, 0, 1, 0, 1]
+    cats = f"{tmp_path / 'link' / 'train' / 'cat'} are those of {tmp_path / 'elsewhere' / 'cats'}, its target"
+    assert any(cats in note for note in raw.notes)
+
+
+def loop(folder):
+    (folder / "cat" / "loop").symlink_to("..")
+
+
+def loop_to_the_class(folder):
+    (folder / "cat" / "deep").mkdir()
+    (folder / "cat" / "deep" / "loop").symlink_to(folder / "cat")
+
+
+def loop_of_two(folder):
+    for name, other in (("a", "b"), ("b", "a")):
+        (folder / "cat" / name).mkdir()
+        (folder / "cat" / name / "link").symlink_to(f"../{other}")
+
+
+def loop_as_a_class(folder):
+    (folder / "loop").symlink_to(".")
+
+
+def loop_around(folder):
+    (folder / "cat" / "loop").symlink_to("/")
+
+
+def another_class(folder):
+    (folder / "cat" / "more").symlink_to("../dog")
+
+
+def class_twice(folder):
+    (folder / "puppy").symlink_to("dog")
+
+
+def folder_outside(folder):
+    outside = folder.parents[1] / "outside"
+    write_classes(outside, {"cats": 3}, start=50)
+    (folder / "cat" / "more").symlink_to(outside)
+
+
+def file_outside(folder):
+    (folder / "cat" / "more.png").symlink_to(write(folder.parents[1] / "outside" / "private.png", 50))
+
+
+LINKS = [
+    loop, loop_to_the_class, loop_of_two, loop_as_a_class, loop_around, another_class, class_twice, folder_outside,
+    file_outside,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("is_split", [False, True], ids=["classes", "parts"])
+def test_a_link_mislabels_no_image(tmp_path, link, is_split):
+    """A link to ``..`` in a class gave each image 41 times, half of them under the wrong class."""
+    data = tmp_path / "my" / "data"
+    folder = data / "train" if is_split else data
+    write_classes(folder, {"cat": 3, "dog": 2})
+    link(folder)
+    with pytest.raises(ValueError, match=r"symbolic link .* leads to .*`datamodule\.links=skip`") as caught:
+        read(data)
+    assert ("`datamodule.links=follow`" in str(caught.value)) == ("outside" in link.__name__)
+    raw = read(data, links="skip")
+    assert (brightness(raw), raw.target.tolist()) == ([0, 1, 2, 3, 4], [0, 0, 0, 1, 1])
+    assert re.search(r"Left out \d symbolic links; the first is .*/data/", raw.notes[-1])
+    followed = read(data, links="follow")
+    extra = {folder_outside: [50, 51, 52], file_outside: [50]}.get(link, [])
+    assert (sorted(brightness(followed)), followed.class_names) == ([0, 1, 2, 3, 4, *extra], ("cat", "dog"))
+    assert (followed.target == 0).sum() == 3 + len(extra)
+
+
+def test_a_link_to_a_file_of_the_data_set_is_a_file(tmp_path):
+    write_classes(tmp_path, {"cat": 2, "dog": 1})
+    (tmp_path / "cat" / "a.png").symlink_to("00.png")
+    assert brightness(read(tmp_path)) == [0, 1, 0, 2]
+
+
+def test_links_that_lead_nowhere_are_unreadable(tmp_path):
+    write_classes(tmp_path, {"cat": 2, "dog": 1})
+    (tmp_path / "cat" / "gone.png").symlink_to("gone/away.png")
+    (tmp_path / "cat" / "itself.png").symlink_to("itself.png")
+    with pytest.raises(ValueError, match=r"2 of 5 images cannot be read; the first is .*gone\.png"):
+        read(tmp_path)
+    assert brightness(read(tmp_path, unreadable="skip")) == [0, 1, 2]
+
+
+def test_unknown_policies_for_links_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown datamodule\.links 'folow'\. Did you mean 'follow'"):
+        ImageFolder(data_dir=tmp_path, links="folow")
+
+
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+        server.bind(path.name)
+
+
+def link_device(path):
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("hold", ["memory", "stream"])
+@pytest.mark.parametrize("make", [make_pipe, make_socket, link_device])
+def test_what_is_no_regular_file_is_unreadable(tmp_path, make, hold):
+    """Opening a pipe waited for ever."""
+    write_classes(tmp_path, {"cat": 2, "dog": 2})
+    make(tmp_path / "cat" / "01.png.png")
+    options = {"hold": hold, "links": "follow"}
+    with pytest.raises(ValueError, match=r"1 of 5 images cannot be read; the first is .*/cat/01\.png\.png"):
+        read(tmp_path, **options)
+    raw = read(tmp_path, unreadable="skip", **options)
+    assert raw.target.tolist() == [0, 0, 1, 1]
 
 
 def test_unreadable_images_are_skipped_with_a_note(tmp_path):

@@ -44,6 +44,19 @@ def test_any_changed_bit_is_noticed(run):
     assert changed(run) == []
 
 
+def test_a_text_with_a_name_that_is_not_utf_8_is_listed_as_its_bytes(run):
+    write_recorded(run, run / "command.txt", "reducr run model_io.home_dir=caf\udce9\n")
+    assert (run / "command.txt").read_bytes().endswith(b"caf\xe9\n")
+    assert changed(run) == []
+
+
+def test_an_empty_file_that_only_claimed_the_folder_is_not_accepted_in_place_of_its_text(run):
+    (run / "run.json").touch()
+    write_recorded(run, run / "run.json", "{}")
+    (run / "run.json").write_text("")
+    assert changed(run) == ["run.json"]
+
+
 def test_any_changed_bit_of_the_manifest_is_noticed(run):
     path = run / NAME
     content = path.read_bytes()

@@ -6,6 +6,8 @@ import pytest
 from reducr._internal.run_folder import (
     RESULT_COLUMNS,
     ResultRow,
+    check_folder_name,
+    claim,
     create_run_folder,
     is_locked,
     read_results,
@@ -66,6 +68,42 @@ def test_a_given_folder_must_be_new_or_empty(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="a run is never overwritten"):
         create_run_folder(tmp_path, "digits", run_dir=tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["digits", "mine/digits", "a.b", "[x] $y |z", "..a", "a..", "CONfused", "é" * 100])
+def test_names_of_folders(name):
+    check_folder_name("name", name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "..",
+        ".",
+        "",
+        "/tmp/x",
+        "a//b",
+        "a/",
+        "a/../../b",
+        "a/./b",
+        "a\0b",
+        "a\nb",
+        "a\\b",
+        "NUL",
+        "con.txt",
+        "x" * 300,
+    ],
+)
+def test_names_that_leave_home_or_no_folder_can_have_are_refused(name):
+    with pytest.raises(ValueError, match=r"^`name` must be the name of a folder inside of `model_io\.home_dir`"):
+        check_folder_name("name", name)
+
+
+def test_of_processes_that_find_a_folder_empty_one_gets_it(tmp_path):
+    claim(tmp_path)
+    with pytest.raises(FileExistsError, match=r"Another process has just started a run in .* Set `model_io\.run_dir`"):
+        claim(tmp_path)
 
 
 def test_only_one_process_at_a_time_can_use_a_run_folder(tmp_path):

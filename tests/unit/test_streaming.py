@@ -337,6 +337,27 @@ def test_damaged_archives_are_refused(tmp_path):
             list(read_tar(path))
 
 
+def sparse_tar():
+    """Half a kilobyte of archive that stands for a file of a terabyte of zeros."""
+    member = tarfile.TarInfo("000.bin")
+    member.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = tarfile.itn(2**40, 12, tarfile.GNU_FORMAT)  # the size with its holes
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}".encode() + b"\0 "
+    return bytes(header) + bytes(1024)
+
+
+@pytest.mark.timeout(20)
+def test_archives_that_would_fill_the_memory_or_wait_for_ever_are_refused(tmp_path):
+    (tmp_path / "sparse.tar").write_bytes(sparse_tar())
+    with pytest.raises(ValueError, match=r"sparse\.tar is .* \(000\.bin is a sparse file\)"):
+        list(read_tar(tmp_path / "sparse.tar"))
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(OSError, match=r"it is not a regular file: .*pipe"):
+        list(read_tar(tmp_path / "pipe.tar"))
+
+
 def test_archives_with_another_layout_are_refused(tmp_path):
     plain = write_tar(tmp_path / "plain.tar", {"README": b"x", "Makefile": b"y"})
     with pytest.raises(ValueError, match=r"plain\.tar has no samples: none of its files is named KEY\.EXTENSION"):

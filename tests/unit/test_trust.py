@@ -7,7 +7,9 @@ import pytest
 from omegaconf import OmegaConf
 
 import reducr
-from reducr.pipeline.stored_config import as_literals, load_config, read_plain
+from reducr.pipeline.config import as_literals
+from reducr.pipeline.setup import build
+from reducr.pipeline.stored_config import load_config, read_plain
 from reducr.pipeline.trust import ALLOWED, UntrustedError, check_trusted, demands
 
 CONFIGS = Path(reducr.__file__).parent / "configs"
@@ -98,6 +100,16 @@ def test_a_stored_configuration_is_never_evaluated(tmp_path, monkeypatch):
     assert config.name == "${oc.env:SECRET}"
     assert OmegaConf.to_container(config, resolve=True)["datamodule"]["data_dir"] == "a${attack:}\\${x}"
     OmegaConf.clear_resolver("attack")
+
+
+def test_what_is_built_gets_text_that_is_never_evaluated(monkeypatch):
+    monkeypatch.setenv("SECRET", "a secret")
+    for text in ("${oc.env:SECRET}", "\\${oc.env:SECRET}", "a\\\\${oc.env:SECRET}", "${"):
+        inner = {"_target_": "builtins.dict", "b": [text], "c": {"_target_": "builtins.dict", "d": text}}
+        node = {"_target_": "builtins.dict", "a": text, "e": inner}
+        expected = {"a": text, "e": {"b": [text], "c": {"d": text}}}
+        assert build(OmegaConf.create(as_literals(node))) == expected
+        assert build(OmegaConf.create(as_literals(node | {"_partial_": True})))() == expected
 
 
 def test_text_stays_text():

@@ -6,8 +6,10 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -68,6 +70,19 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def open_regular(path: Path | str) -> BufferedReader:
+    """Open a regular file for reading. Opening a pipe would wait for ever, and a device may have no end.
+
+    Raises:
+        OSError: if it is missing, or not a regular file.
+    """
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(file, "rb")
+
+
 def remove_partial_files(folder: Path) -> None:
     """Remove the temporary files that killed processes left in ``folder``. No process may be writing there."""
     for path in list(folder.rglob(".*.partial")):
@@ -95,12 +110,15 @@ def new_folder_atomically(folder: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``. Readers see the old file or the new one, never a part."""
+    """Write ``text`` to ``path``. Readers see the old file or the new one, never a part.
+
+    Names of files that are not UTF-8 keep their bytes.
+    """
     with replaced_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def file_checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -147,13 +147,13 @@ def announce_text(folder: Path, path: Path, text: str) -> None:
     """Add the entry of a file that is about to hold ``text``."""
     if not has_manifest(folder):
         return
-    content = text.encode()
+    content = text.encode(errors="surrogateescape")
     entry = {
         "file": _name(folder, path),
         "sha256": hashlib.sha256(content).hexdigest(),
         "size": len(content),
     }
-    if path.is_file():
+    if path.is_file() and path.stat().st_size:
         entry["replaces"] = file_checksum(path)
     _append(folder, [entry], is_synced=path.parent == folder)
 

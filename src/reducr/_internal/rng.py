@@ -23,6 +23,25 @@ def random_state() -> dict[str, Any]:
     }
 
 
+@contextmanager
+def seeded_python(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python and numpy inside the block, and restore them afterwards.
+
+    Those of torch are left alone.
+
+    Args:
+        seed: in [0, 2^32).
+    """
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)  # noqa: NPY002
+
+
 def set_random_state(state: dict[str, Any]) -> None:
     """Restore the states that ``random_state`` returned. States of missing CUDA devices are skipped."""
     torch.set_rng_state(state["torch"].cpu())

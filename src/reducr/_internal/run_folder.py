@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +20,14 @@ try:
 except ModuleNotFoundError:  # Windows has no fcntl; runs are not locked there
     fcntl = None  # type: ignore[assignment]
 
+_RESERVED_NAMES = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10)),
+}
+_MAX_NAME_BYTES = 200
 _RESULTS = "results.csv"
 CHECKPOINT_RULES = ("last", "best_worst_group", "best_mean")
 
@@ -55,6 +64,7 @@ def create_run_folder(home: Path, name: str, *, run_dir: Path | None = None) -> 
     """Create an empty folder: ``run_dir``, or ``home/name/DATE_TIME`` with a number appended if that exists.
 
     Raises:
+        ValueError: if ``name`` is not one of a folder in ``home``.
         FileExistsError: if ``run_dir`` exists and is not empty; a run is never overwritten.
     """
     if run_dir is not None:
@@ -65,6 +75,7 @@ def create_run_folder(home: Path, name: str, *, run_dir: Path | None = None) -> 
             )
         run_dir.mkdir(parents=True, exist_ok=True)
         return run_dir
+    check_folder_name("name", name)
     parent = home / name
     parent.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
@@ -77,6 +88,43 @@ def create_run_folder(home: Path, name: str, *, run_dir: Path | None = None) -> 
             attempt += 1
         else:
             return folder
+
+
+def claim(folder: Path) -> None:
+    """Take a new run folder for this process alone: of several that find it empty at once, one gets it.
+
+    Raises:
+        FileExistsError: if another process has it.
+    """
+    try:
+        (folder / START).touch(exist_ok=False)
+    except FileExistsError:
+        raise FileExistsError(
+            f"Another process has just started a run in {folder}. Set `model_io.run_dir` to another folder."
+        ) from None
+
+
+def check_folder_name(option: str, name: str) -> None:
+    """Raise ValueError unless ``name`` is that of a folder inside of another one; it may have parts between slashes."""
+    parts = name.split("/")
+    fault = next((fault for part in parts if (fault := _fault_of_name(part)) is not None), None)
+    if fault is not None:
+        raise ValueError(
+            f"`{option}` must be the name of a folder inside of `model_io.home_dir`, such as digits or mine/digits, "
+            f"{fault}; got {name!r}. Set `model_io.home_dir` or `model_io.run_dir` to write elsewhere."
+        )
+
+
+def _fault_of_name(part: str) -> str | None:
+    if part in ("", ".", ".."):
+        return "and may not leave it"
+    if any(ord(character) < 32 or ord(character) == 127 or character == "\\" for character in part):
+        return "without backslashes and control characters"
+    if part.partition(".")[0].upper() in _RESERVED_NAMES:
+        return "which every system allows"
+    if len(os.fsencode(part)) > _MAX_NAME_BYTES:
+        return f"of at most {_MAX_NAME_BYTES} bytes"
+    return None
 
 
 @contextmanager

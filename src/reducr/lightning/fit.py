@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from reducr._internal.reading import read_checkpoint
 from reducr.batch import Batch
 from reducr.irreducible.ensemble import Ensemble
 from reducr.lightning.callbacks import BestCheckpoints, BestMembers, LastCheckpoint, ResumeCheckpoint
+from reducr.lightning.checkpoint_files import CheckpointFiles
 from reducr.lightning.irreducible import IrreducibleModule
 from reducr.lightning.target import TargetModule
 from reducr.training.resumable import Resumable
@@ -220,13 +222,18 @@ def _trainer_options(user_options: Mapping[str, Any], *, is_single_process: bool
     GPUs do not support.
     """
     options = _DEFAULTS | {"profiler": _NoProfiler()} | dict(user_options)
+    plugins = options.get("plugins") or []
+    options["plugins"] = [*(plugins if isinstance(plugins, list | tuple) else [plugins])]
+    if not any(isinstance(plugin, CheckpointIO) for plugin in options["plugins"]):
+        options["plugins"].append(CheckpointFiles())
     if options.get("accelerator", "auto") == "auto":
         options["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
     if num_ranks() > 1:
         num_local, local_rank = (int(os.environ.get(name, default)) for name, default in _LOCAL_RANKS)
         if is_single_process:
             devices = [local_rank] if options["accelerator"] == "gpu" else 1
-            return options | {"devices": devices, "strategy": "auto", "plugins": [LightningEnvironment()]}
+            plugins = [LightningEnvironment(), CheckpointFiles()]
+            return options | {"devices": devices, "strategy": "auto", "plugins": plugins}
         return {"strategy": "ddp"} | options | {"devices": num_local, "num_nodes": num_ranks() // num_local}
     return options
 

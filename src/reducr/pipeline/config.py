@@ -7,11 +7,13 @@ callbacks may hold any options of their ``_target_``; their defaults are YAML fi
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
@@ -38,6 +40,7 @@ _FIXED_TRAINER_OPTIONS = {
 }
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 _PLURALS = {int: "whole numbers", str: "names"}
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
 Number = int | float
 """OmegaConf keeps whole numbers as they are; it would turn them into floats for ``float``."""
 
@@ -235,6 +238,30 @@ def checked_config(config: DictConfig) -> DictConfig:
         raise ValueError(f"{error.full_key} has no value yet: give `{error.full_key}=VALUE`.") from error
     assert isinstance(typed, DictConfig)
     return typed
+
+
+def yaml_of(config: DictConfig) -> str:
+    """``config`` as YAML, with its interpolations resolved. Names of files that are no text are escaped."""
+    text = OmegaConf.to_yaml(config, resolve=True)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = yaml.safe_dump(OmegaConf.to_container(config, resolve=True), sort_keys=False)
+    return text
+
+
+def as_literals(node: Any) -> Any:
+    r"""Copy of nested dicts and lists in which OmegaConf takes every ``${`` as text.
+
+    Example:
+        >>> as_literals({"name": "a${b}"})
+        {'name': 'a\\${b}'}
+    """
+    if isinstance(node, dict):
+        return {name: as_literals(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [as_literals(value) for value in node]
+    return _INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", node) if isinstance(node, str) else node
 
 
 def option_error(error: OmegaConfBaseException) -> ValueError | None:

@@ -14,6 +14,7 @@ from reducr._internal.manifest import Manifest, record_files
 from reducr._internal.reading import read_arrays
 from reducr.data import Splits
 from reducr.pipeline.progress import RunDisplay
+from reducr.reports import print_line
 
 
 def record_data(splits: Splits, folder: Path, display: RunDisplay) -> None:
@@ -23,7 +24,7 @@ def record_data(splits: Splits, folder: Path, display: RunDisplay) -> None:
         ValueError: if the data differs from an existing ``data.npz``.
     """
     for note in splits.notes:
-        display.console.print(note, highlight=False)
+        print_line(note, display.console)
     arrays = recorded_arrays(splits)
     path = folder / "data.npz"
     if path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,16 @@ def write_record(
     write_recorded(folder.parents[1], folder / _RECORD, json.dumps(record, indent=2) + "\n")
 
 
+def remove_states_of_finished_models(folder: Path) -> None:
+    """Remove the states to resume from of the models that ``stage.json`` says are trained."""
+    if not has_record(folder):
+        return
+    record = read_json(folder / _RECORD, _EXPECTED)
+    for states in folder.glob("*/resume"):
+        if f"train {states.parent.name}" in (record.get("seconds") or {}):
+            shutil.rmtree(states, ignore_errors=True)
+
+
 def has_record(folder: Path) -> bool:
     """Whether ``folder`` holds a stage, complete or interrupted."""
     return (folder / _RECORD).is_file()
@@ -84,7 +95,7 @@ class FinishedStages:
             ValueError: if a stage belongs to other data.
         """
         given = [patterns] if isinstance(patterns, str) else list(patterns)
-        folders = [Path(match) for pattern in given for match in sorted(glob.glob(pattern)) or [pattern]]  # noqa: PTH207
+        folders = [folder for pattern in given for folder in _matches(pattern)]
         stages = [_stage_folder(folder, seed) for folder in folders]
         # A single folder must have this seed; of several, those without it are left out.
         stages = [stage for stage in stages if len(stages) == 1 or has_record(stage)]
@@ -171,6 +182,13 @@ class FinishedStages:
     def _load(self, stage: Path, name: str) -> tuple[IrreducibleTable, float]:
         table = load_table(stage / f"table_{name}", fingerprint=self.fingerprint)
         return table, self.records[stage]["seconds"][name]
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The folders of a pattern. A folder of that very name, with brackets in it perhaps, is meant itself."""
+    if Path(pattern).exists():
+        return [Path(pattern)]
+    return [Path(match) for match in sorted(glob.glob(pattern)) or [pattern]]  # noqa: PTH207
 
 
 def _check_stage_unchanged(stage: Path) -> None:

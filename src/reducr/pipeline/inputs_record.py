@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from reducr._internal.distributed import is_main_rank
-from reducr._internal.files import replaced_atomically
+from reducr._internal.files import open_regular, replaced_atomically
 from reducr._internal.manifest import record_files
 from reducr._internal.reading import read_arrays
 from reducr.data.core.inputs import inputs_at
@@ -297,7 +297,7 @@ def _checksums(names: Sequence[str], *, is_whole: bool) -> NDArray[np.uint32]:
 def _whole_checksum(name: str) -> int:
     checksum = 0
     try:
-        with open(name, "rb") as file:  # noqa: PTH123
+        with open_regular(name) as file:
             while block := file.read(2**20):
                 checksum = zlib.crc32(block, checksum)
     except OSError:
@@ -309,7 +309,7 @@ def _block_checksum(name: str) -> int:
     """The checksum of the first, the middle and the last block of a file."""
     checksum = 0
     try:
-        with open(name, "rb", buffering=0) as file:  # noqa: PTH123
+        with open_regular(name) as file:
             size = file.seek(0, os.SEEK_END)
             for start in (0, max(0, size // 2 - _BLOCK // 2), max(0, size - _BLOCK)):
                 file.seek(start)

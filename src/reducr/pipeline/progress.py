@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from reducr._internal.distributed import is_main_rank
-from reducr.reports import make_console
+from reducr._internal.text import one_line
+from reducr.reports import make_console, print_line
 
 _REFRESHES_PER_SECOND = 4  # Drawing takes time from training.
 _NUM_NAMED_GROUPS = 3
@@ -34,7 +35,7 @@ class RunDisplay:
     def __init__(self, num_trainings: int, *, console: Console | None = None) -> None:
         self.console = console or (make_console() if is_main_rank() else Console(quiet=True))
         self._progress = _WithNote(
-            TextColumn("{task.description:<38}"),
+            TextColumn("{task.description:<38}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -78,6 +79,7 @@ class RunDisplay:
         self._num_steps = None if group_names is None else num_steps
         self._names = group_names or ()
         self._best, self._weights, self._progress.note = None, "", ""
+        description = one_line(description)
         self._progress.reset(self._training, description=description, total=num_steps, visible=True)
 
     def advance(self, step: int, worst_group_accuracy: float | None) -> None:
@@ -102,7 +104,9 @@ class RunDisplay:
             self._weights = ""
             return
         largest = sorted(range(len(weights)), key=lambda group: -weights[group])[:_NUM_NAMED_GROUPS]
-        shown = ", ".join(f"{self._names[group][:_MAX_NAME_LENGTH]} {weights[group]:.2f}" for group in largest)
+        shown = ", ".join(
+            f"{one_line(self._names[group])[:_MAX_NAME_LENGTH]} {weights[group]:.2f}" for group in largest
+        )
         self._weights = f" · largest weights: {shown}"
 
     def finish(self, note: str) -> None:
@@ -110,7 +114,7 @@ class RunDisplay:
         self._num_finished += 1
         self._num_steps = None
         self._progress.update(self._run, completed=self._num_finished)
-        self.console.print(note, highlight=False)
+        print_line(note, self.console)
 
 
 class _WithNote(Progress):

@@ -21,6 +21,7 @@ from reducr._internal.run_check import (
 )
 from reducr._internal.run_folder import run_lock
 from reducr._internal.run_start import RunStart, add_to_start, environment
+from reducr._internal.text import one_line
 from reducr.data import RawData
 from reducr.pipeline.inputs_record import check_same_inputs
 from reducr.pipeline.run import make_datamodule, run_again
@@ -155,4 +156,4 @@ def _check_links(folder: Path) -> None:
 
 
 def _tell(text: str) -> None:
-    sys.stderr.write(f"reducr: {text}\n")
+    sys.stderr.write(f"reducr: {one_line(text)}\n")

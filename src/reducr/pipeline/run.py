@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from reducr._internal.distributed import barrier, broadcast, is_main_rank, process_group, raising_on_all_ranks
 from reducr._internal.files import FullDiskError, remove_partial_files
@@ -18,6 +18,8 @@ from reducr._internal.run_check import record_training
 from reducr._internal.run_folder import (
     CHECKPOINT_RULES,
     ResultRow,
+    check_folder_name,
+    claim,
     create_run_folder,
     has_results,
     read_results,
@@ -25,16 +27,18 @@ from reducr._internal.run_folder import (
     write_results,
 )
 from reducr._internal.run_start import write_start
+from reducr._internal.signals import received_signal
 from reducr.data import DataModule
 from reducr.pipeline.checks import check_seeds, check_setup
-from reducr.pipeline.config import checked_config
+from reducr.pipeline.config import checked_config, yaml_of
 from reducr.pipeline.data_record import record_data
+from reducr.pipeline.finished_stages import remove_states_of_finished_models
 from reducr.pipeline.inputs_record import record_inputs
 from reducr.pipeline.irreducible_stage import IrreducibleStage
 from reducr.pipeline.progress import RunDisplay
 from reducr.pipeline.setup import Method, SeedData, build, methods_of, seeds_of
 from reducr.pipeline.target_stage import resume_folder, train_method
-from reducr.reports import make_console, write_report
+from reducr.reports import make_console, print_line, write_report
 
 
 def run_experiment(config: DictConfig) -> Path:
@@ -48,7 +52,7 @@ def run_experiment(config: DictConfig) -> Path:
         FileExistsError: if the run folder exists and is not empty.
         KeyboardInterrupt: on Ctrl-C, after these files are written.
     """
-    return _run(checked_config(config), trains_irreducible=True)
+    return _run(_checked(config), trains_irreducible=True)
 
 
 def run_train(config: DictConfig) -> Path:
@@ -57,7 +61,7 @@ def run_train(config: DictConfig) -> Path:
     Raises:
         ValueError: as ``run_experiment``, and if a method needs irreducible losses and ``irreducible.dir`` is null.
     """
-    return _run(checked_config(config), trains_irreducible=False)
+    return _run(_checked(config), trains_irreducible=False)
 
 
 def run_irreducible(config: DictConfig) -> Path:
@@ -66,7 +70,15 @@ def run_irreducible(config: DictConfig) -> Path:
     Raises:
         ValueError: as ``run_experiment``, and if ``gradient_weighted_class`` is not null, ``all`` or a group.
     """
-    return _run_irreducible(checked_config(config))
+    return _run_irreducible(_checked(config))
+
+
+def _checked(config: DictConfig) -> DictConfig:
+    """The configuration of a new run."""
+    checked = checked_config(config)
+    if checked.model_io.run_dir is None:
+        check_folder_name("name", checked.name)
+    return checked
 
 
 def run_again(config: DictConfig, command: str, folder: Path) -> None:
@@ -93,6 +105,7 @@ def _train_irreducible(config: DictConfig, folder: Path | None) -> Path:
         folder = _shared_new_folder(config, "irreducible")
     with telling_how_to_resume(folder), _locked(folder), RunDisplay(len(seeds)) as display, _interruptible():
         _remove_leftovers(folder)
+        _remove_finished_states(folder, ())
         record_inputs(folder, datamodule.raw.input, config.datamodule, writes=has_manifest(folder))
         for seed in seeds:
             data = first if seed == first.seed else SeedData.of(datamodule, seed)
@@ -101,7 +114,7 @@ def _train_irreducible(config: DictConfig, folder: Path | None) -> Path:
             stage = IrreducibleStage(config, data, seed_folder / "irreducible", display)
             table = stage.table(groups)
             display.finish(f"seed {seed}  irreducible table of kind {table.kind}, shape {table.values.shape}")
-        display.console.print(f"train with irreducible.dir={folder}", highlight=False)
+        print_line(f"train with irreducible.dir={folder}", display.console)
     return folder
 
 
@@ -147,7 +160,7 @@ def _train(config: DictConfig, *, trains_irreducible: bool, folder: Path | None)
             _check_finished_stage(config, methods, data_of(seed))
     if folder is None:
         folder = _shared_new_folder(config, "run" if trains_irreducible else "train")
-    with telling_how_to_resume(folder):
+    with telling_how_to_resume(folder), _locked(folder):
         _train_all(config, methods, datamodule, data_of, folder)
     return folder
 
@@ -159,13 +172,17 @@ def _train_all(
     data_of: Callable[[int], SeedData],
     folder: Path,
 ) -> None:
-    """Train every method for every seed, and write the report, also if it is interrupted."""
+    """Train every method for every seed, and write the report, also if it is interrupted.
+
+    Only the process that has locked the folder reads its results and writes its report.
+    """
     seeds = seeds_of(config)
+    _remove_leftovers(folder)
     rows = read_results(folder) if has_results(folder) else []
+    _remove_finished_states(folder, rows)
     has_room = True
     try:
-        with _locked(folder), RunDisplay(len(methods) * len(seeds)) as display, _interruptible():
-            _remove_leftovers(folder)
+        with RunDisplay(len(methods) * len(seeds)) as display, _interruptible():
             record_inputs(folder, datamodule.raw.input, config.datamodule, writes=has_manifest(folder))
             for seed in seeds:
                 unfinished = _unfinished_methods(methods, seed, rows, display)
@@ -183,9 +200,23 @@ def _train_all(
                 out=folder,
                 console=make_console(),
                 open_data=lambda _: datamodule.raw,
-                with_page=config.record.page,
+                # a scheduler that sends SIGTERM waits some seconds before it kills
+                with_page=config.record.page and received_signal() is None,
                 with_files=False,
+                is_own=True,
             )
+
+
+def _remove_finished_states(folder: Path, rows: Sequence[ResultRow]) -> None:
+    """Remove the states of finished trainings, left by a process that was killed after it had written their results."""
+    if is_main_rank():
+        finished = {folder / f"seed_{row.seed}" / row.method for row in rows}
+        for training in folder.glob("seed_*/*"):
+            if training in finished:
+                shutil.rmtree(resume_folder(training), ignore_errors=True)
+        for stage in folder.glob("seed_*/irreducible"):
+            remove_states_of_finished_models(stage)
+    barrier()
 
 
 def _unfinished_methods(
@@ -286,8 +317,9 @@ def _create_folder(config: DictConfig, command: str) -> Path:
     folder = create_run_folder(
         Path(config.model_io.home_dir), config.name, run_dir=None if run_dir is None else Path(run_dir)
     )
+    claim(folder)
     start_manifest(folder)
-    write_recorded(folder, folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_recorded(folder, folder / "config.yaml", yaml_of(config))
     write_recorded(folder, folder / "command.txt", f"{sys.argv[0]} {shlex.join(sys.argv[1:])}\n")
     write_start(folder, command=command)
     return folder

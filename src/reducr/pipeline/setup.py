@@ -21,10 +21,12 @@ from torch import nn
 from reducr._internal.checks import is_finite_number
 from reducr._internal.moved import with_current_targets
 from reducr._internal.names import check_options, unknown_name
+from reducr._internal.rng import seeded_python
 from reducr._internal.seeds import mixed_seed
 from reducr.data import DataModule, ExampleDataset, Splits
 from reducr.irreducible.joint_labels import JointLabels
 from reducr.models.preprocessed import Preprocessed
+from reducr.pipeline.config import as_literals
 from reducr.scoring import Scoring, ScoringBudget, num_selected_of
 from reducr.selectors import Selector, make_selector
 
@@ -124,7 +126,8 @@ class SeedData:
     @classmethod
     def of(cls, datamodule: DataModule, seed: int) -> SeedData:
         """Draw the parts of ``seed``."""
-        splits = datamodule.splits(seed=seed)
+        with seeded_python(stream_seed(seed, "order")):
+            splits = datamodule.splits(seed=seed)
         holdout = splits.holdout  # clean labels, so any mapping from targets to groups shows without exceptions
         joint_labels = JointLabels.of(
             holdout.target, holdout.group, num_classes=holdout.num_classes, num_groups=holdout.num_groups
@@ -158,8 +161,8 @@ def stream_seed(seed: int, stream: str) -> int:
 
 @contextmanager
 def scoped_seed(seed: int) -> Iterator[None]:
-    """Seed torch's global random state inside the block, and restore it afterwards."""
-    with torch.random.fork_rng():
+    """Seed the global random states of torch, numpy and Python inside the block, and restore them afterwards."""
+    with torch.random.fork_rng(), seeded_python(seed):
         torch.random.manual_seed(seed)
         yield
 
@@ -244,30 +247,20 @@ def make_scoring(config: DictConfig, selector: Selector, *, num_examples: int | 
 def build(node: DictConfig, **options: Any) -> Any:
     """Instantiate ``node``. An error of its ``_target_`` is raised as it is, without Hydra's wrapper.
 
-    Raises:
-        ValueError: for a resolved value that holds ``${``: Hydra would resolve it once more.
+    A ``${`` in a resolved value is text, which Hydra would resolve once more.
     """
     if OmegaConf.is_config(node):
         plain = with_current_targets(OmegaConf.to_container(node, resolve=True))
-        _check_resolved(plain, "")
-        node = OmegaConf.create(plain)
+        literal = as_literals(as_literals(plain))  # Hydra evaluates a node, and then its copy
+        node = OmegaConf.create(literal)
+        if literal != plain:  # a "${" in a name of a file
+            options = {"_convert_": "all"} | options
     try:
         return instantiate(node, **options)
     except InstantiationException as error:
         if error.__cause__ is None:
             raise ValueError(str(error)) from error
         raise error.__cause__ from error
-
-
-def _check_resolved(node: Any, place: str) -> None:
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            _check_resolved(value, f"{place}.{name}".lstrip("."))
-    elif isinstance(node, list):
-        for number, value in enumerate(node):
-            _check_resolved(value, f"{place}[{number}]")
-    elif isinstance(node, str) and "${" in node:
-        raise ValueError(f"{place} must not hold `${{`, which Hydra would evaluate; got {node!r}. Use another name.")
 
 
 def make_model(node: DictConfig, *, num_outputs: int, seed: int, facts: Mapping[str, int]) -> nn.Module:

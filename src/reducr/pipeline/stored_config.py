@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from reducr._internal.reading import DamagedFileError, reading
-from reducr.pipeline.config import checked_config
+from reducr.pipeline.config import as_literals, checked_config
 from reducr.pipeline.trust import check_trusted, demands
 
-_INTERPOLATION = re.compile(r"(\\*)\$\{")
 _PATHS_OF_DATA = ("train_file", "holdout_file", "test_file", "image_dir", "tokenizer")
 _REQUIRED = ("compare", "seeds", "selection_method", "seed", "datamodule", "methods")
 _EXPECTED = "the configuration of a run"
@@ -74,22 +72,6 @@ def read_plain(path: Path) -> dict[str, Any]:
         raise DamagedFileError(f"{path} is not {_EXPECTED}. Restore a copy of it.")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
     return plain
-
-
-def as_literals(node: Any) -> Any:
-    r"""Copy of nested dicts and lists in which OmegaConf takes every ``${`` as text.
-
-    Example:
-        >>> as_literals({"name": "${oc.env:HOME}"})
-        {'name': '\\${oc.env:HOME}'}
-    """
-    if isinstance(node, dict):
-        return {name: as_literals(value) for name, value in node.items()}
-    if isinstance(node, list):
-        return [as_literals(value) for value in node]
-    if isinstance(node, str):
-        return _INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", node)
-    return node
 
 
 def with_data_in(config: DictConfig, data_dir: Path) -> None:

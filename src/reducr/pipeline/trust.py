@@ -13,6 +13,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from reducr._internal.moved import current_path
+from reducr._internal.text import one_line
 
 _LONGEST = 100
 
@@ -71,7 +72,7 @@ class Demand:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.what}"
+        return f"{one_line(self.place)}: {self.what}"
 
 
 def demands(config: Any) -> list[Demand]:

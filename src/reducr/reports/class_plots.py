@@ -21,6 +21,7 @@ from reducr.reports.figure import (
     add_legend,
     file_name,
     label_text,
+    legend_label,
     line_style,
     new_figure,
 )
@@ -47,7 +48,9 @@ def class_accuracies(comparison: Comparison) -> Iterator[Plot]:
     if len(names) > MAX_NAMED:
         for position, series, values in accuracies:
             axes.plot(
-                np.sort(values.compressed()), label=series.label, **(line_style(position, series) | {"marker": ""})
+                np.sort(values.compressed()),
+                label=legend_label(series.label),
+                **(line_style(position, series) | {"marker": ""}),
             )
         axes.set_xlabel(f"the {len(names)} classes, from the worst to the best of each method")
         mark = ""
@@ -86,7 +89,7 @@ def _draw_class_bars(
             edgecolor="white",
             linewidth=0,
             hatch=HATCHES[i % len(HATCHES)],
-            label=series.label,
+            label=legend_label(series.label),
         )
         worst = _worst(values)
         axes.plot(centres[worst], values[worst] + 0.025, marker="v", color=INK, markersize=4, linestyle="")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reducr._internal.text import plain_text
 from reducr.reports.run_reader import Run, Training
 
 _MAX_DIFFERENCES = 3  # a label with more options would be unreadable
@@ -133,8 +134,8 @@ def _comparison(runs: Sequence[Run]) -> Comparison:
         for method in names:
             label = method if num_pools[method] == 1 else f"{method} ({_distinction(run, others, method)})"
             by_seed = {seed: training for (name, seed), training in sorted(pool.items()) if name == method}
-            series.append(Series(label, method, by_seed))
-    return Comparison(str(runs[0].config.get("name", runs[0].name)), runs, series)
+            series.append(Series(plain_text(label), method, by_seed))
+    return Comparison(plain_text(str(runs[0].config.get("name", runs[0].name))), runs, series)
 
 
 def _distinction(run: Run, others: Sequence[Run], method: str) -> str:
@@ -157,9 +158,9 @@ def _distinction(run: Run, others: Sequence[Run], method: str) -> str:
 
 def class_and_group_names(data: Mapping[str, NDArray[Any]]) -> tuple[list[str], list[str]]:
     """Names of the classes and of the groups in a ``data.npz``; groups without names are numbered."""
-    class_names = [str(name) for name in data["class_names"]]
+    class_names = [plain_text(str(name)) for name in data["class_names"]]
     if "group_names" in data:
-        return class_names, [str(name) for name in data["group_names"]]
+        return class_names, [plain_text(str(name)) for name in data["group_names"]]
     if np.array_equal(data["train_group"], data["train_target"]):
         return class_names, class_names
     num_groups = 1 + int(max(data[f"{part}_group"].max() for part in ("train", "holdout", "test")))

@@ -8,7 +8,16 @@ import numpy as np
 
 from reducr.reports.comparison import Comparison
 from reducr.reports.curves import accuracy_source, mean_curve
-from reducr.reports.figure import COLOURS, HATCHES, REDUCR_COLOUR, Plot, add_legend, line_style, new_figure
+from reducr.reports.figure import (
+    COLOURS,
+    HATCHES,
+    REDUCR_COLOUR,
+    Plot,
+    add_legend,
+    legend_label,
+    line_style,
+    new_figure,
+)
 
 _COST_PARTS = {  # column of results.csv, without _seconds: label and colour
     "irreducible": ("irreducible stage", REDUCR_COLOUR),
@@ -39,7 +48,9 @@ def _accuracy_curve(comparison: Comparison, measure: str, *, source: str, agains
             continue
         times, values, deviation = curve
         style = line_style(position, series)
-        axes.plot(times, values, label=series.label, markevery=max(1, len(times) // 6), markersize=4, **style)
+        axes.plot(
+            times, values, label=legend_label(series.label), markevery=max(1, len(times) // 6), markersize=4, **style
+        )
         if series.is_reducr:
             axes.fill_between(
                 times, values - deviation, values + deviation, color=style["color"], alpha=0.18, linewidth=0
@@ -82,7 +93,7 @@ def cost_bars(comparison: Comparison) -> Iterator[Plot]:
             linewidth=0, height=0.7,
         )  # fmt: skip
         left += widths
-    axes.set_yticks(range(len(finished)), [series.label for series in finished])
+    axes.set_yticks(range(len(finished)), [legend_label(series.label) for series in finished])
     axes.invert_yaxis()
     axes.set_xlabel("seconds, mean over seeds")
     add_legend(axes, num_columns=2)

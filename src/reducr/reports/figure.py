@@ -36,6 +36,9 @@ _DASHES: tuple[Any, ...] = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (
 _MARKERS = "osD^vPX<>*"
 _SIZE = (5.0, 3.5)  # inches; small, so that text stays legible on a phone
 _MAX_NAME_LENGTH = 24
+_MAX_FILE_NAME_LENGTH = 50  # of at most four bytes each
+_TAG = re.compile(r"<[^<>]*>")
+_ID = re.compile(r'(\bid="|url\(#|href="#)')
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -83,8 +86,8 @@ class Plot:
     def inline_svg(self, prefix: str) -> str:
         """An SVG element in the page's text colour, as wide as its box; ``prefix`` makes its ids unique."""
         text = self.svg()
-        text = text[text.index("<svg") :].replace(INK, "currentColor")
-        text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
+        text = _TAG.sub(lambda tag: _ID.sub(rf"\g<1>{prefix}-", tag[0].replace(INK, "currentColor")), text)
+        text = text[text.index("<svg") :]
         head, rest = text.split(">", 1)
         head = re.sub(r' (?:width|height)="[^"]*"', "", head)
         return f'{head} role="img" aria-label="{escape(self.alternative)}">{rest}'
@@ -136,13 +139,21 @@ def add_legend(axes: Axes, *, num_columns: int = 3) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=num_fitting, handlelength=3.2)
 
 
+def legend_label(name: str) -> str:
+    """``name`` as the label of a line: no formula, and not left out for an underscore at its beginning."""
+    return _literal(f"\u200b{name}" if name.startswith("_") else name)
+
+
 def file_name(label: str) -> str:
     """``label`` with every run of characters that do not belong in a file name replaced by an underscore."""
-    return re.sub(r"[^\w=.-]+", "_", label).strip("_")
+    return re.sub(r"[^\w=.-]+", "_", label).strip("_")[:_MAX_FILE_NAME_LENGTH]
 
 
 def label_text(name: str) -> str:
     """``name`` shortened to fit, with dollar signs escaped so that matplotlib does not typeset a formula."""
     half = _MAX_NAME_LENGTH // 2
-    short = name if len(name) <= _MAX_NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
-    return short.replace("$", r"\$")
+    return _literal(name if len(name) <= _MAX_NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}")
+
+
+def _literal(text: str) -> str:
+    return text.replace("$", r"\$")

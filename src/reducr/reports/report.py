@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from reducr._internal.files import write_text_atomically
+from reducr._internal.text import one_line
 from reducr.reports.accuracy_tables import (
     accuracy_tables,
     checkpoint_table,
@@ -23,7 +25,7 @@ from reducr.reports.page import Section, page
 from reducr.reports.plots import plots
 from reducr.reports.run_reader import Run
 from reducr.reports.selection_tables import cost_table, selected_groups_table, selection_table
-from reducr.reports.tables import Table, comma_separated, markdown, print_table
+from reducr.reports.tables import Table, comma_separated, markdown, markdown_text, print_line, print_table
 
 _LEGEND = (
     "Entries are means over seeds ± one standard deviation. Brackets hold the 95 % interval of the mean (Student's t). "
@@ -50,6 +52,7 @@ def write_report(
     open_data: OpenData | None = None,
     with_page: bool = True,
     with_files: bool = True,
+    is_own: bool = False,
 ) -> None:
     """Print the main tables of the runs, and write ``results.md`` and ``report.html`` into ``out``.
 
@@ -60,6 +63,7 @@ def write_report(
         open_data: reads the data of a run to show examples; None to show none.
         with_page: whether to draw the plots and write ``report.html``; otherwise only ``results.md`` is written.
         with_files: whether to write ``report/`` as well, with each table as CSV and each plot as SVG and PNG.
+        is_own: see ``Run.read``.
 
     Raises:
         FileNotFoundError: if a folder is not a run folder, or no training has started.
@@ -68,7 +72,7 @@ def write_report(
     folders = [run.resolve() for run in runs]
     if len(set(folders)) < len(folders):
         raise ValueError("A run folder is given more than once. Give each once.")
-    loaded = [Run.read(run) for run in runs]
+    loaded = [Run.read(run, is_own=is_own) for run in runs]
     chapters = []
     for comparison in comparisons(loaded):
         rows = result_rows(comparison)
@@ -80,11 +84,11 @@ def write_report(
     if with_page:
         _write_page(chapters, out, open_data, with_files=with_files)
     for note in (note for run in loaded for note in run.notes):
-        console.print(note, highlight=False, markup=False)
+        print_line(note, console)
     for run in loaded:
         if run.state != "finished":
-            console.print(f"{run.folder} is {run.state}; the report covers what it has so far.", highlight=False)
-    console.print(f"report: {out / ('report.html' if with_page else 'results.md')}", highlight=False)
+            print_line(f"{run.folder} is {run.state}; the report covers what it has so far.", console)
+    print_line(f"report: {out / ('report.html' if with_page else 'results.md')}", console)
 
 
 def _write_page(chapters: Sequence[Chapter], out: Path, open_data: OpenData | None, *, with_files: bool) -> None:
@@ -130,12 +134,20 @@ def _sections(
     return [*sections, Section("Examples", note=note, galleries=examples)]
 
 
+def _code(text: str) -> str:
+    """``text`` as Markdown code, between more backquotes than it has in a row."""
+    text = one_line(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
 def _markdown(chapters: Sequence[Chapter]) -> str:
     parts = []
     for comparison, tables in chapters:
-        parts.append(f"# {comparison.title}\n")
-        parts += [f"{run.name} ({run.state}): `{run.command}`\n" for run in comparison.runs]
-        parts += [f"{note}\n" for run in comparison.runs for note in run.notes]
+        parts.append(f"# {markdown_text(comparison.title)}\n")
+        parts += [f"{markdown_text(run.name)} ({run.state}): {_code(run.command)}\n" for run in comparison.runs]
+        parts += [f"{markdown_text(note)}\n" for run in comparison.runs for note in run.notes]
         ordered = [table for title in ("Results", *_PLOTS) for table in tables.get(title, ())]
         parts += [f"## {markdown(table)}" for table in ordered]
     return "\n".join(parts)

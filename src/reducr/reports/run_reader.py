@@ -19,6 +19,7 @@ from reducr._internal.reading import DamagedFileError, read_array, reading
 from reducr._internal.run_check import UNVERIFIED, check_unchanged, is_verified
 from reducr._internal.run_folder import ResultRow, has_results, is_locked, read_results
 from reducr._internal.run_start import RunStart
+from reducr._internal.text import plain_text
 from reducr.reports.metrics_log import Floats, MetricsLog
 
 # options that do not affect results, or that differ between runs whose methods and seeds are pooled
@@ -146,8 +147,12 @@ class Run:
     notes: Sequence[str] = ()
 
     @classmethod
-    def read(cls, folder: Path) -> Run:
+    def read(cls, folder: Path, *, is_own: bool = False) -> Run:
         """Read a run, which may still be active.
+
+        Args:
+            folder: the run folder.
+            is_own: whether it is this process that has locked the folder, and is about to leave it.
 
         Raises:
             FileNotFoundError: if ``folder`` is not a run folder, or no training has started.
@@ -155,19 +160,20 @@ class Run:
         """
         start = _check_is_run(folder)
         check_unchanged(folder, lambda file: not file.endswith(".ckpt"), command="report")
-        config_path, command_path = folder / "config.yaml", folder / "command.txt"
+        config_path = folder / "config.yaml"
         with reading(config_path, "the configuration of a run"):
             text = config_path.read_text(encoding="utf-8")
         config = _parsed(text, config_path)
         rows = read_results(folder) if has_results(folder) else []
         num_methods = 1 if config["selection_method"] is not None else len(config["compare"])
         num_expected = num_methods * (1 if config["seed"] is not None else len(config["seeds"]))
+        is_complete = len({(row.method, row.seed) for row in rows}) == num_expected
         run = cls(
             folder,
             rows,
-            state=_state(folder, is_complete=len({(row.method, row.seed) for row in rows}) == num_expected),
+            state=_state(folder, is_complete=is_complete, is_own=is_own),
             num_expected=num_expected,
-            command=command_path.read_text(encoding="utf-8").strip() if command_path.is_file() else "",
+            command=_command(folder / "command.txt"),
             config_text=text,
             notes=_notes(folder, start),
         )
@@ -184,7 +190,7 @@ class Run:
     def name(self) -> str:
         """The folder and its parent, such as ``digits/2026-01-31_12-00-00``."""
         folder = self.folder.resolve()
-        return f"{folder.parent.name}/{folder.name}"
+        return plain_text(f"{folder.parent.name}/{folder.name}")
 
     @property
     def num_finished(self) -> int:
@@ -243,6 +249,10 @@ def _read_arrays(path: Path, changed_at: int) -> Mapping[str, NDArray[Any]]:
     return reading_files.read_arrays(path)
 
 
+def _command(path: Path) -> str:
+    return plain_text(path.read_text(encoding="utf-8", errors="surrogateescape").strip()) if path.is_file() else ""
+
+
 def _check_is_run(folder: Path) -> RunStart:
     for name in ("config.yaml", "run.json"):
         if not (folder / name).is_file():
@@ -260,15 +270,16 @@ def _check_is_run(folder: Path) -> RunStart:
 
 
 def _notes(folder: Path, start: RunStart) -> list[str]:
-    notes = [] if is_verified(folder) else [f"{folder.name} is {UNVERIFIED}."]
+    name = plain_text(folder.name)
+    notes = [] if is_verified(folder) else [f"{name} is {UNVERIFIED}."]
     return notes + [
-        f"Changes of {', '.join(accepted['files'])} in {folder.name} were accepted at {accepted['time']}."
+        plain_text(f"Changes of {', '.join(accepted['files'])} in {name} were accepted at {accepted['time']}.")
         for accepted in start.accepted
     ]
 
 
-def _state(folder: Path, *, is_complete: bool) -> str:
-    if is_locked(folder):
+def _state(folder: Path, *, is_complete: bool, is_own: bool) -> str:
+    if not is_own and is_locked(folder):
         return "running"
     return "finished" if is_complete else "interrupted"
 

@@ -15,6 +15,7 @@ from reducr.reports.figure import (
     Plot,
     add_legend,
     file_name,
+    legend_label,
     line_style,
     new_figure,
 )
@@ -36,7 +37,13 @@ def corrupted_shares(comparison: Comparison) -> Iterator[Plot]:
             continue
         num_windows = min(len(shares) for _, shares in curves)
         mean = np.mean([shares[:num_windows] for _, shares in curves], axis=0)
-        axes.plot(curves[0][0][:num_windows], mean, label=series.label, markersize=4, **line_style(position, series))
+        axes.plot(
+            curves[0][0][:num_windows],
+            mean,
+            label=legend_label(series.label),
+            markersize=4,
+            **line_style(position, series),
+        )
         final_values.append(f"{series.label} {mean[-1]:.2f}")
         flags = next(iter(series.trainings.values())).example_array("is_corrupted")
         if share_of_all is None and flags is not None:
@@ -82,7 +89,12 @@ def repeated_selections(comparison: Comparison) -> Iterator[Plot]:
         )
         style = line_style(position, series)
         axes.plot(
-            np.arange(1, most + 1), at_least[1:], label=series.label, markevery=max(1, most // 6), markersize=4, **style
+            np.arange(1, most + 1),
+            at_least[1:],
+            label=legend_label(series.label),
+            markevery=max(1, most // 6),
+            markersize=4,
+            **style,
         )
         ever_selected = at_least[1] if most else 0.0
         summaries.append(f"{series.label} selected {ever_selected:.0%} of the examples at least once")

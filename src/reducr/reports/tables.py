@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
+from reducr._internal.text import one_line
 from reducr.reports.statistics import Estimate, estimate
 
 Cell = str | Estimate
@@ -68,12 +71,15 @@ def is_signed(column: str) -> bool:
 def markdown(table: Table) -> str:
     """The table as GitHub Markdown, with title and note."""
     lines = [
-        [_cell_text(cell, has_sign=is_signed(column)) for column, cell in zip(table.columns, line, strict=True)]
+        [
+            markdown_text(cell) if isinstance(cell, str) else _cell_text(cell, has_sign=is_signed(column))
+            for column, cell in zip(table.columns, line, strict=True)
+        ]
         for line in table.lines
     ]
-    rows = [table.columns, ("---", *["---:"] * (len(table.columns) - 1)), *lines]
+    rows = [tuple(map(markdown_text, table.columns)), ("---", *["---:"] * (len(table.columns) - 1)), *lines]
     note = f"\n{table.note}\n" if table.note else ""
-    return f"{table.title}\n\n" + "".join(f"| {' | '.join(map(_escaped, row))} |\n" for row in rows) + note
+    return f"{table.title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + note
 
 
 def comma_separated(table: Table) -> str:
@@ -83,9 +89,9 @@ def comma_separated(table: Table) -> str:
     writer = csv.writer(text, lineterminator="\n")
     header: list[str] = []
     for column, has_estimate in zip(table.columns, has_estimates, strict=True):
-        header.append(column)
+        header.append(_csv_text(column))
         if has_estimate:
-            header += [f"{column}: {part}" for part in ("deviation", "low", "high", "seeds")]
+            header += [f"{_csv_text(column)}: {part}" for part in ("deviation", "low", "high", "seeds")]
     writer.writerow(header)
     for line in table.lines:
         cells: list[str] = []
@@ -94,7 +100,7 @@ def comma_separated(table: Table) -> str:
                 numbers = (cell.mean, cell.deviation, cell.low, cell.high)
                 cells += ["" if number is None else f"{number:.6g}" for number in numbers] + [str(cell.count)]
             else:
-                cells += ["" if cell == EMPTY_CELL else cell, *[""] * (4 * has_estimate)]
+                cells += ["" if cell == EMPTY_CELL else _csv_text(cell), *[""] * (4 * has_estimate)]
         writer.writerow(cells)
     return text.getvalue()
 
@@ -102,24 +108,36 @@ def comma_separated(table: Table) -> str:
 def print_table(table: Table, console: Console) -> None:
     """Print the table on a terminal."""
     title = f"{table.title}. {table.note}".rstrip(". ")
-    rich_table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), expand=False)
+    rich_table = RichTable(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), expand=False)
     for i, column in enumerate(table.columns):
-        rich_table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+        rich_table.add_column(Text(one_line(column)), justify="right" if i else "left", no_wrap=not i)
     for line in table.lines:
-        rich_table.add_row(*map(_cell_text, line))
+        rich_table.add_row(*(Text(_cell_text(cell)) for cell in line))
     console.print(rich_table)
 
 
 def make_console() -> Console:
-    """A console as wide as the terminal, or wide enough for the tables if the output is a file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
+    """A console as wide as the terminal, or wide enough for the tables if the output is a file or a pipe.
+
+    It shows text as it is: names of users are no markup and no emoji codes.
+    """
+    console = _console()
+    return console if console.is_terminal else _console(width=_PIPE_WIDTH)
+
+
+def print_line(text: str, console: Console) -> None:
+    """Print one line of text, such as one with a path, which is neither broken nor read as markup."""
+    console.print(one_line(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _console(width: int | None = None) -> Console:
+    return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
 def _cell_text(cell: Cell, *, has_sign: bool = False) -> str:
     """A cell on one line, such as ``0.617 ± 0.027 [0.550, 0.684]``."""
     if isinstance(cell, str):
-        return cell
+        return one_line(cell)
     sign = "+" if has_sign else ""
     text = f"{cell.mean:{sign}.3f}"
     if cell.deviation is None:
@@ -127,5 +145,21 @@ def _cell_text(cell: Cell, *, has_sign: bool = False) -> str:
     return f"{text} ± {cell.deviation:.3f} [{cell.low:{sign}.3f}, {cell.high:{sign}.3f}]"
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def markdown_text(text: str) -> str:
+    r"""``text`` in Markdown that shows it as it is.
+
+    Example:
+        >>> markdown_text("a|b *c* <img> d_e")
+        'a\\|b \\*c\\* \\<img> d_e'
+    """
+    escaped = re.sub(r"([\\`*\[\]|<&$])|(?<!\w)_|_(?!\w)", lambda match: "\\" + match[0], one_line(text))
+    return re.sub(r"^(\s*)([#>]|[-+](?=\s)|\d+[.)](?=\s))", r"\1\\\2", escaped)
+
+
+def _csv_text(text: str) -> str:
+    """``text`` as a spreadsheet shows it. It would take a text that begins like a formula for one, and run it."""
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    return text

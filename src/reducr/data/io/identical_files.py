@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reducr._internal.files import file_checksum
+from reducr._internal.files import file_checksum, open_regular
 from reducr.data.io.parallel import map_files
 
 _PREFIX_BYTES = 4096
@@ -20,7 +21,7 @@ def same_files(paths: Sequence[Path]) -> Tensor:
     """Number the files so that two files have the same number exactly if they have the same bytes.
 
     A file is read in full only if another file has the same size and the same first 4,096 bytes. A missing file gets a
-    number of its own.
+    number of its own, and so does anything but a regular file.
 
     Args:
         paths: N files.
@@ -41,13 +42,14 @@ def same_files(paths: Sequence[Path]) -> Tensor:
 
 
 def _size(path: Path) -> str | None:
-    """The size in bytes; None if the file is missing."""
+    """The size in bytes; None if the file is missing, or not a regular file."""
     try:
-        return str(path.stat().st_size)
+        status = path.stat()
     except OSError:
         return None
+    return str(status.st_size) if stat.S_ISREG(status.st_mode) else None
 
 
 def _prefix(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(_PREFIX_BYTES)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reducr._internal.files import open_regular
+
 if TYPE_CHECKING:
     from PIL import Image
 
 Pixels = NDArray[np.uint8]
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "TGA")
+"""Formats that Pillow decodes itself, whatever a file is called. It leaves others, such as EPS, to a program."""
 
 
-def decoded_image(path: Path | str, *, image_size: int, resize: int) -> Pixels:
+def decoded_image(path: Path | str | BytesIO, *, image_size: int, resize: int) -> Pixels:
     """The central square of an image.
 
     The shorter side is resized to ``resize`` pixels and the longer side to ``floor(resize * long / short)`` (bilinear,
@@ -24,7 +29,7 @@ def decoded_image(path: Path | str, *, image_size: int, resize: int) -> Pixels:
     still large enough.
 
     Args:
-        path: the file.
+        path: a regular file, or its content.
         image_size: S >= 1.
         resize: >= S.
 
@@ -36,7 +41,7 @@ def decoded_image(path: Path | str, *, image_size: int, resize: int) -> Pixels:
     """
     from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
+    with _opened(path) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
         width, height = (resize * side // min(image.size) for side in image.size)
         drafted = image.draft(None, (resize, resize))
         rgb = _rgb(image)
@@ -64,10 +69,14 @@ def header_fault(path: Path) -> str:
     from PIL import Image
 
     try:
-        with Image.open(path):
+        with open_regular(path) as file, Image.open(file, formats=IMAGE_FORMATS):
             return ""
     except Exception as error:
         return _message(error)
+
+
+def _opened(path: Path | str | BytesIO) -> BufferedReader | BytesIO:
+    return path if isinstance(path, BytesIO) else open_regular(path)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from reducr.data.core.overlap import check_policy
 from reducr.data.core.raw import RawData
+from reducr.data.io.folder_walk import FolderWalk, check_links
 from reducr.data.io.identical_files import same_files
 from reducr.data.io.images import ImageDataModule
 
@@ -25,7 +25,8 @@ class ImageFolder(ImageDataModule):
 
     Either ``DIR/CLASS/*.png``, or ``DIR/train/CLASS/*.png`` with ``DIR/holdout`` (or ``valid`` or ``val``),
     ``DIR/test`` or both. Files may be nested in further folders below ``CLASS``. Classes are numbered by name. Hidden
-    files and folders, and files without an image suffix, are ignored.
+    files and folders, and files without an image suffix, are ignored. DIR may be a symbolic link, and so may the folder
+    of a part or a class. Other links are what ``links`` says.
 
     Card:
         Source: your folder; png, jpg, jpeg, webp, bmp, tif, tiff and gif files.
@@ -42,6 +43,8 @@ class ImageFolder(ImageDataModule):
         image_size: S, pixels.
         overlap: policy for files of one part that another part has too, byte for byte: ``error``; ``drop``, which drops
             them from the training part, and test files from the holdout part; or ``allow``.
+        links: policy for symbolic links below the folder of a class that lead out of DIR, and for links to folders of
+            DIR: ``error``; ``skip``, which leaves them out; or ``follow``, which follows the links that lead out.
         options: of ``ImageDataModule`` and ``DataModule``.
 
     Raises:
@@ -53,19 +56,28 @@ class ImageFolder(ImageDataModule):
     drawn_sizes: ClassVar[Mapping[str, float]] = {"holdout": 0.1, "test": 0.2}
 
     def __init__(
-        self, *, data_dir: str | Path | None, image_size: int = 32, overlap: str = "error", **options: Any
+        self,
+        *,
+        data_dir: str | Path | None,
+        image_size: int = 32,
+        overlap: str = "error",
+        links: str = "error",
+        **options: Any,
     ) -> None:
         super().__init__(image_size=image_size, **options)
         check_policy(overlap)
+        check_links(links)
         self.overlap = overlap
+        self.links = links
         if data_dir is None:
             raise ValueError("An image folder needs `datamodule.data_dir=DIR`, which contains one folder per class.")
         self.data_dir = Path(data_dir)
 
     def read(self) -> RawData:
         """All images, ordered by part, class and path."""
-        is_split = bool(_part_folders(self.data_dir))
-        files = self._files()
+        walk = self._walk()
+        is_split = bool(_part_folders(self.data_dir, walk))
+        files = self._files(walk)
         paths, target, parts = in_order(files)
         return self.image_data(
             paths,
@@ -75,11 +87,13 @@ class ImageFolder(ImageDataModule):
             overlap=self.overlap,
             class_names=tuple(files["train"]),
             has_clean_targets=False,
+            notes=walk.notes(),
         )
 
     def write_parts(self, places: Mapping[str, Tensor], folder: Path, *, is_linked: bool) -> dict[str, Any]:
         """Write copies of the images, or symbolic links, to ``folder/PART/CLASS/*``; see ``WritesParts``."""
-        folders, files = _part_folders(self.data_dir) or {"train": self.data_dir}, self._files()
+        walk = self._walk()
+        folders, files = _part_folders(self.data_dir, walk) or {"train": self.data_dir}, self._files(walk)
         paths, _, parts = in_order(files)
         root_of_place = {place: folders[part] for part, of_part in parts.items() for place in of_part.tolist()}
         for part, of_part in places.items():
@@ -90,22 +104,29 @@ class ImageFolder(ImageDataModule):
                     copy.symlink_to(paths[place].resolve())
                 else:
                     shutil.copy2(paths[place], copy)
-        return {"data_dir": "."}
+        return {"data_dir": "."} | ({"links": "follow"} if is_linked else {})
 
-    def _files(self) -> dict[str, dict[str, list[Path]]]:
+    def _walk(self) -> FolderWalk:
+        return FolderWalk(self.data_dir, links=self.links)
+
+    def _files(self, walk: FolderWalk) -> dict[str, dict[str, list[Path]]]:
         """All images by part and class; a single training part if there are no part folders."""
-        folder_of_part = _part_folders(self.data_dir) or {"train": self.data_dir}
-        return {part: class_files(folder) for part, folder in folder_of_part.items()}
+        folder_of_part = _part_folders(self.data_dir, walk) or {"train": self.data_dir}
+        return {part: class_files(folder, walk) for part, folder in folder_of_part.items()}
 
 
-def class_files(folder: Path) -> dict[str, list[Path]]:
+def class_files(folder: Path, walk: FolderWalk) -> dict[str, list[Path]]:
     """The image files below each class folder in ``folder``; classes and paths in alphabetical order.
+
+    Args:
+        folder: of one part.
+        walk: over the whole data set.
 
     Raises:
         FileNotFoundError: if ``folder`` does not exist or has no folders.
         ValueError: for images outside the class folders, or a class folder without images.
     """
-    folders = _folders_in(folder)
+    folders = _folders_in(folder, walk)
     unsorted = sorted(path.name for path in folder.iterdir() if _is_image(path.name) and path.is_file())
     if unsorted:
         raise ValueError(
@@ -114,7 +135,7 @@ def class_files(folder: Path) -> dict[str, list[Path]]:
         )
     if not folders:
         raise FileNotFoundError(f"{folder} has no folders. Expected one per class, such as {folder / 'cat'}.")
-    files = {name: sorted(_images_below(folder / name), key=Path.as_posix) for name in folders}
+    files = {name: sorted(walk.files_below(folder / name, _is_image), key=Path.as_posix) for name in folders}
     empty = [name for name, paths in files.items() if not paths]
     if empty:
         raise ValueError(
@@ -162,9 +183,9 @@ def in_order(files: Mapping[str, Mapping[str, list[Path]]]) -> tuple[list[Path],
     return paths, torch.tensor(target), parts
 
 
-def _part_folders(folder: Path) -> dict[str, Path]:
+def _part_folders(folder: Path, walk: FolderWalk) -> dict[str, Path]:
     """The folder of each part, training part first; empty if ``folder`` contains class folders."""
-    names = _folders_in(folder)
+    names = _folders_in(folder, walk)
     part_names = [name for name in _PART_OF_FOLDER if name in names]
     class_names = [name for name in names if name not in _PART_OF_FOLDER]
     if not part_names:
@@ -183,19 +204,10 @@ def _part_folders(folder: Path) -> dict[str, Path]:
     return folder_of_part
 
 
-def _folders_in(folder: Path) -> list[str]:
+def _folders_in(folder: Path, walk: FolderWalk) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. Check `datamodule.data_dir`.")
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """Image files in ``folder`` and its subfolders; follows links."""
-    images = []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images += [Path(root, name) for name in names if _is_image(name)]
-    return images
+    return walk.folders_in(folder)
 
 
 def _is_image(name: str) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from reducr.data.published.cifar_files import (
     read_human_labels,
     read_parquet,
     read_pickles,
+    whole_numbers,
 )
 
 _PARQUET = ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet")
@@ -124,9 +124,7 @@ class _CIFAR(DataModule):
         clean = release.labels[0][: release.num_train]
         with naming_file(path):
             contents = read_human_labels(path)
-            human_clean, human = (
-                torch.tensor(np.asarray(entry(contents, name), dtype=np.int64)) for name in ("clean_label", key)
-            )
+            human_clean, human = (whole_numbers(entry(contents, name)) for name in ("clean_label", key))
             if not human_clean.shape == human.shape == clean.shape:
                 raise ValueError(f"it has {len(human)} labels for the {len(clean)} training images in {folder}")
             check_range(key, human, len(release.names[0]), place="image")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 import json
 import pickle
@@ -11,13 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from reducr.data.io.array_pickles import read_array_pickle
+from reducr.data.io.image_decoding import IMAGE_FORMATS
+
 _IMAGE_SHAPE = (3, 32, 32)
+_NUM_TORCH_HEADERS = 3  # pickles before the content in the old format of torch.save
+_MAX_LABEL_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Release:
         """Join the pixels and labels of all files. The last file holds the test images; without names, number them."""
         pixels, *labels = (torch.cat(columns) for columns in zip(*files, strict=True))
         num_train = len(pixels) - len(files[-1][0])
+        if names is None and any(int(column.min()) < 0 or int(column.max()) >= len(pixels) for column in labels):
+            raise ValueError("The files do not name their classes, and labels are missing. Get them again.")
         notes = () if names else ("The files do not name their classes, so the classes are numbered.",)
         names = names or [[str(label) for label in range(int(column.max()) + 1)] for column in labels]
         return cls(pixels, tuple(labels), num_train, tuple(map(tuple, names)), notes)
@@ -84,13 +90,12 @@ def read_pickles(folder: Path, layout: Layout) -> Release:
     with naming_file(path):
         contents = _unpickled(path)
         # the names of "fine_labels" are in "fine_label_names"
-        names = [entry(contents, f"{column.removesuffix('s')}_names") for column in layout.labels]
+        names = [_names(entry(contents, f"{column.removesuffix('s')}_names")) for column in layout.labels]
     return Release.of(files, names)
 
 
 def read_parquet(folder: Path, layout: Layout) -> Release:
     """Read the Hugging Face hub's files: one encoded image per row, class names in the schema if anywhere."""
-    from PIL import Image
     from pyarrow import parquet
 
     files = []
@@ -99,12 +104,13 @@ def read_parquet(folder: Path, layout: Layout) -> Release:
         with naming_file(folder / name):
             table = parquet.read_table(folder / name)
             contents = {column: table[column].to_pylist() for column in table.column_names}
-            images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in entry(contents, "img")]
-            pixels = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)
+            images = [_decoded(image["bytes"]) for image in entry(contents, "img")]
+            pixels = np.stack(images).transpose(0, 3, 1, 2)
             files.append(_checked_images(pixels, *(entry(contents, column) for column in layout.labels)))
             schema = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
             features = schema.get("info", {}).get("features", {})
             names = [features.get(column, {}).get("names") for column in layout.labels]
+            names = [None if of_column is None else _names(of_column) for of_column in names]
     return Release.of(files, names if all(names) else None)
 
 
@@ -118,6 +124,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is not an .npz file")
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            _check_unpacked_size(archive.infolist())
         file.seek(0)
         return dict(np.load(file))
 
@@ -142,47 +151,67 @@ def _checked_images(pixels: np.ndarray, *labels: Any) -> tuple[Tensor, ...]:
     """Pixels (N, 3, 32, 32) and each column of labels (N,), as tensors."""
     if pixels.dtype != np.uint8 or pixels.shape[1:] != _IMAGE_SHAPE:
         raise ValueError(f"images must be (N, 3, 32, 32) of uint8; got {pixels.shape} of {pixels.dtype}")
-    columns = [torch.tensor(np.asarray(column, dtype=np.int64)) for column in labels]
+    columns = [whole_numbers(column) for column in labels]
     for column in columns:
         if column.shape != (len(pixels),):
             raise ValueError(f"it has {len(column)} labels for {len(pixels)} images")
-    return torch.from_numpy(np.ascontiguousarray(pixels)), *columns
+    return torch.from_numpy(np.array(pixels, order="C")), *columns
 
 
-def _dtype(name: str, align: int = 0, copy: int = 0) -> np.dtype:
-    # Python 2 pickled these flags as integers, which NumPy 2.4 deprecates
-    return np.dtype(name, align=bool(align), copy=bool(copy))
+def whole_numbers(column: Any) -> Tensor:
+    """A list or an array of N whole numbers as (N,) int64."""
+    is_array = isinstance(column, np.ndarray) and column.ndim == 1 and column.dtype.kind in "iu"
+    is_list = isinstance(column, list) and all(type(value) is int for value in column)
+    if not is_array and not is_list:
+        raise ValueError("its labels are not a list of whole numbers")
+    return torch.tensor(np.asarray(column, dtype=np.int64))
 
 
-# The only calls that unpickling an array needs, under their names in Python 2 and 3 and in NumPy 1 and 2.
-_ARRAY_CALLS: Mapping[str, Callable[..., Any]] = {
-    "numpy.core.multiarray._reconstruct": np.ndarray(0).__reduce__()[0],  # type: ignore[dict-item]
-    "numpy._core.multiarray._reconstruct": np.ndarray(0).__reduce__()[0],  # type: ignore[dict-item]
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": _dtype,
-    "_codecs.encode": codecs.encode,
-}
+def _names(names: Any) -> list[str]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its class names are not a list of texts")
+    return names
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickle arrays and plain containers; refuse every other callable."""
+def _decoded(content: bytes) -> np.ndarray:
+    """(32, 32, 3) uint8."""
+    from PIL import Image
 
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in _ARRAY_CALLS:
-            raise pickle.UnpicklingError(f"it calls {module}.{name}, which no array needs")
-        return _ARRAY_CALLS[f"{module}.{name}"]
+    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+        if image.size != _IMAGE_SHAPE[1:]:  # before the pixels are decoded
+            raise ValueError(f"images must be 32 x 32; got {image.size[0]} x {image.size[1]}")
+        return np.asarray(image.convert("RGB"))
 
 
 def _unpickled(path: Path) -> Any:
-    with path.open("rb") as file:
-        return _ArrayUnpickler(file, encoding="latin1").load()
+    return read_array_pickle(io.BytesIO(path.read_bytes()))
 
 
 def _read_torch(path: Path) -> Any:
-    """Load a ``torch.save`` file that contains only arrays and plain containers."""
-    allowed: list[Any] = [np.dtypes.Int64DType, *((call, name) for name, call in _ARRAY_CALLS.items())]
-    with torch.serialization.safe_globals(allowed):
-        try:
-            return torch.load(path, weights_only=True)
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise ValueError("it is truncated, or contains more than arrays of labels") from error
+    """Read a file of ``torch.save`` that holds only arrays and plain containers, in its old format or its new one."""
+    try:
+        with path.open("rb") as opened:
+            if zipfile.is_zipfile(opened):
+                return read_array_pickle(io.BytesIO(_pickle_of_archive(opened)))
+            opened.seek(0)
+            file = io.BytesIO(opened.read())
+        for _ in range(_NUM_TORCH_HEADERS):
+            read_array_pickle(file)
+        return read_array_pickle(file)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"it is truncated, or contains more than arrays of labels: {error}") from error
+
+
+def _pickle_of_archive(file: BinaryIO) -> bytes:
+    with zipfile.ZipFile(file) as archive:
+        member = next((member for member in archive.infolist() if member.filename.endswith("/data.pkl")), None)
+        if member is None:
+            raise ValueError("it is not a file of torch.save")
+        _check_unpacked_size([member])
+        return archive.read(member)
+
+
+def _check_unpacked_size(members: Sequence[zipfile.ZipInfo]) -> None:
+    size = sum(member.file_size for member in members)
+    if size > _MAX_LABEL_BYTES:
+        raise ValueError(f"it unpacks to {size:,} bytes, far more than labels need")

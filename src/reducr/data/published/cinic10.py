@@ -7,6 +7,7 @@ from typing import Any
 
 from reducr.data.core.raw import RawData
 from reducr.data.io.download import fetch, unpack
+from reducr.data.io.folder_walk import FolderWalk, check_links
 from reducr.data.io.images import ImageDataModule
 from reducr.data.own.image_folder import class_files, in_order
 
@@ -33,6 +34,7 @@ class CINIC10(ImageDataModule):
     Args:
         data_dir: folder with ``train``, ``valid`` and ``test``, or with a folder ``CINIC-10`` that contains these.
         download: whether to download the data (650 MB) into ``data_dir`` if it is missing.
+        links: policy for symbolic links, as in ``ImageFolder``.
         options: of ``ImageDataModule`` (except ``image_size`` and ``resize``) and ``DataModule``.
 
     Raises:
@@ -40,8 +42,11 @@ class CINIC10(ImageDataModule):
         ValueError: if a part has other classes, or a class without images.
     """
 
-    def __init__(self, *, data_dir: str | Path | None, download: bool = False, **options: Any) -> None:
+    def __init__(
+        self, *, data_dir: str | Path | None, download: bool = False, links: str = "error", **options: Any
+    ) -> None:
         super().__init__(image_size=32, **options)
+        check_links(links)
         if data_dir is None:
             raise ValueError(
                 "CINIC-10 needs `datamodule.data_dir=DIR`, the folder that contains train, valid and test. Add "
@@ -49,18 +54,20 @@ class CINIC10(ImageDataModule):
             )
         self.data_dir = Path(data_dir)
         self.download = download
+        self.links = links
 
     def read(self) -> RawData:
         """The three published parts."""
         folder = self._folder()
-        files = {part: class_files(folder / name) for part, name in _FOLDER_OF_PART.items()}
+        walk = FolderWalk(folder, links=self.links)
+        files = {part: class_files(folder / name, walk) for part, name in _FOLDER_OF_PART.items()}
         if tuple(files["train"]) != CLASS_NAMES:
             raise ValueError(
                 f"{folder / 'train'} must contain the folders {', '.join(CLASS_NAMES)}; it contains "
                 f"{', '.join(files['train'])}."
             )
         paths, target, parts = in_order(files)
-        notes = tuple(
+        notes = walk.notes() + tuple(
             f"The {part} part has {len(positions)} images; the published one has {_SIZE_OF_PART}."
             for part, positions in parts.items()
             if len(positions) != _SIZE_OF_PART

@@ -14,6 +14,7 @@ import torch
 
 from reducr._internal.checks import check_count
 from reducr.data.core.raw import RawData
+from reducr.data.io.folder_walk import check_inside
 from reducr.data.io.images import ImageDataModule
 
 CLASS_NAMES = (
@@ -186,6 +187,7 @@ def _lines(path: Path) -> list[str]:
 def _read_keys(path: Path) -> list[str]:
     """The keys of a list, which must be unique."""
     keys = [_key(line) for line in _lines(path)]
+    check_inside(keys, owner=str(path))
     num_repeats = len(keys) - len(set(keys))
     if num_repeats:
         first = next(key for key, count in Counter(keys).items() if count > 1)

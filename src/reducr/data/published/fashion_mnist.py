@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from reducr._internal.files import open_regular
 from reducr.data.core.module import DataModule
 from reducr.data.core.raw import RawData
 from reducr.data.io.download import fetch
@@ -22,6 +25,9 @@ CLASS_NAMES = (
 # of the 60,000 training images, with pixels in [0, 1]
 _MEAN, _STANDARD_DEVIATION = 0.2860, 0.3530
 _IDX_UINT8 = 0x08
+_MAX_AXES = 8
+_MAX_VALUES = 2**31
+_CHUNK_BYTES = 2**20
 
 
 class FashionMNIST(DataModule):
@@ -109,19 +115,32 @@ def read_idx(path: Path) -> np.ndarray:
         ValueError: if the file is truncated, damaged or not an idx file of unsigned bytes.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_regular(path) as file, gzip.open(file) if path.suffix == ".gz" else nullcontext(file) as content:
+            start = content.read(4)
+            if len(start) < 4 or start[:2] != b"\0\0" or start[2] != _IDX_UINT8:
+                raise ValueError(f"{path} is not an idx file of unsigned bytes: it starts with {start.hex()}.")
+            sizes = content.read(4 * start[3])
+            if len(sizes) < 4 * start[3]:
+                raise ValueError(f"{path} is truncated or damaged: its header is incomplete. Get the file again.")
+            shape = tuple(np.frombuffer(sizes, dtype=">u4").tolist())
+            num_values, header = math.prod(shape), 4 + len(sizes)
+            # a small file may unpack to terabytes
+            values = _read_at_most(content, min(num_values, _MAX_VALUES) + _CHUNK_BYTES)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}). Get the file again.") from error
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _IDX_UINT8:
-        raise ValueError(f"{path} is not an idx file of unsigned bytes: it starts with {content[:4].hex()}.")
-    header = 4 + 4 * content[3]
-    if len(content) < header:
-        raise ValueError(f"{path} is truncated or damaged: its header is incomplete. Get the file again.")
-    shape = tuple(np.frombuffer(content[4:header], dtype=">i4").tolist())
-    expected = header + int(np.prod(shape, dtype=np.int64))
-    if len(content) != expected:
+    if len(shape) > _MAX_AXES or len(values) != num_values:
+        or_more = " or more" if len(values) >= num_values + _CHUNK_BYTES else ""
         raise ValueError(
-            f"{path} is truncated or damaged: its header says {shape}, {expected} bytes in all; it has {len(content)}. "
-            "Get the file again."
+            f"{path} is truncated or damaged: its header says {shape}, {header + num_values} bytes in all; it has "
+            f"{header + len(values)}{or_more}. Get the file again."
         )
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
+    return np.frombuffer(values, dtype=np.uint8).reshape(shape).copy()
+
+
+def _read_at_most(file: IO[bytes] | gzip.GzipFile, num_bytes: int) -> bytes:
+    """Up to ``num_bytes``, without reserving memory for more than the file has."""
+    chunks = []
+    while num_bytes > 0 and (chunk := file.read(min(num_bytes, _CHUNK_BYTES))):
+        chunks.append(chunk)
+        num_bytes -= len(chunk)
+    return b"".join(chunks)
