@@ -235,7 +235,12 @@ def uneven_loaders():
     batches = candidates_of(rank(), SIZES[2])[: NUM_BATCHES - 2 * rank()]
     cases = [("ddp", "reducr"), ("fsdp", "reducr"), ("ddp", "train_loss")]
     loaders = [loader_of(wrapped(Net(), engine), batches=batches, rule=rule) for engine, rule in cases]
-    return [error_of(list, loader) for loader in loaders]
+    return [error_of(_read_through, loader) for loader in loaders]
+
+
+def _read_through(loader):
+    for _ in loader:
+        _ = loader.loss_weight  # as a training would
 
 
 def same_data():
@@ -250,7 +255,8 @@ def same_data():
 def no_holdout_on_one():
     model = wrapped(Net(), "fsdp")
     loader = loader_of(model)
-    loader.downsampler.holdout.holdout = reducr.Holdout(holdout_of() if rank() == 0 else [])
+    batches = holdout_of() if rank() == 0 else []
+    loader.downsampler.holdout.holdout = reducr.Holdout(batches, refresh_steps="epoch")
     return error_of(next, iter(loader))
 
 

@@ -153,6 +153,7 @@ def test_no_run_no_selection_no_scores_no_pyarrow(digits, tmp_path, capsys, monk
     file = copy / "seed_0" / "reducr" / "selected.npz"
     index = arrays(file)["index"]
     np.savez(file, index=index, num_times_selected=index)
+    (copy / "manifest.jsonl").unlink()  # which knows what is edited here
     assert "has no scores: an earlier version wrote it" in refused(copy, *options, out=out, capsys=capsys)
     file.unlink()
     assert "No method in" in refused(copy, *options, out=out, capsys=capsys)

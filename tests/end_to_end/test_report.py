@@ -268,6 +268,7 @@ def test_examples_are_the_images_that_the_run_was_trained_on(run, out):
 def test_a_running_run_is_reported_so_far(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
+    (folder / "manifest.jsonl").unlink()  # which knows what is edited here
     lines = (folder / "results.csv").read_text().splitlines()
     (folder / "results.csv").write_text("\n".join(lines[: 1 + 3 * 2]) + "\n")  # two methods of seed 0
     with run_lock(folder):
@@ -295,6 +296,7 @@ def test_runs_with_equal_settings_are_pooled(run, tmp_path):
         shutil.copytree(
             run, tmp_path / str(seed), ignore=shutil.ignore_patterns(*{"seed_0", "seed_1", "seed_2"} - {f"seed_{seed}"})
         )
+        (tmp_path / str(seed) / "manifest.jsonl").unlink()  # which knows what is edited here
         config = (run / "config.yaml").read_text().replace("seed: null", f"seed: {seed}")
         (tmp_path / str(seed) / "config.yaml").write_text(config)
         write_results(tmp_path / str(seed), [row for row in rows if row.seed == seed])

@@ -104,6 +104,7 @@ def make_trainer(folder, *, rule="rho_loss", loss=sequence_loss, data=None, coll
         selector=reducr.make_selector(rule, num_groups=NUM_DOMAINS, **steps),
         fraction=FRACTION,
         loss=loss,
+        short_batches="keep",
         **given,
     )
 
@@ -181,6 +182,7 @@ def test_the_trainer_is_a_loop_of_ones_own(tmp_path, loss):
         reducr.Reference([make_model(seed) for seed in (7, 8, 9)]),
         FRACTION,
         loss=loss,
+        short_batches="keep",
         holdout=DataLoader(clean, batch_size=8, collate_fn=clean.collating(naming_collator)),
         refresh_steps=2,
     )

@@ -876,7 +876,7 @@ def _loader(name, num_classes, batches, options):
     if name == "reducr" and "holdout" not in options:
         selector.set_group_holdout_loss(torch.ones(num_classes))
     options = options | {"scoring": Scoring(**options["scoring"])}
-    return reducr.SelectiveLoader(batches, Identity(), selector, Half(), **options)
+    return reducr.SelectiveLoader(batches, Identity(), selector, Half(), short_batches="keep", **options)
 
 
 def check_loader(case):
@@ -887,6 +887,7 @@ def check_loader(case):
     passed = iter(loader)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "step .* candidates have a NaN or infinite loss", RuntimeWarning)
+        warnings.filterwarnings("ignore", "A pass ended after .* without a refresh", UserWarning)
         while True:
             with refusing():
                 batch = next(passed, None)

@@ -73,6 +73,8 @@ class AdjustedIrreducibleLoss:
         source: gives (B, C) logits if groups follow from targets, else (B, C, G) logits of a joint model.
         gradient_weight: g >= 1, the weight that a trained model of a group would give to the examples of that group.
         group_of_target: (C,) int64, the group of each target; None if groups equal targets, or for joint logits.
+        checks_groups: see that the groups of every batch follow from its targets. False where they followed from the
+            targets before some of these were corrupted.
 
     Raises:
         ValueError: if ``gradient_weight`` is below 1, or ``group_of_target`` does not hold one group per class; at a
@@ -82,7 +84,12 @@ class AdjustedIrreducibleLoss:
     """
 
     def __init__(
-        self, source: LogitSource, *, gradient_weight: float = 10.0, group_of_target: Tensor | None = None
+        self,
+        source: LogitSource,
+        *,
+        gradient_weight: float = 10.0,
+        group_of_target: Tensor | None = None,
+        checks_groups: bool = True,
     ) -> None:
         check_gradient_weight(gradient_weight)
         if group_of_target is not None:
@@ -90,7 +97,7 @@ class AdjustedIrreducibleLoss:
         self.source = source
         self.gradient_weight = gradient_weight
         self.group_of_target = group_of_target
-        self.groups = GroupsOfTargets(group_of_target)
+        self.groups = GroupsOfTargets(group_of_target) if checks_groups else None
 
     def lookup(self, batch: Batch) -> Tensor:
         """(B, G) nats."""
@@ -100,12 +107,13 @@ class AdjustedIrreducibleLoss:
         """As ``PlainIrreducibleLoss.tabulate``, with losses of shape (N, G)."""
         table = _loss_table(self, targets, kind="group_loss")
         is_joint = isinstance(self.source, TableLogits) and self.source.table.kind == "joint_logits"
-        return TableLoss(table, groups=None if is_joint else GroupsOfTargets(self.group_of_target))
+        is_checked = self.groups is not None and not is_joint
+        return TableLoss(table, groups=GroupsOfTargets(self.group_of_target) if is_checked else None)
 
     def lazy(self, batch: Batch) -> AdjustedGroupLoss:
         """(B, G) nats, computed only for the rows that are read."""
         losses = AdjustedGroupLoss(self.source.logits(batch), batch.target, self.gradient_weight, self.group_of_target)
-        if losses.logits.ndim == 2:
+        if losses.logits.ndim == 2 and self.groups is not None:
             self.groups.check(batch)
         return losses
 

@@ -95,6 +95,7 @@ class IrreducibleStage:
                 source,
                 gradient_weight=self.options.gradient_weight,
                 group_of_target=self.data.joint_labels.group_of_target,
+                checks_groups=False,  # the data module knows; label noise corrupts targets only
             )
         else:
             lookup = PlainIrreducibleLoss(source)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reducr._internal.distributed import is_main_rank
+from reducr._internal.distributed import is_main_rank, raising_on_all_ranks
 from reducr._internal.endless import EndlessBatches
 from reducr._internal.rng import same_random_state
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, model_output
@@ -150,7 +150,8 @@ class HoldoutTracker:
             per_group, self._part = self.holdout.per_group, self.holdout.batches
             if per_group is not None and not self.is_refreshed_by_validation:
                 try:
-                    self._part = self._groups.part(per_group, num_groups=self.selector.num_groups)
+                    with raising_on_all_ranks() if self.sync else nullcontext():
+                        self._part = self._groups.part(per_group, num_groups=self.selector.num_groups)
                 except ValueError:
                     if unhooked(self.holdout.batches)[0] is self.holdout.batches:
                         raise  # else only batches after their hook have the structure that can be read

@@ -69,7 +69,7 @@ class RobustClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
         >>> X, y = make_blobs(600, centers=3, cluster_std=2.0, random_state=0)
         >>> noisy = np.where(np.arange(600) % 4 == 0, (y + 1) % 3, y)
         >>> classifier = RobustClassifier().fit(X[150:], noisy[150:], holdout=(X[:150], y[:150]))
-        >>> bool(classifier.score(X, y) > 0.9), len(classifier.suspects_) == (~classifier.selected_).sum()
+        >>> bool(classifier.score(X, y) > 0.9), len(classifier.suspects_) == 450 - int(classifier.selected_.sum())
         (True, True)
 
     Source: selection by the belief of a model of clean rows, as CLIPCleaner (arXiv 2408.10012) and confident learning
