@@ -81,7 +81,7 @@ class Program:
     def communicate(self, timeout=None):
         """Wait for its end, and return what it has written to standard output and standard error."""
         self.wait(timeout)
-        return tuple(Path(file.name).read_text() for file in self._output)
+        return tuple(Path(file.name).read_text(errors="surrogateescape") for file in self._output)
 
 
 def start(command, **options):

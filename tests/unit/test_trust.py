@@ -124,7 +124,7 @@ def test_text_stays_text():
         ("a: [", "is not valid YAML"),
         ("a: !!python/object/apply:os.system [id]\n", "is not valid YAML"),
         ("- a\n", "is not the configuration of a run"),
-        ("a: ${\n", "is damaged: expected the configuration of a run"),
+        ("a: !!set {x}\n", "is damaged: expected the configuration of a run"),
     ],
 )
 def test_other_files_are_no_configuration(tmp_path, text, message):

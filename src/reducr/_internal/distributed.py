@@ -199,7 +199,7 @@ def raise_on_all_ranks(error: Exception | None) -> None:
         if error is not None:
             raise error
         return
-    text = b"" if error is None else f"{type(error).__name__}: {error}".encode()
+    text = b"" if error is None else f"{type(error).__name__}: {error}".encode(errors="backslashreplace")
     messages = [bytes(part.tolist()) for part in all_gather(torch.tensor(list(text), dtype=torch.uint8))]
     if error is not None:
         raise error

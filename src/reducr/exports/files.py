@@ -58,7 +58,8 @@ def write_examples(
     table = pa.table(
         {name: pa.array(array.tolist() if array.dtype.kind == "U" else array) for name, array in arrays.items()}
     )
-    parquet.write_table(table.replace_schema_metadata({"reducr": json.dumps(settings)}), path)
+    with path.open("wb") as file:  # pyarrow takes no names that are not UTF-8
+        parquet.write_table(table.replace_schema_metadata({"reducr": json.dumps(settings)}), file)
 
 
 def write_reduced_data(

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 
 from reducr._internal.reading import DamagedFileError, reading
 from reducr.pipeline.config import as_literals, checked_config
@@ -63,14 +64,14 @@ def read_plain(path: Path) -> dict[str, Any]:
         try:
             if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
                 raise DamagedFileError(f"{path} is not {_EXPECTED}: it holds aliases (*NAME), which no run writes.")
-            config = OmegaConf.create(text)  # evaluates nothing
+            plain = yaml.load(text, Loader=get_yaml_loader())
+            OmegaConf.create(as_literals(plain))  # raises for types that no configuration has
         except yaml.YAMLError as error:
             place = getattr(error, "problem_mark", None)
             line = "" if place is None else f" (line {place.line + 1})"
             raise DamagedFileError(f"{path} is not valid YAML{line}. Restore a copy of it.") from error
-    if not isinstance(config, DictConfig):
+    if not isinstance(plain, dict):
         raise DamagedFileError(f"{path} is not {_EXPECTED}. Restore a copy of it.")
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
     return plain
 
 
