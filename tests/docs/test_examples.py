@@ -176,7 +176,7 @@ def test_the_trainers_code_in_loops_runs(tmp_path):
     (selector, irreducible), holdout = make_parts(), Texts(60, seed=2, columns=())
     names = {
         "model": make_model(),
-        "arguments": make_arguments(tmp_path),
+        "arguments": make_arguments(tmp_path, dataloader_drop_last=True),
         "train_dataset": Texts(),
         "holdout_dataset": holdout,
         "selector": selector,
@@ -184,4 +184,4 @@ def test_the_trainers_code_in_loops_runs(tmp_path):
     }
     for block in blocks_of("Hugging Face Trainer"):
         exec(block, names)
-    assert names["trainer"].report().num_steps == 27
+    assert names["trainer"].report().num_steps == 24

@@ -15,6 +15,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from rich.console import Console
 
+from reducr._internal.run_check import accept_changes
 from reducr._internal.run_folder import read_results, run_lock, write_results
 from reducr.pipeline import open_data, run_experiment
 from reducr.reports import write_report
@@ -268,9 +269,9 @@ def test_examples_are_the_images_that_the_run_was_trained_on(run, out):
 def test_a_running_run_is_reported_so_far(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    (folder / "manifest.jsonl").unlink()  # which knows what is edited here
     lines = (folder / "results.csv").read_text().splitlines()
     (folder / "results.csv").write_text("\n".join(lines[: 1 + 3 * 2]) + "\n")  # two methods of seed 0
+    accept_changes(folder)
     with run_lock(folder):
         (comparison,) = comparisons([Run.read(folder)])
         assert comparison.runs[0].state == "running"
@@ -296,10 +297,10 @@ def test_runs_with_equal_settings_are_pooled(run, tmp_path):
         shutil.copytree(
             run, tmp_path / str(seed), ignore=shutil.ignore_patterns(*{"seed_0", "seed_1", "seed_2"} - {f"seed_{seed}"})
         )
-        (tmp_path / str(seed) / "manifest.jsonl").unlink()  # which knows what is edited here
         config = (run / "config.yaml").read_text().replace("seed: null", f"seed: {seed}")
         (tmp_path / str(seed) / "config.yaml").write_text(config)
         write_results(tmp_path / str(seed), [row for row in rows if row.seed == seed])
+        accept_changes(tmp_path / str(seed))
     write_report(
         [tmp_path / str(seed) for seed in (0, 1, 2)], out=tmp_path / "out", console=Console(quiet=True), with_page=False
     )

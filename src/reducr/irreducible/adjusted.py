@@ -97,7 +97,8 @@ class AdjustedIrreducibleLoss:
         self.source = source
         self.gradient_weight = gradient_weight
         self.group_of_target = group_of_target
-        self.groups = GroupsOfTargets(group_of_target) if checks_groups else None
+        self.groups = GroupsOfTargets(group_of_target)
+        self.checks_groups = checks_groups
 
     def lookup(self, batch: Batch) -> Tensor:
         """(B, G) nats."""
@@ -107,13 +108,13 @@ class AdjustedIrreducibleLoss:
         """As ``PlainIrreducibleLoss.tabulate``, with losses of shape (N, G)."""
         table = _loss_table(self, targets, kind="group_loss")
         is_joint = isinstance(self.source, TableLogits) and self.source.table.kind == "joint_logits"
-        is_checked = self.groups is not None and not is_joint
+        is_checked = self.checks_groups and not is_joint
         return TableLoss(table, groups=GroupsOfTargets(self.group_of_target) if is_checked else None)
 
     def lazy(self, batch: Batch) -> AdjustedGroupLoss:
         """(B, G) nats, computed only for the rows that are read."""
         losses = AdjustedGroupLoss(self.source.logits(batch), batch.target, self.gradient_weight, self.group_of_target)
-        if losses.logits.ndim == 2 and self.groups is not None:
+        if losses.logits.ndim == 2 and self.checks_groups:
             self.groups.check(batch)
         return losses
 

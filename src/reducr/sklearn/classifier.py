@@ -66,7 +66,7 @@ class RobustClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
 
     Example:
         >>> from sklearn.datasets import make_blobs
-        >>> X, y = make_blobs(600, centers=3, cluster_std=2.0, random_state=0)
+        >>> X, y = make_blobs(600, centers=3, cluster_std=1.0, random_state=0)
         >>> noisy = np.where(np.arange(600) % 4 == 0, (y + 1) % 3, y)
         >>> classifier = RobustClassifier().fit(X[150:], noisy[150:], holdout=(X[:150], y[:150]))
         >>> bool(classifier.score(X, y) > 0.9), len(classifier.suspects_) == 450 - int(classifier.selected_.sum())
