@@ -132,8 +132,8 @@ def test_mixed_precision_and_dropout_samples_of_a_sharded_model(long):
 
 def test_a_rank_whose_loader_ends_early_is_named_by_all(quick):
     expected = (
-        "ValueError: Rank 1 has no batch left in this epoch, and rank 0 has. Use a DistributedSampler, or `drop_last=True` "
-        "and as many examples on every rank, so that the loaders of all ranks end together."
+        "ValueError: Rank 1 has no batch left in this epoch, and rank 0 has. Use a DistributedSampler, or "
+        "`drop_last=True` and as many examples on every rank, so that the loaders of all ranks end together."
     )
     assert found(quick, "uneven") == [[expected] * 3] * 2
 
