@@ -19,6 +19,7 @@ import tempfile
 import threading
 import traceback
 import warnings
+import weakref
 from multiprocessing import forkserver, process
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class Program:
     def __init__(self, command, *, cwd=None, env=None, stderr_to_stdout=False):
         self.args = command
         self._output = [tempfile.NamedTemporaryFile("w+") for _ in range(1 if stderr_to_stdout else 2)]  # noqa: SIM115
+        weakref.finalize(self, _close, self._output)
         paths = [self._output[0].name, self._output[-1].name]
         environment = dict(os.environ if env is None else env)
         self._process = _context().Process(
@@ -82,6 +84,11 @@ class Program:
         """Wait for its end, and return what it has written to standard output and standard error."""
         self.wait(timeout)
         return tuple(Path(file.name).read_text(errors="surrogateescape") for file in self._output)
+
+
+def _close(files):
+    for file in files:
+        file.close()
 
 
 def start(command, **options):

@@ -198,6 +198,7 @@ def test_a_moving_holdout_loss_of_two_ranks_is_that_of_one_process(tmp_path):
     np.testing.assert_allclose(of_two, weights, rtol=1e-4)
 
 
+@pytest.mark.long
 @launchers
 def test_local_selection_and_ranks_that_were_not_told(launch, tmp_path):
     """Each rank's best 5 of 50: 10 a step, balanced over the ranks' halves of the candidates."""

@@ -48,6 +48,7 @@ def test_plain():
     assert_better_than_uniform(run(EXAMPLES / "plain.py"))
 
 
+@pytest.mark.long
 def test_batch_sampler():
     """A tenth of the files is decoded, and the rule that believes the reference model has the best worst class."""
     text = run(EXAMPLES / "batch_sampler.py")

@@ -53,6 +53,7 @@ def test_a_warm_start_is_the_irreducible_model(tmp_path):
         assert float(rows[method]["irreducible_seconds"]) >= float(rows["irreducible_model"]["irreducible_seconds"]) > 0
 
 
+@pytest.mark.long
 def test_a_quarter_of_each_step_from_the_holdout_part(tmp_path):
     rows, folder = run(
         tmp_path / "run", "compare=[uniform,reducr]", "holdout_fraction=0.2", "+methods.uniform.holdout_fraction=0"

@@ -112,6 +112,7 @@ def test_the_same_seed_gives_the_same_results_but_for_seconds(quick_run, tmp_pat
     assert without_seconds(rows_of(only_run(tmp_path / "runs"))) == without_seconds(rows_of(quick_run[0]))
 
 
+@pytest.mark.long
 def test_report_prints_the_tables_of_finished_runs(quick_run, tmp_path):
     done = reducr("report", str(quick_run[0]), "--out", str(tmp_path / "out"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -233,7 +234,7 @@ def test_ctrl_c_leaves_a_usable_run_folder(tmp_path):
     import torch
 
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
-    assert 0 <= num_steps - checkpoint["global_step"] <= 1
+    assert abs(num_steps - checkpoint["global_step"]) <= 1  # it may come between a step and its record
     assert int(checkpoint["state_dict"]["selector.step"]) in (checkpoint["global_step"], checkpoint["global_step"] - 1)
 
 

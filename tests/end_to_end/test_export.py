@@ -198,6 +198,7 @@ def given(facts):
     return [f"datamodule.{name}={'null' if value is None else value}" for name, value in values.items()]
 
 
+@pytest.mark.long
 def test_tables_of_several_formats_keep_them(tmp_path):
     import pandas as pd
     import pyarrow as pa
@@ -250,6 +251,7 @@ def test_an_image_folder(tmp_path):
         assert len(arrays(again / "seed_0" / "data.npz")["train_target"]) == len(table)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the library datasets
 def test_a_hugging_face_data_set(tmp_path):
     from datasets import ClassLabel, Dataset, load_from_disk

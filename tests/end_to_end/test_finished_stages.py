@@ -37,6 +37,7 @@ def train(folder, stage, *overrides, method="reducr"):
     return run_train(composed(*options, *overrides))
 
 
+@pytest.mark.long
 def test_models_of_single_classes_serve_irreducible_trained(stages, tmp_path):
     row, *_ = read_results(train(tmp_path / "run", stages["adjusted"], "irreducible=trained"))
     record = json.loads((stages["adjusted"] / "seed_0" / "irreducible" / "stage.json").read_text())

@@ -372,6 +372,7 @@ def test_a_compiled_scoring_pass_scores_the_model_that_is_trained(digits):
 # from the command line
 
 
+@pytest.mark.long
 def test_the_program_hands_the_options_on(tmp_path):
     """A budget of all changes nothing, and a smaller one nothing for a rule that runs no model."""
 

@@ -126,6 +126,7 @@ def test_a_run_is_the_same(tmp_path, monkeypatch, options):
         assert all(np.array_equal(arrays[name], others[name]) for name in arrays)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "is_deferred"),
     [

@@ -5,7 +5,7 @@ import pytest
 from fuzz.run import fuzz
 from fuzz.targets import TARGETS
 
-CASES_PER_SHARE, CASES_PER_SHARE_OF_THE_LONG_LANE = 8, 200
+CASES_PER_SHARE, CASES_PER_SHARE_OF_THE_LONG_LANE = 6, 200
 
 
 @pytest.mark.explores

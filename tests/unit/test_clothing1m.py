@@ -304,6 +304,7 @@ def test_options_out_of_range_are_refused(tmp_path, options, message):
         make(options.pop("data_dir", tmp_path), **options).read()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(DATA_DIR is None, reason="REDUCR_DATA_DIR is not set: no folder with the real files")
 def test_the_real_lists_are_read_whole(tmp_path):
     for path in (Path(DATA_DIR) / "clothing1m_lists").glob("*.gz"):

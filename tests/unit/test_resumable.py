@@ -256,6 +256,7 @@ def test_a_loader_prepared_by_accelerate_resumes(name, options, is_exhaustive):
     assert_resumes(make, after=lambda number: range(0, number + 1, 1 if is_exhaustive else 5))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", WITH_WORKERS)
 def test_a_loader_with_workers_prepared_by_accelerate_resumes(name):
     assert_resumes(prepared(WITH_WORKERS[name]), after=lambda number: [number // 3])

@@ -244,6 +244,7 @@ print("".join(sorted(forked)), "".join(pickle.loads(copy)))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("created", ["after", pytest.param("before", marks=pytest.mark.long)])
 def test_ranks_are_those_of_torch_distributed(created, tmp_path):
     """In the process, in forked workers, and in pickled copies, which spawned workers get."""

@@ -57,7 +57,7 @@ def test_long_paths_are_not_broken():
 def test_control_characters_are_escaped():
     hostile = "a\nb\rc\x1b[2J\x07\u202ed\x00"
     assert one_line(hostile) == "a\\nb\\rc\\x1b[2J\\x07\\u202ed\\x00"
-    assert without_escapes("a\n\x1b[31mb") == "a\n\\x1b[31mb"
+    assert without_escapes("a\n\t\x1b[31mb") == "a\n    \\x1b[31mb"
     assert plain_text("caf\udce9 \ud800") == "caf\\xe9 \\ud800"
     shown = captured(lambda console: print_table(table(hostile), console))
     assert "\x1b" not in shown

@@ -29,8 +29,8 @@ def plain_text(text: str) -> str:
 
 
 def without_escapes(text: str) -> str:
-    """``text`` of several lines, with all other control characters escaped."""
-    return "\n".join(map(one_line, text.split("\n")))
+    """``text`` of several lines, with tabs as four spaces and all other control characters escaped."""
+    return "\n".join(one_line(line.replace("\t", "    ")) for line in text.split("\n"))
 
 
 def _escape(match: re.Match[str]) -> str:
