@@ -49,6 +49,11 @@ def test_plain():
 
 
 @pytest.mark.long
+def test_stream():
+    assert_better_than_uniform(run(EXAMPLES / "stream.py"))
+
+
+@pytest.mark.long
 def test_batch_sampler():
     """A tenth of the files is decoded, and the rule that believes the reference model has the best worst class."""
     text = run(EXAMPLES / "batch_sampler.py")
