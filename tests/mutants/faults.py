@@ -326,9 +326,9 @@ MUTANTS = [
     # Faults of the selection core and of what surrounds it.
     Mutant(
         "inputs_of_nonfinite_examples_are_kept",
-        "downsampler.py",
-        "            returned = zero_inputs(returned)",
-        "            pass",
+        "scoring/rows.py",
+        "    return zero_inputs(selected) if selection.has_nonfinite_loss else selected",
+        "    return selected",
         "tests/distributed/test_several_ranks.py -k nan_inputs",
     ),
     Mutant(
