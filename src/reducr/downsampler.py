@@ -125,7 +125,7 @@ class Downsampler:
         self._extra = ExtraExamples(self.auxiliary, holdout, fraction=fraction, spec=spec, seed=seed)
         self._extra.check_mode(distributed)
         self._num_selected = partial(num_selected_beside, fraction, self._extra.holdout_fraction)
-        self.short_batches = ShortBatches(own.get("short_batches", "skip"), fraction)
+        self.short_batches = ShortBatches(own.get("short_batches", "skip"), fraction, loss)
         self._forward: ScoringForward | None = None
         self._read = BatchReader(spec)
         self._kinds = ListKinds(None if spec is None else spec.lists)

@@ -3,8 +3,10 @@
 import copy
 import dataclasses
 from collections import namedtuple
+from contextlib import nullcontext
 from functools import partial
 
+import datasets
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -302,6 +304,8 @@ def test_what_a_selection_by_token_cannot_serve_is_refused_when_it_is_set_up():
         make(spec=BatchSpec(input="input_ids", target=lambda batch: batch["labels"]))
     with pytest.raises(TypeError, match=r"this is the class. Pass loss=TokenLoss\(\)"):
         make(loss=TokenLoss)
+    with pytest.raises(TypeError, match=r"`loss` must be a function of .* got str"):
+        make(loss="token")
     model = make_parts("rho_loss")[0]
     with pytest.raises(ValueError, match=r"The loop selects by token.*gives one value per example.*Leave `loss` out"):
         make(irreducible=reducr.Reference(model, loss=LOSSES["sequence"]))
@@ -359,3 +363,71 @@ def test_a_reference_is_fitted_with_the_loss_of_the_loop(unit, capsys):
     assert of_first[1] < of_first[0]
     assert of_others[1] > of_others[0]
     assert capsys.readouterr().err == ""
+
+
+def test_a_batch_that_carries_its_index_is_read_with_it_and_handed_out_without():
+    rows = Sequences(20, columns=())
+    pairs = [(rows.tokens[number], rows.labels[number], number % NUM_DOMAINS) for number in range(20)]
+    model, selector, _ = make_parts("train_loss")
+    core = reducr.Downsampler(selector, fraction=FRACTION, loss=TokenLoss())
+    core.prepare(model)
+    batch = next(iter(DataLoader(reducr.indexed(pairs), batch_size=8)))
+    selected = core.select(batch, model)
+    assert type(selected) is list
+    assert core.selected.index.tolist() == list(range(8))
+    assert core.selected.group.tolist() == [number % NUM_DOMAINS for number in range(8)]
+    assert int((selected[1] != -100).sum()) == core.selection.num_selected
+
+
+def test_a_batch_sampler_chooses_sequences_by_a_table_without_their_labels():
+    """The two lowest reference losses of each domain, at a low temperature and with equal quotas."""
+    data, model = Sequences(), make_parts("uniform")[0]
+    table = reducr.Reference(TinyLanguageModel(10), loss=LOSSES["sequence"]).tabulate(data)
+    rule = {"uniform_share": 1.0, "irreducible_temperature": 1e-4}
+    options = {"batch_size": 6, "fraction": None, "groups": data.columns["group"], "holdout": holdout_batches()}
+    given = [row["labels"].tolist() for row in (data[number] for number in range(60))]
+    ragged = [[label for label in labels if label != -100] for labels in given]
+    rows = datasets.Dataset.from_dict({"labels": ragged, "group": data.columns["group"].tolist()})
+    losses = plain_losses(TinyLanguageModel(10), next(iter(DataLoader(data, batch_size=60))), by_token=False)
+    expected = {row for group in range(3) for row in sorted(range(group, 60, 3), key=losses.__getitem__)[:2]}
+    for dataset in (data, rows):  # neither tells its labels as a whole
+        sampler = reducr.SelectiveBatchSampler(
+            dataset, model, "priority_sampling", table, loss=LOSSES["sequence"], **options, **rule
+        )
+        assert set(next(iter(sampler))) == expected
+    with pytest.raises(ValueError, match="chooses whole examples before they are loaded, and TokenLoss selects tokens"):
+        reducr.SelectiveBatchSampler(rows, model, "uniform", loss=TokenLoss(), **options)
+    live = reducr.Reference(TinyLanguageModel(10))
+    with pytest.raises(ValueError, match="Pass `targets=`, a tensor with one entry per example"):
+        reducr.SelectiveBatchSampler(rows, model, "priority_sampling", live, loss=LOSSES["sequence"], **options)
+
+
+def test_a_last_batch_of_few_sequences_is_trained_on_by_token():
+    """All of its sequences are, so it is not short; by sequence it would give one example, and is skipped."""
+    sizes = {}
+    for unit in UNITS:
+        loader, model, optimizer = make_loader("rho_loss", unit, data=Sequences(33), short_batches="skip")
+        is_skipped = unit == "sequence"
+        with pytest.warns(UserWarning, match="A batch has 3 candidates") if is_skipped else nullcontext():
+            sizes[unit] = []
+            for batch in loader:
+                sizes[unit].append(len(batch["labels"]))
+                train_on(model, batch, optimizer)
+    assert sizes == {"sequence": [4, 4], "token": [15, 15, 3]}
+
+
+def test_holdout_sequences_beside_the_selected_tokens():
+    """A quarter of what is trained on: 0.6 * 0.25 of 15 sequences, rounded, with all their labels."""
+    model, selector, reference = make_parts("rho_loss")
+    options = {"loss": TokenLoss(), "holdout": holdout_batches(), "holdout_fraction": 0.25}
+    data = Sequences(columns=("group",))
+    loader = reducr.SelectiveLoader(candidates_of(data), model, selector, reference, 0.6, **options)
+    for candidates, batch in zip(candidates_of(data), loader, strict=True):
+        assert len(batch["labels"]) == len(candidates["labels"]) + 2
+        assert torch.equal(batch["input_ids"][:-2], candidates["input_ids"])
+        kept = int((batch["labels"][:-2] != -100).sum())
+        total = int(0.6 * len(places_of(candidates)))
+        assert kept == total - int(0.25 * total + 0.5)
+        assert kept == loader.downsampler.selection.num_selected
+        drawn = {tuple(row) for row in batch["labels"][-2:].tolist()}
+        assert drawn <= {tuple(row) for row in HOLDOUT.labels.tolist()}

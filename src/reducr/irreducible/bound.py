@@ -61,6 +61,11 @@ class BoundReference:
         """The field of ``Candidates`` that ``lookup`` gives: the one that the rule needs."""
         return "group_irreducible_loss" if "group_irreducible_loss" in self.rule.needs else "irreducible_loss"
 
+    @property
+    def needs_targets(self) -> bool:
+        """Whether losses are computed from a batch's targets; a table of losses is read by the index alone."""
+        return not has_losses(self.reference)
+
     def view(self, field: str) -> PlainView | GroupView:
         """Return what gives ``field`` of ``Candidates``, for rules that need several."""
         if field == "irreducible_loss":

@@ -20,10 +20,15 @@ def check_rows(loss: PerExampleLoss | None, selector: Selector, scoring: Scoring
     """See that rule, scoring and spec can serve a selection by token, if ``loss`` is a ``TokenLoss``.
 
     Raises:
-        TypeError: for the class in place of one.
+        TypeError: for a loss that is not a function, or the class ``TokenLoss`` in place of one.
         ValueError: for a rule that reads more than losses and groups, or weights examples; for a scoring budget; for
             targets that are read by a function.
     """
+    if loss is not None and not callable(loss):
+        raise TypeError(
+            "`loss` must be a function of (output, target) that returns one value per example, such as "
+            f"reducr.functional.sequence_loss; got {type(loss).__name__}."
+        )
     if isinstance(loss, type) and issubclass(loss, TokenLoss):
         raise TypeError("`loss` must be a TokenLoss, and this is the class. Pass loss=TokenLoss().")
     if not isinstance(loss, TokenLoss):

@@ -11,6 +11,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from reducr._internal.distributed import all_gather_stacked, is_main_rank
 from reducr._internal.names import unknown_name
+from reducr.batch import PerExampleLoss
+from reducr.functional import TokenLoss
 from reducr.scoring.scorer import num_selected_of
 
 SHORT_BATCHES = ("skip", "keep", "error")
@@ -22,16 +24,17 @@ class ShortBatches:
     Args:
         mode: one of ``SHORT_BATCHES``.
         fraction: of the candidates to train on.
+        loss: of the loop; with a ``TokenLoss`` all examples of a batch are trained on.
 
     Raises:
         ValueError: for an unknown mode.
     """
 
-    def __init__(self, mode: str, fraction: float) -> None:
+    def __init__(self, mode: str, fraction: float, loss: PerExampleLoss | None = None) -> None:
         if mode not in SHORT_BATCHES:
             raise unknown_name("short_batches", mode, SHORT_BATCHES)
         self.mode = mode
-        self.fraction = fraction
+        self.fraction = 1.0 if isinstance(loss, TokenLoss) else fraction
 
     def is_too_short(self, size: int, full_size: int) -> bool:
         """Whether ``size`` candidates give one example, and as many as in a full batch more."""

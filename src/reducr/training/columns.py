@@ -124,7 +124,15 @@ def column_of(dataset: Any, kind: str) -> Tensor | None:
             f"{type(dataset).__name__}.target_transform changes the targets when an example is read. Pass `targets=`, "
             "a tensor of the targets that the loader yields."
         )
-    return column_tensor(values[0], kind, size=len(dataset)) if values else None
+    if not values or (kind == "targets" and _is_ragged(values[0])):
+        return None  # the labels of sequences, which are padded when a batch is collated
+    return column_tensor(values[0], kind, size=len(dataset))
+
+
+def _is_ragged(values: Any) -> bool:
+    """Whether ``values`` is a list of lists of different lengths."""
+    rows = values if isinstance(values, list) else ()
+    return len({len(row) if isinstance(row, list) else None for row in rows}) > 1
 
 
 def column_tensor(values: Any, kind: str, *, size: int) -> Tensor:

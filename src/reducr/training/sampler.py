@@ -331,7 +331,8 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         needs_losses = any("irreducible_loss" in need for need in selector.needs)
         if self.groups is None and "groups" in selector.needs:
             raise missing_column("groups", selector.name)
-        if self.targets is None and (needs_losses or "targets" in selector.needs):
+        needs_targets = needs_losses and getattr(self.downsampler.irreducible, "needs_targets", True)
+        if self.targets is None and (needs_targets or "targets" in selector.needs):
             raise missing_column("targets", selector.name)
         if self.groups is not None:
             check_range("groups", self.groups, selector.num_groups, place="index")

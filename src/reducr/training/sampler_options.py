@@ -9,6 +9,7 @@ from typing import Any
 from reducr._internal.checks import check_count, check_flag
 from reducr._internal.names import unknown_name
 from reducr.batch import BatchSpec, PerExampleLoss
+from reducr.functional import TokenLoss
 from reducr.scoring import Holdout
 from reducr.selectors import Selector
 
@@ -28,6 +29,11 @@ class SamplerOptions:
     def __post_init__(self) -> None:
         check_count("accumulate_steps", self.accumulate_steps)
         check_flag("drop_last", self.drop_last)
+        if isinstance(self.loss, TokenLoss):
+            raise ValueError(  # noqa: TRY004  (an option of this sampler)
+                "A batch sampler chooses whole examples before they are loaded, and TokenLoss selects tokens. Use "
+                "loss=reducr.functional.sequence_loss, or SelectiveLoader to select by token."
+            )
         if self.distributed == "local":
             raise ValueError(
                 "distributed='local' does not apply to a batch sampler: every rank chooses from the candidates of all, "
