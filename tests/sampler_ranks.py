@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import reducr
 from ranks import run_program
@@ -13,6 +13,13 @@ from reducr._internal.distributed import num_ranks, rank
 from reducr.irreducible import IrreducibleTable, TableLoss
 
 NUM_EXAMPLES, NUM_GROUPS, BATCH_OF_ALL = 450, 3, 8
+
+
+def clean_loader(inputs, target):
+    """Holdout examples with numbers from 1000 on, divided between the ranks."""
+    data = TensorDataset(1000 + torch.arange(40), inputs[:40], target[:40])
+    sampler = DistributedSampler(data, shuffle=False) if num_ranks() > 1 else None
+    return DataLoader(data, batch_size=10, sampler=sampler)
 
 
 def make_sampler(rule="priority_sampling", *, seed=0, **options):
@@ -33,13 +40,14 @@ def make_sampler(rule="priority_sampling", *, seed=0, **options):
         ),
         TableLoss(IrreducibleTable(losses.numpy(), kind="loss")),
         batch_size=BATCH_OF_ALL // num_ranks(),
-        holdout=clean[rank() :: num_ranks()],  # every rank has a part of it
+        # every rank has a part of it
+        holdout=clean_loader(inputs, target) if "holdout_fraction" in options else clean[rank() :: num_ranks()],
         refresh_steps=2,
         distributed="global" if num_ranks() > 1 else None,
         seed=seed,
         **options,
     )
-    return sampler, DataLoader(dataset, batch_sampler=sampler)
+    return sampler, DataLoader(sampler.dataset, batch_sampler=sampler)
 
 
 def train(rule, *, state=None, save_at=None, **options):
@@ -79,8 +87,11 @@ def error_of(call):
 
 def everything():
     whole = train("priority_sampling", save_at=7)
+    mixed = train("priority_sampling", holdout_fraction=0.25, save_at=7)
     return {
         "priority_sampling": whole,
+        "with holdout examples": mixed,
+        "resumed with holdout examples": train("priority_sampling", holdout_fraction=0.25, state=mixed["saved"]),
         "rs2": train("rs2"),
         "resumed": train("priority_sampling", state=whole["saved"]),
         "other_seeds": error_of(lambda: next(iter(make_sampler(seed=rank())[0]))),

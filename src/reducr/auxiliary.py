@@ -241,6 +241,10 @@ class ExtraExamples:
                 "`extra_batches` (`holdout_fraction`) out."
             )
 
+    def leave_draws(self) -> None:
+        """Append nothing of the holdout set: the loop adds its examples by itself."""
+        self.draws = None
+
     def append_to(self, returned: Any, selected: Batch, *, num_candidates: int, kinds: ListKinds) -> Any:
         """Return the selected examples and the next extra ones.
 

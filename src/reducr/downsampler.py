@@ -122,9 +122,9 @@ class Downsampler:
         self.log = SelectionLog(rule.num_groups)
         """What has been selected so far."""
         self.counts, self.seconds = self.log.counts, self.log.seconds
-        self._extra = ExtraExamples(self.auxiliary, holdout, fraction=fraction, spec=spec, seed=seed)
-        self._extra.check_mode(distributed)
-        self._num_selected = partial(num_selected_beside, fraction, self._extra.holdout_fraction)
+        self.extra = ExtraExamples(self.auxiliary, holdout, fraction=fraction, spec=spec, seed=seed)
+        self.extra.check_mode(distributed)
+        self._num_selected = partial(num_selected_beside, fraction, self.extra.holdout_fraction)
         self.short_batches = ShortBatches(own.get("short_batches", "skip"), fraction, loss)
         self._forward: ScoringForward | None = None
         self._read = BatchReader(spec)
@@ -153,7 +153,7 @@ class Downsampler:
             module.to(device)
         self.auxiliary.prepare(device)
         self.log.to(device)
-        self._extra.seek(self.counts["num_batches"])
+        self.extra.seek(self.counts["num_batches"])
         if self.distributed is not None:
             check_equal_groups(self.selector)
         if self.holdout.is_missing:
@@ -202,9 +202,9 @@ class Downsampler:
         self.selected = self.returned = self._parts_of(returned)
         groups = row_groups(self.selected.group, self.selected.target, self.loss)
         self.log.add(selection, groups, sync=self.distributed is not None)
-        if self._extra:
+        if self.extra:
             size, plain = candidates.target.shape[0], without_index(returned)
-            returned = self._extra.append_to(plain, self.selected, num_candidates=size, kinds=self._kinds)
+            returned = self.extra.append_to(plain, self.selected, num_candidates=size, kinds=self._kinds)
             self.returned = self._parts_of(returned)
         self._is_learned, self._has_read_weights = False, not self.selector.weights_examples
         self._has_read_loss_weight = num_ranks() == 1 or (self.distributed == "local" and selection.loss_weight == 1)
@@ -245,7 +245,7 @@ class Downsampler:
         if not self.log.waiting:
             raise RuntimeError("There is no selection to discard: every one has been stepped with.")
         self.log.take_back()
-        self._extra.take_back()
+        self.extra.take_back()
         self._is_learned = self._has_read_weights = self._has_read_loss_weight = True
 
     # ---- what a loop reads
@@ -364,13 +364,13 @@ class Downsampler:
         if self.log.waiting:
             self._teach_auxiliary()  # the gradients are part of the state
         own = {"generator": self.generator.get_state()}
-        return self.auxiliary.state_dict() | own | self.log.state_dict() | self._extra.state_dict()
+        return self.auxiliary.state_dict() | own | self.log.state_dict() | self.extra.state_dict()
 
     def load_progress(self, state: dict[str, Any]) -> None:
         """Restore what ``progress`` returned."""
         self.generator.set_state(state["generator"].cpu())
         self.log.load_state_dict(state)
-        self._extra.load_state_dict(state)
+        self.extra.load_state_dict(state)
         self.selection = self.selected = self.returned = None
         self._is_learned = self._has_read_weights = self._has_read_loss_weight = True
         self.auxiliary.load_state_dict(state)

@@ -28,6 +28,20 @@ def test_the_ranks_share_the_selection_of_one_process(of_ranks, rule):
         assert results["counts"] == one["counts"]
 
 
+def test_the_ranks_share_the_holdout_examples_of_one_process(of_ranks):
+    """Of the six selected and two drawn ones, each rank has three and one."""
+    one = sampler_ranks.train("priority_sampling", holdout_fraction=0.25, drop_last=True)
+    shares = [results["with holdout examples"] for results in of_ranks]
+    assert len(one["picked"]) == 10
+    for batch, zero, other in zip(one["picked"], *(results["picked"] for results in shares), strict=True):
+        assert [index >= 1000 for index in batch] == [False] * 6 + [True] * 2
+        assert [zero, other] == [batch[0::2], batch[1::2]]
+    assert len({index for batch in one["picked"] for index in batch if index >= 1000}) == 20
+    for results, mine in zip(of_ranks, shares, strict=True):
+        torch.testing.assert_close(mine["parameters"], one["parameters"])
+        assert results["resumed with holdout examples"]["picked"] == mine["picked"][7:]
+
+
 def test_two_ranks_resume_bit_for_bit(of_ranks):
     for results in of_ranks:
         whole, resumed = results["priority_sampling"], results["resumed"]

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import reducr
@@ -66,7 +66,7 @@ class Training:
         self.sampler = reducr.SelectiveBatchSampler(
             dataset, self.model, selector, losses(), batch_size=BATCH_SIZE, **options
         )
-        self.loader = make_loader(dataset, batch_sampler=self.sampler)
+        self.loader = make_loader(self.sampler.dataset, batch_sampler=self.sampler)
         self.picked = []
 
     def step(self, batch):
@@ -138,6 +138,30 @@ def test_the_same_examples_as_the_loader_and_no_others_are_read(rule, options):
     assert training.sampler.metrics().keys() == loader.downsampler.metrics().keys()
 
 
+@pytest.mark.parametrize("options", [{}, {"seed": 4, "accumulate_steps": 2}])
+@pytest.mark.parametrize("rule", ["priority_sampling", "uniform"])
+def test_the_same_holdout_examples_as_the_loader(rule, options):
+    """In the same places of every batch, until the 60 have been drawn once and come again."""
+    dataset, clean = Decoded(), Decoded()
+    holdout = DataLoader(Subset(clean, range(60)), batch_size=25, shuffle=True)
+    options = {"holdout": holdout, "holdout_fraction": 0.25, "seed": SEED, "refresh_steps": 3} | options
+    training = Training(rule, dataset, dropout=0.0, **options)
+    again = Training(rule, dataset, dropout=0.0, **options)
+    selector = reducr.make_selector(rule, num_groups=NUM_GROUPS, **OPTIONS.get(rule, {}))
+    candidates = ExampleLoader(examples(), batch_size=80, shuffle=True, seed=options["seed"])
+    loader = reducr.SelectiveLoader(candidates, again.model, selector, losses(), FRACTION, **options)
+    for _ in range(3):
+        for batch in loader:
+            again.step(batch)
+    dataset.read.clear()
+    training.run(3)
+    assert [len(batch) for batch in training.picked] == 3 * [*12 * [8], 4]
+    assert training.picked == again.picked
+    assert len(dataset.read) == 3 * (12 * 6 + 3)
+    assert all(torch.equal(a, b) for a, b in zip(training.model.parameters(), again.model.parameters(), strict=True))
+    assert training.sampler.report().num_selected == loader.report().num_selected == len(dataset.read)
+
+
 WORKERS = {
     "none": {},
     "two": {"num_workers": 2},
@@ -146,27 +170,32 @@ WORKERS = {
 
 
 @pytest.mark.parametrize(
-    ("rule", "refresh_steps", "workers"),
+    ("rule", "options", "workers"),
     [
-        ("priority_sampling", 3, "none"),
-        ("drop", None, "none"),
-        ("rs2", 3, "none"),
-        ("priority_sampling", 3, "two"),
-        *(pytest.param("priority_sampling", None, name, marks=pytest.mark.long) for name in ("two", "two that stay")),
-        *(pytest.param("rs2", 3, name, marks=pytest.mark.long) for name in ("two", "two that stay")),
+        ("priority_sampling", {}, "none"),
+        ("priority_sampling", {"holdout_fraction": 0.25}, "none"),
+        ("drop", {"refresh_steps": None}, "none"),
+        ("rs2", {}, "none"),
+        ("priority_sampling", {"holdout_fraction": 0.25}, "two"),
+        *(
+            pytest.param("priority_sampling", options, name, marks=pytest.mark.long)
+            for options in ({"refresh_steps": None}, {"refresh_steps": None, "holdout_fraction": 0.25})
+            for name in ("two", "two that stay")
+        ),
+        *(pytest.param("rs2", {}, name, marks=pytest.mark.long) for name in ("two", "two that stay")),
     ],
 )
-def test_a_resumed_training_goes_on_bit_for_bit(rule, refresh_steps, workers):
+def test_a_resumed_training_goes_on_bit_for_bit(rule, options, workers):
     """After the first batch, in the middle, where all are drawn ahead, after the last batch, and between passes."""
     make_loader, dataset = partial(DataLoader, **WORKERS[workers]), examples()
-    whole = Training(rule, dataset, make_loader=make_loader, refresh_steps=refresh_steps)
+    whole = Training(rule, dataset, make_loader=make_loader, **options)
     num_batches = len(whole.sampler)
     assert num_batches == 13
     save_at = (1, 5, num_batches - 2, num_batches, num_batches + 4)
     states = whole.run(2, save_at=save_at)
     assert sorted(map(str, states)) == sorted([*map(str, save_at), "pass 1", "pass 2"])
     for name, state in states.items():
-        resumed = Training(rule, dataset, make_loader=make_loader, refresh_steps=refresh_steps)
+        resumed = Training(rule, dataset, make_loader=make_loader, **options)
         resumed.load(state)
         num_picked = state["num_picked"]
         assert resumed.sampler.epoch == num_picked // num_batches, name

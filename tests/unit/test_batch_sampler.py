@@ -2,14 +2,16 @@
 
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
 import reducr
 from reducr.batch import Batch
 from reducr.irreducible import AdjustedIrreducibleLoss, IrreducibleTable, LiveLogits, PlainIrreducibleLoss, TableLoss
+from reducr.training.holdout_share import TrainingAndHoldout
 from reference.baselines import quota_counts
 
 NUM_EXAMPLES = 600
@@ -264,9 +266,12 @@ def test_rules_that_read_no_targets_do_without():
         ({"accumulate_steps": 0}, ValueError, "accumulate_steps must be a whole number of at least 1; got 0"),
         ({"scoring": reducr.Scoring()}, ValueError,
          "SelectiveBatchSampler has no option 'scoring': no rule here scores with the model"),
-        ({"holdout_fraction": 0.25}, ValueError, "no option 'holdout_fraction': a batch holds indices of the training"),
+        ({"holdout_fraction": 0.25}, ValueError, "holdout_fraction=0.25 has no effect without `holdout`"),
+        ({"holdout_fraction": 1.0, "holdout": CLEAN}, ValueError, r"holdout_fraction must be in \[0, 1\)"),
+        ({"holdout_fraction": 0.5, "holdout": reducr.Holdout(CLEAN, fraction=0.25)}, ValueError,
+         "holdout_fraction=0.5 has no effect beside a Holdout with its own fraction"),
         ({"holdout": reducr.Holdout(CLEAN, fraction=0.25)}, ValueError,
-         r"cannot mix in holdout examples \(a Holdout with fraction=0.25\): a batch holds indices of the training"),
+         "`holdout` must be a DataLoader over a map-style data set; got list. Pass DataLoader"),
         ({"step_sise": 0.1, "selector": "priority_sampling", "irreducible": table()}, ValueError,
          "unknown option 'step_sise' of selector 'priority_sampling' .* Did you mean 'step_size'"),
         ({"step_size": 0.1, "selector": reducr.make_selector("uniform", num_groups=2)}, ValueError,
@@ -320,3 +325,164 @@ def test_a_table_of_logits_needs_the_targets_of_the_data_set():
 
     batches = list(sampler("irreducible_loss", FromTargets()))
     assert counts_of(batches)[:, 1].sum() == 0
+
+
+def clean_loader(targets=None, inputs=None, **options):
+    targets = torch.arange(40) % 2 if targets is None else targets
+    inputs = torch.zeros(len(targets), 4) if inputs is None else inputs
+    return DataLoader(TensorDataset(inputs, targets), **{"batch_size": 10} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"batch_size": 32}, [(24, 8), (21, 7)]),
+        ({"batch_size": 6, "holdout_fraction": 0.5}, [(3, 3)] * 10),
+        ({"batch_size": 60, "fraction": None}, [(45, 15)] * 10),  # wraps around the 40 holdout examples
+        ({"batch_size": 7, "drop_last": True}, [(5, 2)] * 8),
+        ({"batch_size": 7}, [(5, 2)] * 8 + [(3, 1)]),
+    ],
+)
+def test_shares_of_a_batch(options, sizes):
+    """``batch_size`` counts both; the holdout examples come last, each once before any comes again."""
+    chosen = sampler(holdout=clean_loader(), **{"holdout_fraction": 0.25} | options)
+    batches = list(chosen)
+    assert len(chosen.dataset) == NUM_EXAMPLES + 40
+    assert [(sum(i < NUM_EXAMPLES for i in batch), sum(i >= NUM_EXAMPLES for i in batch)) for batch in batches] == sizes
+    for batch, (num_selected, _) in zip(batches, sizes, strict=True):
+        assert max(batch[:num_selected]) < NUM_EXAMPLES <= min(batch[num_selected:])
+    drawn = [index - NUM_EXAMPLES for index in flat(batches) if index >= NUM_EXAMPLES]
+    passes = [drawn[start : start + 40] for start in range(0, len(drawn), 40)]
+    assert all(len(set(part)) == len(part) for part in passes)
+    assert all(sorted(part) == list(range(40)) for part in passes if len(part) == 40)
+    assert passes[0] != sorted(passes[0])
+    report = chosen.report()
+    assert report.num_selected == sum(num_selected for num_selected, _ in sizes)
+
+
+def test_without_a_share_the_data_set_is_the_one_given():
+    assert sampler().dataset is DATASET
+    assert sampler(holdout=clean_loader()).dataset is DATASET
+    assert sampler(holdout=clean_loader(), holdout_fraction=0).dataset is DATASET
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_over_another_data_set_is_refused_before_the_first_batch(num_workers):
+    chosen = sampler(holdout=clean_loader(), holdout_fraction=0.25)
+    text = (
+        "The indices of this batch sampler stand for 600 training examples, followed by 40 of the holdout set, and the "
+        r"DataLoader that reads it has a data set of 600. Use DataLoader\(sampler.dataset, batch_sampler=sampler\)."
+    )
+    with pytest.raises(ValueError, match=text):
+        next(iter(DataLoader(DATASET, batch_sampler=chosen, num_workers=num_workers)))
+    assert (chosen.epoch, chosen.position) == (0, 0)
+    assert len([inputs for inputs, _ in DataLoader(chosen.dataset, batch_sampler=chosen)]) == 10
+    with pytest.raises(ValueError, match=r"stand for 600 training examples, and the DataLoader .* data set of 599"):
+        next(iter(DataLoader(Subset(DATASET, range(599)), batch_sampler=sampler())))
+
+
+class Stream(IterableDataset):
+    """Without positions."""
+
+    def __iter__(self):
+        return iter([(torch.zeros(4), 1), (torch.zeros(4), 0)])
+
+
+class Samples(list):
+    """A data set of Python objects, with targets."""
+
+    targets = TARGETS
+
+
+class Rows:
+    """A data set that reads several examples at once."""
+
+    def __init__(self, values):
+        self.values, self.calls = values, []
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, number):
+        raise AssertionError("one at a time")
+
+    def __getitems__(self, numbers):
+        self.calls.append(numbers)
+        return [self.values[number] for number in numbers]
+
+
+def test_both_data_sets_read_several_examples_at_once_where_they_can():
+    rows = Rows(["a", "b", "c"])
+    joined = TrainingAndHoldout([rows, ["x", "y"], Rows(["z"])])
+    assert joined.__getitems__([4, 2, 0, 3, 5, 1]) == ["y", "c", "a", "x", "z", "b"]
+    assert rows.calls == [[2, 0, 1]]
+    assert joined[3] == "x"
+    assert TrainingAndHoldout([rows, ["x"]]).__getitems__([3]) == ["x"]
+    assert rows.calls == [[2, 0, 1]]
+
+
+def draws_of(**options):
+    return sampler(**{"holdout": clean_loader(), "holdout_fraction": 0.25} | options)
+
+
+@pytest.mark.parametrize(
+    ("holdout", "message"),
+    [
+        (lambda: clean_loader(sampler=WeightedRandomSampler(torch.ones(40), 40)),
+         "the WeightedRandomSampler of this loader may leave some out. Pass a loader without a sampler of its own"),
+        (lambda: clean_loader(batch_size=1, batch_sampler=[[0, 1]]), "the list of this loader may leave some out"),
+        (lambda: DataLoader(Stream()), "over a map-style data set; got a DataLoader over a stream. Pass DataLoader"),
+        (lambda: clean_loader(inputs=torch.zeros(40, 1, 4)),
+         r"the example\[0\] is an array of float32 with 1 axis in the training data and an array of float32 with 2"),
+        (lambda: clean_loader(inputs=torch.zeros(40, 4).double()), r"data and an array of float64 with 1 axis"),
+        (lambda: clean_loader(torch.zeros(40)), r"the example\[1\] is an integer in the training data and a float in"),
+        (lambda: clean_loader(inputs=torch.zeros(40, 5)), "the same structure: `collate_fn` of the holdout loader"),
+        (lambda: DataLoader([(torch.zeros(4), 1, 2)] * 40), "the example has 2 parts in the training data and 3 in th"),
+        (lambda: DataLoader([{"x": torch.zeros(4), "y": 1}] * 40), "is a tuple in the training data and a dict in the"),
+        (lambda: DataLoader(reducr.indexed(clean_loader().dataset)),
+         "one of them comes from reducr.indexed.* and the other does not. Let the holdout data set yield what the"),
+    ],
+)  # fmt: skip
+def test_holdout_sets_that_cannot_be_mixed_in(holdout, message):
+    loader = holdout()
+    with pytest.raises(ValueError, match=message):
+        draws_of(holdout=loader)
+
+
+def test_shares_that_draw_nothing_or_leave_nothing_are_refused_at_set_up():
+    with pytest.raises(ValueError, match=r"holdout_fraction=0\.01 draws 0 of the 6 examples per step from the holdout"):
+        draws_of(holdout_fraction=0.01)
+    with pytest.raises(ValueError, match=r"holdout_fraction=0\.95 draws 6 of the 6 .* so none would be selected"):
+        draws_of(holdout_fraction=0.95)
+
+
+@pytest.mark.parametrize(
+    ("example", "other"),
+    [
+        ({"ids": [1, 2, 3], "label": 0}, {"ids": [4], "label": torch.tensor(1)}),  # of any length, padded later
+        ((object(), np.int64(1)), (type("Image", (), {})(), 1)),
+        ([torch.zeros(2), None], (np.zeros(2, dtype=np.float32), None)),
+    ],
+)
+def test_examples_of_the_same_structure(example, other):
+    loader = DataLoader([other] * 40, collate_fn=list)
+    state = torch.get_rng_state()
+    chosen = draws_of(holdout=loader, dataset=Samples([example] * NUM_EXAMPLES), selector="uniform")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert chosen.dataset[NUM_EXAMPLES] is other
+
+
+def test_keys_of_examples_are_compared():
+    loader = DataLoader([{"ids": [4], "label": 1, "site": 2}] * 40, collate_fn=list)
+    with pytest.raises(ValueError, match="the example has the keys ids, label in the training data and ids, label, si"):
+        draws_of(holdout=loader, dataset=Samples([{"ids": [1], "label": 0}] * NUM_EXAMPLES))
+
+
+def test_a_state_of_other_shares_is_refused_and_one_without_is_read():
+    state = draws_of().state_dict()
+    with pytest.raises(ValueError, match=r"holdout_fraction is 0\.25 in the state and None here, num_holdout"):
+        sampler().load_state_dict(state)
+    with pytest.raises(ValueError, match=r"holdout_fraction is 0\.25 in the state and 0\.5 here\. Use the same data"):
+        draws_of(holdout_fraction=0.5).load_state_dict(state)
+    earlier = {name: value for name, value in sampler().state_dict().items() if name != "num_drawn"}
+    sampler().load_state_dict(earlier)

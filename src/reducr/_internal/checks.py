@@ -35,9 +35,12 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be True or False; got {value!r}.")  # noqa: TRY004  (a configuration error)
 
 
-def check_state_keys(kind: str, state: Any, keys: Iterable[str]) -> None:
-    """Raise ValueError unless ``state``, the state of ``kind``, is a dict with exactly these ``keys``."""
-    if not isinstance(state, Mapping) or set(state) != set(keys):
+def check_state_keys(kind: str, state: Any, keys: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """Raise ValueError unless ``state``, the state of ``kind``, is a dict with exactly these ``keys``.
+
+    An earlier version may have saved none of the ``optional`` ones.
+    """
+    if not isinstance(state, Mapping) or set(state) | set(optional) != set(keys):
         content = ", ".join(sorted(map(str, state))) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"the state of {kind} must hold {', '.join(sorted(keys))}; got {content or 'nothing'}.")
 

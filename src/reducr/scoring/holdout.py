@@ -43,7 +43,7 @@ class Holdout:
         examples_per_group: evaluate the model on at most this many examples of each group; None for all of them, but
             for the default of ``refresh_steps``.
         fraction: share of the examples of each gradient step that are drawn from the holdout set instead of being
-            selected, in [0, 1); they follow the selected ones. In one process only.
+            selected, in [0, 1); they follow the selected ones. In one process only, but for ``SelectiveBatchSampler``.
 
     Raises:
         ValueError: for a number out of range, for batches that can be iterated once only, or for options of refreshes

@@ -24,11 +24,13 @@ class Reader:
         num_ahead: requests before the first batch is yielded; None if requests do not tell what has been yielded.
         accelerated: the loader that ``accelerate`` has prepared; None for another one.
         keeps_workers: whether worker processes stay from one pass to the next.
+        dataset: of the DataLoader; None for a loop that reads the indices by itself.
     """
 
     num_ahead: int | None = 0
     accelerated: Any = None
     keeps_workers: bool = False
+    dataset: Any = None
 
     @classmethod
     def of(cls, frame: FrameType | None) -> Reader:
@@ -45,6 +47,8 @@ class Reader:
                 workers: Any = owner
                 reader.num_ahead = workers._num_workers * workers._prefetch_factor
                 reader.keeps_workers = workers._persistent_workers
+            if isinstance(owner, _BaseDataLoaderIter):
+                reader.dataset = owner._dataset
             if hasattr(owner, "use_stateful_dataloader"):
                 reader.accelerated = owner
             frame, is_first = frame.f_back, False

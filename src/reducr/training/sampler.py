@@ -22,8 +22,9 @@ from reducr.scoring import Holdout, IrreducibleLookup, holdout_of, num_selected_
 from reducr.selectors import Selector, make_selector
 from reducr.training.columns import columns_of, length_of, missing_column
 from reducr.training.drawn import DrawnBatches
+from reducr.training.holdout_share import HoldoutShare
 from reducr.training.reader import Reader, is_told_by_accelerate
-from reducr.training.sampler_options import check_holdout, split_options
+from reducr.training.sampler_options import check_layout, check_rule, split_options
 
 _NO_MODEL = nn.Identity()
 """In the place of a model that no rule here reads; it has no parameters, so selection stays on the CPU."""
@@ -34,38 +35,45 @@ _NUM_CHECKED = 256
 class SelectiveBatchSampler(Sampler[list[int]]):
     """Select the examples of every batch by their indices, so that only those are loaded.
 
-    For ``DataLoader(dataset, batch_sampler=...)``, and rules that read no loss or output of the model, such as
-    ``priority_sampling``, ``class_balanced``, ``drop``, ``rs2``, ``irreducible_loss`` and ``uniform``. A pass is a
+    For ``DataLoader(sampler.dataset, batch_sampler=sampler)``, and rules that read no loss or output of the model, such
+    as ``priority_sampling``, ``class_balanced``, ``drop``, ``rs2``, ``irreducible_loss`` and ``uniform``. A pass is a
     random order of the data set, cut into batches of ``batch_size / fraction`` candidates, from each of which the rule
     selects ``batch_size``. These are the examples that ``SelectiveLoader`` would select from the same candidates.
+
+    With ``holdout_fraction=0.25`` a quarter of ``batch_size`` is drawn from the holdout set in place of the last
+    selected ones, as ``SelectiveLoader`` draws it; ``sampler.dataset`` is then the training data followed by the
+    holdout data set. It is the data set itself otherwise.
 
     The model is read only to refresh the holdout loss. A loader with worker processes draws batches ahead; their group
     weights are those of the moment they were drawn. ``state_dict`` counts the batches that were trained on and holds
     those drawn ahead, so a resumed training goes on with exactly the batches that would have come.
 
     Args:
-        dataset: map-style; none of its examples is read. The index of an example is its position, unless the data set
-            has its indices (``index``, ``idx``) or is a part of ``reducr.indexed(dataset)``.
+        dataset: map-style; none of its examples is read here, but for one that is compared with a holdout example. The
+            index of an example is its position, unless the data set has its indices (``index``, ``idx``) or is a part
+            of ``reducr.indexed(dataset)``.
         model: evaluated on ``holdout``.
         selector: the rule, whose state is part of the sampler's; or its name. Its groups are then those of the data
             set, and its options are given beside the others, such as ``step_size=1e-3``.
         irreducible: source of irreducible losses that does without inputs, such as a table; for rules that need it.
-        batch_size: examples per batch, on each rank.
+        batch_size: examples per batch on each rank, those of ``holdout_fraction`` included.
         fraction: fraction of the candidates to select, in (0, 1]; None to draw every batch from the whole data set, as
             a class-balanced sampler does. A pass then has as many examples as the data set.
         holdout: batches of the clean holdout set, or a ``Holdout``.
         targets: of all examples, one row each; None to find them in the data set (``targets``, ``labels``, a column,
             the second tensor of a TensorDataset, also in a Subset).
         groups: (N,) integers; None to find them as ``groups``, else the targets.
-        options: ``refresh_steps`` of the holdout set (see ``Holdout``); ``accumulate_steps``, batches per gradient
-            step; ``drop_last``, leave out a last batch that is smaller (one that is too small for two examples always
-            is); ``loss`` and ``spec`` for the holdout batches, as in ``Downsampler``; ``distributed="global"`` on
-            several ranks, each of which then gets its share of one selection, in as many batches of the same size;
-            ``seed``.
+        options: ``refresh_steps`` of the holdout set (see ``Holdout``); ``holdout_fraction``, the share of every batch
+            that is drawn from it, in [0, 1), for which ``holdout`` must be a DataLoader over a map-style data set, the
+            same on all ranks; ``accumulate_steps``, batches per gradient step; ``drop_last``, leave out a last batch
+            that is smaller (one that is too small for two examples always is); ``loss`` and ``spec`` for the holdout
+            batches, as in ``Downsampler``; ``distributed="global"`` on several ranks, each of which then gets its share
+            of one selection, in as many batches of the same size; ``seed``.
 
     Raises:
         ValueError: for a rule that reads the model or weights examples, targets that cannot be found, irreducible
-            losses that need inputs, or an option out of range.
+            losses that need inputs, holdout examples that have no numbers or another structure than the training
+            examples, or an option out of range; before the first batch for a DataLoader over another data set.
         TypeError: for a data set without a length, or arguments of another kind.
 
     Example:
@@ -73,7 +81,7 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> dataset = TensorDataset(torch.randn(100, 4), torch.arange(100) % 5 // 4)
         >>> sampler = reducr.SelectiveBatchSampler(dataset, nn.Linear(4, 2), "class_balanced", batch_size=5)
-        >>> [tuple(x.shape) for x, y in DataLoader(dataset, batch_sampler=sampler)]
+        >>> [tuple(x.shape) for x, y in DataLoader(sampler.dataset, batch_sampler=sampler)]
         [(5, 4), (5, 4)]
     """
 
@@ -106,8 +114,9 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         self.draws_from_all = fraction is None
         self.num_candidates = self._num_candidates(fraction)
         self.fraction = batch_size * self._num_ranks / self.num_candidates if fraction is None else fraction
-        holdout = holdout_of(holdout, self.options.refresh_steps)
-        check_holdout(holdout)
+        holdout = holdout_of(holdout, self.options.refresh_steps, self.options.holdout_fraction)
+        self._share = HoldoutShare(holdout, dataset, fraction=self.fraction, seed=self.options.seed)
+        self._share.check(self.num_candidates)
         self.downsampler = Downsampler(
             selector,
             irreducible,
@@ -117,6 +126,7 @@ class SelectiveBatchSampler(Sampler[list[int]]):
             spec=self.options.spec,
             seed=self.options.seed,
         )
+        self.downsampler.extra.leave_draws()
         self.downsampler.holdout.keeps_random_state = True
         self.downsampler.holdout.sync = self.options.distributed is not None
         self._check_rule()
@@ -146,6 +156,11 @@ class SelectiveBatchSampler(Sampler[list[int]]):
     def selector(self) -> Selector:
         """The rule."""
         return self.downsampler.selector
+
+    @property
+    def dataset(self) -> Any:
+        """What the indices stand for: the data set, with ``holdout_fraction`` followed by the holdout data set."""
+        return self._share.dataset
 
     @property
     def epoch(self) -> int:
@@ -188,7 +203,8 @@ class SelectiveBatchSampler(Sampler[list[int]]):
                 yielded.
         """
         place = self._drawn.state_dict(num_batches=num_batches)
-        return place | {"downsampler": self.downsampler.state_dict(), "layout": self._layout()}
+        own = {"num_drawn": self._share.num_drawn, "layout": self._layout()}
+        return place | own | {"downsampler": self.downsampler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned: the next pass is the rest of the one that it was taken in.
@@ -197,19 +213,13 @@ class SelectiveBatchSampler(Sampler[list[int]]):
             ValueError: for the state of something else, or of a sampler with other batches; says what differs.
         """
         place = ("epoch", "position", "ahead", "has_ended", "has_workers")
-        check_state_keys("a SelectiveBatchSampler", state, (*place, "downsampler", "layout"))
-        differences = [
-            f"{name} is {state['layout'].get(name)} in the state and {value} here"
-            for name, value in self._layout().items()
-            if state["layout"].get(name) != value
-        ]
-        if differences:
-            raise ValueError(
-                f"The state is of a sampler with other batches: {', '.join(differences)}. Use the same data and "
-                "options."
-            )
+        check_state_keys(
+            "a SelectiveBatchSampler", state, (*place, "downsampler", "layout", "num_drawn"), {"num_drawn"}
+        )
+        check_layout(state["layout"], self._layout())
         self.downsampler.load_state_dict(state["downsampler"])
         self._drawn.load_state_dict(state)
+        self._share.num_drawn = state.get("num_drawn", 0)
         self._draws = self._random_state = None
 
     def _layout(self) -> dict[str, Any]:
@@ -221,6 +231,7 @@ class SelectiveBatchSampler(Sampler[list[int]]):
             "num_batches": self._num_batches(),
             "num_ranks": self._num_ranks,
             "seed": self.options.seed,
+            **self._share.layout(),
         }
 
     # ---- one batch
@@ -235,6 +246,7 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         if self._random_state is not None:
             set_random_state(self._random_state)
             self._random_state = None
+        self._share.check_reader(reader.dataset)
         drawn = self._drawn
         if drawn.is_over or not drawn.is_open:
             self._end_pass()
@@ -277,13 +289,14 @@ class SelectiveBatchSampler(Sampler[list[int]]):
             self.downsampler.select(self._candidates(positions), _NO_MODEL)
         selection = self.downsampler.selection
         chosen = positions[:0] if selection is None else positions[selection.positions]
-        size = len(chosen) // self._num_ranks * self._num_ranks
-        if not size:
+        drawn = self._share.draw(len(positions))
+        size = len(chosen) - (len(chosen) + len(drawn)) % self._num_ranks
+        if size < 1:
             raise ValueError(
                 f"Only {len(chosen)} of the candidates of batch {number} have finite irreducible losses, fewer than "
                 f"the {self._num_ranks} ranks. Check the table of irreducible losses."
             )
-        return chosen[:size]
+        return torch.cat([chosen[:size], drawn]) if len(drawn) else chosen[:size]
 
     def _candidates(self, positions: Tensor) -> Batch:
         group = torch.zeros_like(positions) if self.groups is None else self.groups[positions]
@@ -314,20 +327,7 @@ class SelectiveBatchSampler(Sampler[list[int]]):
 
     def _check_rule(self) -> None:
         selector = self.selector
-        if selector.reads_model:
-            raise ValueError(
-                f"{selector.name!r} scores candidates by the model, so they must be loaded first. Use SelectiveLoader, "
-                "or a rule that reads no model output, such as 'priority_sampling' or 'class_balanced'."
-            )
-        if selector.weights_examples:
-            raise ValueError(
-                f"{selector.name!r} weights the losses of examples, and indices have no weights. Use SelectiveLoader."
-            )
-        if self.draws_from_all and selector.is_pointwise:
-            raise ValueError(
-                f"With fraction=None, {selector.name!r} would select the same {self.batch_size} examples of the data "
-                "set in every step. Set `fraction`, or use a rule that draws."
-            )
+        check_rule(selector, draws_from_all=self.draws_from_all, batch_size=self.batch_size)
         needs_losses = any("irreducible_loss" in need for need in selector.needs)
         if self.groups is None and "groups" in selector.needs:
             raise missing_column("groups", selector.name)

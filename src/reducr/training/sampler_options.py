@@ -10,7 +10,6 @@ from reducr._internal.checks import check_count, check_flag
 from reducr._internal.names import unknown_name
 from reducr.batch import BatchSpec, PerExampleLoss
 from reducr.functional import TokenLoss
-from reducr.scoring import Holdout
 from reducr.selectors import Selector
 
 
@@ -19,6 +18,7 @@ class SamplerOptions:
     """Further options of a ``SelectiveBatchSampler``; see there."""
 
     refresh_steps: int | str | None = None
+    holdout_fraction: float | None = None
     accumulate_steps: int = 1
     drop_last: bool = False
     loss: PerExampleLoss | None = None
@@ -44,7 +44,6 @@ class SamplerOptions:
 _ELSEWHERE = {
     "scoring": "no rule here scores with the model",
     "auxiliary": "the sampler sees no batches to train other models on",
-    "holdout_fraction": "a batch holds indices of the training data only; use SelectiveLoader",
     "weights_examples": "indices have no weights; use SelectiveLoader",
     "short_batches": "a last batch for a single example is left out, and smaller ones are with `drop_last=True`",
 }
@@ -67,10 +66,32 @@ def split_options(options: Mapping[str, Any], selector: str | Selector) -> tuple
     return SamplerOptions(**{name: value for name, value in options.items() if name in names}), others
 
 
-def check_holdout(holdout: Holdout | None) -> None:
-    """Raise ValueError for a holdout set whose examples are to be trained on."""
-    if holdout is not None and holdout.fraction:
+def check_rule(selector: Selector, *, draws_from_all: bool, batch_size: int) -> None:
+    """Raise ValueError for a rule that reads the model, weights examples, or would select the same ones every time."""
+    if selector.reads_model:
         raise ValueError(
-            f"SelectiveBatchSampler cannot mix in holdout examples (a Holdout with fraction={holdout.fraction}): "
-            f"{_ELSEWHERE['holdout_fraction']}."
+            f"{selector.name!r} scores candidates by the model, so they must be loaded first. Use SelectiveLoader, "
+            "or a rule that reads no model output, such as 'priority_sampling' or 'class_balanced'."
+        )
+    if selector.weights_examples:
+        raise ValueError(
+            f"{selector.name!r} weights the losses of examples, and indices have no weights. Use SelectiveLoader."
+        )
+    if draws_from_all and selector.is_pointwise:
+        raise ValueError(
+            f"With fraction=None, {selector.name!r} would select the same {batch_size} examples of the data set in "
+            "every step. Set `fraction`, or use a rule that draws."
+        )
+
+
+def check_layout(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise ValueError if a state was ``saved`` by a sampler with other batches; says what differs."""
+    differences = [
+        f"{name} is {saved.get(name)} in the state and {own.get(name)} here"
+        for name in {**own, **saved}
+        if saved.get(name) != own.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"The state is of a sampler with other batches: {', '.join(differences)}. Use the same data and options."
         )
