@@ -3,7 +3,7 @@
     pip install '.[train,vision]'
     python examples/batch_sampler.py
 
-Takes seconds.
+Takes seconds. In the last row a quarter of each batch are clean examples of the holdout set.
 """
 
 import tempfile
@@ -38,22 +38,30 @@ class Scans(Dataset):
 
 noisy, clean, test = make_data()
 reference = make_reference(*clean)
-print(f"reference          {accuracies(reference, *test)}")
+print(f"reference             {accuracies(reference, *test)}")
 with tempfile.TemporaryDirectory() as folder:
     scans = Scans(folder, *noisy)
     irreducible = reducr.Reference(reference).tabulate(scans)  # decodes every file once
-    for name in ("uniform", "class_balanced", "priority_sampling"):
+    for name in ("uniform", "class_balanced", "priority_sampling", "with holdout examples"):
         model, scans.num_decoded = make_model(), 0
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         holdout = DataLoader(TensorDataset(*clean), batch_size=100)
-        selector = reducr.make_selector(name, num_groups=NUM_CLASSES)
+        is_mixed = name == "with holdout examples"
+        selector = reducr.make_selector("priority_sampling" if is_mixed else name, num_groups=NUM_CLASSES)
         sampler = reducr.SelectiveBatchSampler(
-            scans, model, selector, irreducible, batch_size=10, holdout=holdout, refresh_steps=20
+            scans,
+            model,
+            selector,
+            irreducible,
+            batch_size=10,
+            holdout=holdout,
+            refresh_steps=20,
+            holdout_fraction=0.25 * is_mixed,
         )
         for _ in range(40):
-            for inputs, labels in DataLoader(scans, batch_sampler=sampler):
+            for inputs, labels in DataLoader(sampler.dataset, batch_sampler=sampler):
                 loss = nn.functional.cross_entropy(model(inputs), labels)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-        print(f"{name:18} {accuracies(model, *test)}  {scans.num_decoded} of {40 * len(scans)} files decoded")
+        print(f"{name:21} {accuracies(model, *test)}  {scans.num_decoded} of {40 * len(scans)} files decoded")

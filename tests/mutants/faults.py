@@ -545,6 +545,20 @@ MUTANTS = [
         BATCH_SAMPLER,
     ),
     Mutant(
+        "holdout_examples_of_a_batch_begin_anew_after_a_resume",
+        "training/sampler.py",
+        '        self._share.num_drawn = state.get("num_drawn", 0)',
+        "        self._share.num_drawn = 0",
+        BATCH_SAMPLER,
+    ),
+    Mutant(
+        "a_loader_over_the_training_data_alone_is_not_noticed",
+        "training/sampler.py",
+        "        self._share.check_reader(reader.dataset)",
+        "        pass",
+        BATCH_SAMPLER,
+    ),
+    Mutant(
         "the_part_of_a_group_is_its_beginning",
         "scoring/holdout_groups.py",
         '    return torch.div(ranks * share, sizes, rounding_mode="floor") != torch.div(',
