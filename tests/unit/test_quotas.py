@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import reducr
 from reducr.functional.quotas import (
     SMALLEST_QUOTA,
+    _sorted_in_groups,
     expected_counts,
     holdout_error,
     positive_quotas,
@@ -159,3 +160,12 @@ def test_quotas_are_those_of_the_candidates_with_finite_losses():
     for num_selected, expected in ((4, [2, 2]), (8, [5, 3]), (20, [10, 3])):
         selection = selector.select(candidates, num_selected=num_selected, generator=seeded(0))
         assert torch.bincount(candidates.groups[selection.positions]).tolist() == expected
+
+
+@pytest.mark.parametrize("num_groups", [1, 7, 2**16 + 1])
+def test_examples_are_sorted_by_group_and_key_with_the_earlier_of_equal_keys_first(num_groups):
+    random = np.random.default_rng(0)
+    groups = random.integers(num_groups, size=500)
+    for keys in (random.random(500), random.integers(9, size=500) / 9.0, np.full(500, np.nan)):
+        order = _sorted_in_groups(groups, keys, num_groups)
+        assert np.array_equal(order, np.lexsort((keys, groups)))

@@ -201,3 +201,19 @@ def test_examples_without_a_positive_score_come_last_at_any_power(beta):
         drawn = sampler(scores, 5, epoch=0, generator=seeded(seed)).tolist()
         assert drawn[:2] == [3, 1]
         assert sorted(drawn[2:]) == [0, 2, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("num_selected", [1, 40, 511, 512, 513, 2048])
+def test_the_largest_of_many_are_those_of_a_stable_sort(num_selected, dtype):
+    """With ties, infinite scores and NaN, which come first as in a sort."""
+    generator = torch.Generator().manual_seed(0)
+    distinct = torch.rand(2048, dtype=torch.float64, generator=generator).to(dtype)
+    tied = (distinct * 20).floor()
+    infinite, some_nan, most_nan = tied.clone(), tied.clone(), distinct.clone()
+    infinite[100:] = -torch.inf
+    some_nan[5:500:90] = torch.nan
+    most_nan[::2] = torch.nan
+    for scores in (distinct, tied, infinite, some_nan, most_nan, torch.zeros_like(tied)):
+        expected = torch.sort(scores, descending=True, stable=True).indices[:num_selected]
+        assert torch.equal(top_k(scores, num_selected), expected)

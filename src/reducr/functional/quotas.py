@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -46,18 +48,32 @@ def quota_scores(
     size, num_groups, device = len(groups), len(quotas), groups.device
     noise_device = device if generator is None else generator.device
     noise = torch.rand(size + num_groups + 1, dtype=torch.float64, generator=generator, device=noise_device)
-    # so few numbers are worked out fastest on the host, which takes one transfer from an accelerator
+    # so few numbers are worked out fastest on the host
     log_weights = quotas[:0] if log_probabilities is None else log_probabilities
-    columns = torch.cat([column.detach().to(device, torch.float64) for column in (groups, quotas, log_weights, noise)])
-    host_groups, host_quotas, logarithms, uniform = np.split(
-        columns.cpu().numpy(), [size, size + num_groups, size + num_groups + len(log_weights)]
-    )
+    host_groups, host_quotas, logarithms, uniform = _on_host(device, groups, quotas, log_weights, noise)
     keys = uniform[:size]
     if log_probabilities is not None:
         # minus Gumbel noise: the example with the smallest key is a draw in proportion to the probabilities
         keys = np.log(-np.log(np.maximum(keys, _TINY))) - logarithms
-    scores = _quota_scores(host_groups.astype(np.int64), host_quotas, keys, num_selected, uniform[size:])
+    scores = _quota_scores(host_groups.astype(np.int64, copy=False), host_quotas, keys, num_selected, uniform[size:])
     return torch.from_numpy(scores).to(device)
+
+
+def _on_host(device: torch.device, groups: Tensor, *floats: Tensor) -> list[NDArray[Any]]:
+    """The ``groups`` and the ``floats``, as float64, in arrays of the host: with one transfer from ``device``."""
+    if device.type == "cpu":
+        return [groups.numpy(), *(column.detach().to(device, torch.float64).numpy() for column in floats)]
+    columns = [column.detach().to(device, torch.float64) for column in (groups, *floats)]
+    return np.split(torch.cat(columns).cpu().numpy(), np.cumsum([len(column) for column in columns[:-1]]))
+
+
+def _sorted_in_groups(groups: NDArray[np.int64], keys: Floats, num_groups: int) -> NDArray[np.intp]:
+    """The order of ``np.lexsort((keys, groups))``, by faster sorts unless there are equal keys."""
+    order = np.argsort(keys)
+    ordered = keys[order]
+    if num_groups > 2**16 or not (ordered[1:] > ordered[:-1]).all():
+        return np.lexsort((keys, groups))
+    return order[np.argsort(groups.astype(np.uint16)[order], kind="stable")]  # of 16 bits: a radix sort
 
 
 def _quota_scores(
@@ -67,7 +83,7 @@ def _quota_scores(
     sizes = np.bincount(groups, minlength=len(quotas))
     expected = expected_counts(sizes, quotas, num_selected=num_selected)
     counts = systematic_counts(expected, num_selected=num_selected, uniform=uniform)
-    order = np.lexsort((keys, groups))
+    order = _sorted_in_groups(groups, keys, len(quotas))
     ranks = np.empty(len(groups))
     ranks[order] = np.arange(len(groups)) - np.repeat(sizes.cumsum() - sizes, sizes)
     periods = 1 / np.maximum(quotas, _TINY)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # log-probability of examples that may be drawn only after all others, below the smallest of these
 _LAST_RESORT = 1e9
+_SMALLEST_TO_DIVIDE = 1024
 # larger exponents give the draws of top_k, but products overflow
 _LARGEST_BETA = 1e300
 
@@ -29,6 +31,19 @@ def top_k(scores: Tensor, num_selected: int) -> Tensor:
         >>> top_k(torch.tensor([1.0, 3.0, 3.0, 2.0]), 3)
         tensor([1, 2, 3])
     """
+    if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
+        return _first(scores, num_selected)
+    if len(scores) < _SMALLEST_TO_DIVIDE or num_selected > len(scores) // 4:
+        return _first(scores, num_selected)
+    # a selection of the largest takes time in proportion to B; only these are sorted
+    values = scores.detach().numpy()
+    place = len(values) - num_selected
+    is_smaller = values < np.partition(values, place)[place]
+    rows = torch.from_numpy(np.flatnonzero(~is_smaller))  # with all equal ones and, as in a sort, NaN
+    return rows[_first(scores[rows], num_selected)]
+
+
+def _first(scores: Tensor, num_selected: int) -> Tensor:
     return torch.sort(scores, descending=True, stable=True).indices[:num_selected]
 
 

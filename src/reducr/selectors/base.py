@@ -239,7 +239,8 @@ class Selector(NamedState):
         """Valid scores (B,) of a rule that sees only the candidates with finite losses."""
         losses = self.losses(candidates)
         if all(are_finite(values) for values in losses):
-            return self._masked_scores(candidates, num_selected, generator)
+            scores = self.score_for(candidates, num_selected=num_selected, generator=generator).detach()
+            return scores if are_finite(scores) else scores.masked_fill(~torch.isfinite(scores), -torch.inf)
         has_finite_loss = torch.ones(candidates.num_candidates, dtype=torch.bool, device=candidates.device)
         for loss in losses:
             has_finite_loss &= is_finite(loss).reshape(len(loss), -1).all(dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from reducr._internal.checks import check_count, check_range, check_state_keys
-from reducr._internal.distributed import all_gather_stacked, alone, check_mode, num_ranks, shard
+from reducr._internal.distributed import all_gather_stacked, alone, check_mode, num_ranks, rank
 from reducr._internal.rng import random_state, set_random_state
 from reducr._internal.seeds import epoch_order
 from reducr.batch import Batch, SelectionReport
@@ -269,7 +269,7 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         if drawn.needs_draw:
             drawn.add(self._draw(drawn.num_drawn))
         index = drawn.give()
-        indices: list[int] = index[shard(len(index))].tolist()
+        indices: list[int] = index.tolist()[rank() :: self._num_ranks]
         return indices
 
     def _end_pass(self) -> None:
@@ -299,9 +299,10 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         return torch.cat([chosen[:size], drawn]) if len(drawn) else chosen[:size]
 
     def _candidates(self, positions: Tensor) -> Batch:
-        group = torch.zeros_like(positions) if self.groups is None else self.groups[positions]
-        target = group if self.targets is None else self.targets[positions]
-        return Batch(self.index[positions], None, target, group)
+        group = torch.zeros_like(positions) if self.groups is None else self.groups.index_select(0, positions)
+        is_group = self.targets is None or self.targets is self.groups
+        target = group if is_group else self.targets.index_select(0, positions)  # type: ignore[union-attr]
+        return Batch(self.index.index_select(0, positions), None, target, group)
 
     # ---- checks
 
