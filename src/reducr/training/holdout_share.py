@@ -74,10 +74,11 @@ class HoldoutShare:
         while self.num_drawn < stop:
             number, start = divmod(self.num_drawn, self.num_examples)
             if number != self._number:
-                self._number, self._order = number, epoch_order(self.num_examples, seed=self.seed, epoch=number)
+                order = epoch_order(self.num_examples, seed=self.seed, epoch=number)
+                self._number, self._order = number, order + self._first
             parts.append(self._order[start : start + stop - self.num_drawn])
             self.num_drawn += len(parts[-1])
-        return torch.cat(parts) + self._first if parts else self._order[:0]
+        return parts[0] if len(parts) == 1 else torch.cat([self._order[:0], *parts])
 
     def layout(self) -> dict[str, Any]:
         """Return what decides the draws; empty if there are none."""
