@@ -199,6 +199,9 @@ def faults():
     drifted = make_selector("reducr", {})
     if is_at_fault:
         drifted.set_group_holdout_loss(torch.tensor([0.2, 0.7, 1.4]))
+    later, fresh = make_selector("reducr", {}), make_selector("reducr", {})
+    later.set_epoch(int(is_at_fault))
+    fresh.cumulative_payoff[0] = float(not is_at_fault)
     drawing = make_selector("rho_loss", {"sampler": "softmax"})
     return {
         "no_mode": said(own, mode=None),
@@ -213,6 +216,8 @@ def faults():
         "none_on_one": said(own.take(torch.arange(0)) if is_at_fault else own),
         "dtypes": said(replace(own, model_loss=own.model_loss.double()) if is_at_fault else own),
         "states": said(own, rule=drifted),
+        "epochs": said(own, rule=later),
+        "payoffs": said(own, rule=fresh),
         "states_local": said(own, rule=drifted, mode="local", num_selected=1),
         "generators": said(own, rule=drawing, seed=rank()),
         "generators_that_none_draws_from": said(own, seed=rank()),

@@ -31,7 +31,6 @@ from reducr.scoring import (
     check_apart,
     check_candidates,
     check_data_parallel,
-    check_equal_groups,
     check_options,
     check_parts,
     check_rows,
@@ -49,6 +48,7 @@ from reducr.scoring import (
     without_wrappers,
 )
 from reducr.selectors import Selector
+from reducr.selectors.distributed import check_equal_ranks
 
 
 class Downsampler:
@@ -125,7 +125,7 @@ class Downsampler:
         self.extra = ExtraExamples(self.auxiliary, holdout, fraction=fraction, spec=spec, seed=seed)
         self.extra.check_mode(distributed)
         self._num_selected = partial(num_selected_beside, fraction, self.extra.holdout_fraction)
-        self.short_batches = ShortBatches(own.get("short_batches", "skip"), fraction, loss)
+        self.short_batches = ShortBatches(own.get("short_batches", "skip"), fraction, loss, distributed)
         self._forward: ScoringForward | None = None
         self._read = BatchReader(spec)
         self._kinds = ListKinds(None if spec is None else spec.lists)
@@ -142,8 +142,8 @@ class Downsampler:
         """Move the state to the model's device, and evaluate ``model`` on the holdout set unless that has been done.
 
         Raises:
-            ValueError: if the selector needs the holdout loss and there is none, or ``distributed`` does not fit the
-                number of processes.
+            ValueError: if the selector needs the holdout loss and there is none, or ``distributed``, an option or the
+                state does not fit the other processes.
         """
         check_mode(self.distributed)
         check_apart(self.irreducible, model)
@@ -154,8 +154,8 @@ class Downsampler:
         self.auxiliary.prepare(device)
         self.log.to(device)
         self.extra.seek(self.counts["num_batches"])
-        if self.distributed is not None:
-            check_equal_groups(self.selector)
+        own = {"fraction": self.fraction, "distributed": self.distributed, "short_batches": self.short_batches.mode}
+        check_equal_ranks(self.selector, own | {"refresh_steps": self.holdout.refresh_steps})
         if self.holdout.is_missing:
             raise ValueError(
                 f"{self.selector.name!r} needs the holdout loss before its first selection. Pass `holdout=`, batches "
@@ -178,7 +178,10 @@ class Downsampler:
             batch: the candidates.
             full_size: candidates of a full batch of this rank, if that is known; 0 for the largest of this epoch.
         """
-        return self.short_batches.skips(self.size_of(batch), full_size, self.counts, mode=self.distributed)
+        lockstep, candidates = self.holdout.lockstep, self._read(batch)
+        if is_skipped := self.short_batches.skips(lockstep.announce(candidates, full_size), self.counts):
+            lockstep.sizes(candidates)  # no selection follows that reads them
+        return is_skipped
 
     def size_of(self, batch: Any) -> int:
         """Number of examples in ``batch``."""
@@ -222,8 +225,9 @@ class Downsampler:
             RuntimeError: if the loop has not read ``example_weights`` of a rule that weights examples, or, on several
                 ranks, ``loss_weight``.
         """
-        has_stepped = bool(self.log.waiting)
-        if has_stepped:
+        if is_last:
+            self.holdout.lockstep.end()
+        if has_stepped := bool(self.log.waiting):
             self._check_weights_read()
             self._teach_auxiliary()
             self.auxiliary.step(num_batches=len(self.log.waiting))
@@ -272,14 +276,10 @@ class Downsampler:
 
     def metrics(self) -> dict[str, float]:
         """Return the values to log for the last gradient step, by the keys of docs/metrics.md."""
-        metrics = self.log.metrics(num_non_finite=self.selector.num_non_finite.item())
-        if not metrics:
+        if not (metrics := self.log.metrics(num_non_finite=self.selector.num_non_finite.item())):
             return {}
-        return {
-            **metrics,
-            **by_group("group_weight", self.selector.group_weights),
-            **by_group("cumulative_payoff", self.selector.cumulative_payoff),
-        }
+        payoff = by_group("cumulative_payoff", self.selector.cumulative_payoff)
+        return metrics | by_group("group_weight", self.selector.group_weights) | payoff
 
     def report(self) -> SelectionReport:
         """Return what has been selected so far, and what it cost; prints well."""
@@ -325,7 +325,7 @@ class Downsampler:
             loss=self.loss,
             scoring=self.scoring,
             forward=self._forward_of(scorer),
-            sizes=self.holdout.lockstep.batch(batch),
+            sizes=self.holdout.lockstep.sizes(batch),
         )
 
     def _check_weights_read(self) -> None:

@@ -191,13 +191,13 @@ class SelectiveTrainerMixin(_Base):
         finally:
             self.args.dataloader_drop_last = drops_last
 
-    def _short_sizes(self) -> tuple[int, int] | None:
+    def _short_sizes(self) -> list[int] | None:
         """Sizes of the last batch, if it is too short, and of a full one. Several ranks fill theirs."""
         size, data = int(self._train_batch_size), self.train_dataset
         if num_ranks() > 1 or self.args.dataloader_drop_last or data is None or not has_length(data):
             return None
         num_full, rest = divmod(len(data), size)
-        return (rest, size) if num_full and self.downsampler.short_batches.num_skipped([rest, size]) else None
+        return [rest, size] if num_full and self.downsampler.short_batches.num_skipped([rest, size]) else None
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """Predict as the Trainer does, without the index and group columns."""
@@ -323,7 +323,7 @@ class SelectiveTrainerMixin(_Base):
         self._epoch += 1
         self.downsampler.counts["largest_batch"] = 0
         if (sizes := self._short_sizes()) is not None:
-            self.downsampler.short_batches.skips(*sizes, self.downsampler.counts, mode=None)
+            self.downsampler.short_batches.skips([sizes], self.downsampler.counts)
 
     def _end_step(self) -> None:
         with self.accelerator.autocast():

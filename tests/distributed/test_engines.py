@@ -132,8 +132,9 @@ def test_mixed_precision_and_dropout_samples_of_a_sharded_model(long):
 
 def test_a_rank_whose_loader_ends_early_is_named_by_all(quick):
     expected = (
-        "ValueError: Rank 1 has no batch left in this epoch, and rank 0 has. Use a DistributedSampler, or "
-        "`drop_last=True` and as many examples on every rank, so that the loaders of all ranks end together."
+        "ValueError: Rank 1 ended its pass after batch 6, and rank 0 goes on. All ranks must read the same number of "
+        "batches: use `drop_last=True` or a DistributedSampler (with accelerate, `even_batches=True`), and leave a "
+        "pass early on all ranks or on none."
     )
     assert found(quick, "uneven") == [[expected] * 3] * 2
 

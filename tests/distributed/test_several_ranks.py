@@ -143,8 +143,10 @@ def test_local_selections_add_up_their_payoffs(of_ranks, weighting):
         ("different_numbers", r"num_selected must be the same on all ranks; got 5, 6"),
         ("none_on_one", r"rank 1 got an empty batch \(sizes: \d+, 0.*\)\. Use `drop_last=True`"),
         ("dtypes", r"the candidates of the ranks differ in their fields, dtypes"),
-        ("states", r"the selectors of the ranks are in different states"),
-        ("states_local", r"the selectors of the ranks are in different states"),
+        ("states", r"different states: they have different holdout losses\. Pass the mean over all ranks to set"),
+        ("states_local", r"the selectors of the ranks are in different states: they have different holdout losses"),
+        ("epochs", r"different states: they are in epochs 0, 1.* fewer batches, .* use `drop_last=True` or a Distribu"),
+        ("payoffs", r"they differ in weighting\.cumulative_payoff\. Load the same checkpoint on all ranks, and update"),
         (
             "generators",
             r"'rho_loss' draws random numbers, and the random generators of the ranks are in different states",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from reducr._internal.distributed import num_ranks
 from reducr._internal.rng import random_state, set_random_state
 from reducr.scoring import known_sizes
 from reducr.training.resumable import Resumable
@@ -56,8 +57,8 @@ class ResumedLoader:
         """Count the last batch of an epoch if it was left out; tells once."""
         downsampler = self.callback.downsampler
         if self.sizes and self.callback.trainer.num_training_batches == len(self) < len(self.batches):
-            short_batches, mode = downsampler.short_batches, downsampler.distributed
-            short_batches.skips(self.sizes[-1], max(self.sizes), downsampler.counts, mode=mode)
+            sizes = [[self.sizes[-1], max(self.sizes)]] * num_ranks()
+            downsampler.short_batches.skips(sizes, downsampler.counts)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

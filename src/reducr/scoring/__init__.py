@@ -2,14 +2,7 @@
 
 from reducr.functional.outputs import per_example_losses
 from reducr.scoring.budget import ScoringBudget
-from reducr.scoring.by_name import (
-    CORE_OPTIONS,
-    check_equal_groups,
-    check_not_moved,
-    names_of_rule,
-    selector_of,
-    split_options,
-)
+from reducr.scoring.by_name import CORE_OPTIONS, check_not_moved, names_of_rule, selector_of, split_options
 from reducr.scoring.checks import bind_irreducible, check_apart, check_candidates, check_options, check_parts
 from reducr.scoring.choose import choose
 from reducr.scoring.draws import HoldoutDraws, check_holdout_fraction, num_examples_of, num_selected_beside
@@ -52,7 +45,6 @@ __all__ = [
     "check_apart",
     "check_candidates",
     "check_data_parallel",
-    "check_equal_groups",
     "check_holdout_fraction",
     "check_model_output",
     "check_not_moved",

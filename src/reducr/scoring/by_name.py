@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from reducr._internal.distributed import all_gather_objects
 from reducr._internal.names import unknown_name
 from reducr.scoring.holdout_groups import HoldoutGroups
 from reducr.selectors import SELECTORS, Selector, make_selector
@@ -127,13 +126,3 @@ def selector_of(selector: Any, options: Mapping[str, Any], groups: HoldoutGroups
             raise
         num_groups = 1  # targets that are no classes, and no groups beside them
     return make_selector(selector, num_groups=num_groups, **options)
-
-
-def check_equal_groups(selector: Selector) -> None:
-    """Raise ValueError if the ranks, which all call this, have counted different numbers of groups."""
-    numbers = all_gather_objects(selector.num_groups)
-    if len(set(numbers)) > 1:
-        raise ValueError(
-            f"The ranks have counted {', '.join(map(str, numbers))} groups in their holdout sets. Pass "
-            f"`num_groups={max(numbers)}` on all of them."
-        )

@@ -21,7 +21,8 @@ class Lockstep:
     """Check that all ranks are at the same point of the training before they exchange anything else.
 
     Without it a rank whose loader ends early would take part in the others' next exchange with other tensors, and they
-    would read its numbers as theirs. The check is one exchange of four integers. In one process nothing is checked.
+    would read its numbers as theirs. The check is one exchange of five integers for each batch, by which all ranks also
+    learn how many candidates the others have. In one process nothing is checked.
 
     Args:
         sync: whether the ranks select together.
@@ -32,48 +33,64 @@ class Lockstep:
         self.num_batches = 0
         """Batches of this pass, since it began or was resumed."""
         self._has_compared = False
+        self._announced: list[int] | None = None
 
     def begin(self) -> None:
         """Start counting the batches of a pass."""
-        self.num_batches = 0
+        self.num_batches, self._announced = 0, None
 
-    def batch(self, batch: Batch) -> list[int]:
-        """Return the number of candidates of every rank; call before they are scored.
+    def announce(self, batch: Batch, full_size: int = 0) -> list[list[int]]:
+        """Return the number of candidates of every rank, and ``full_size`` of every rank (R, 2).
 
         Raises:
             ValueError: on all ranks, if the loader of another has ended.
         """
         size = batch.target.shape[0]
         if not self._is_several:
-            return [size]
+            return [[size, full_size]]
         checksum = 0 if self._has_compared else _checksum(batch)
-        facts = self._exchange(_BATCH, size, checksum)
+        facts = self._exchange(_BATCH, size, full_size, checksum)
         if not self._has_compared:
             self._has_compared = True
-            _warn_of_equal_batches(facts[:, 3].tolist())
+            _warn_of_equal_batches(facts[:, 4].tolist())
         self.num_batches += 1
-        sizes: list[int] = facts[:, 1].tolist()
+        self._announced = facts[:, 2].tolist()
+        sizes: list[list[int]] = facts[:, 2:4].tolist()
         return sizes
 
-    def step(self, *, is_last: bool) -> None:
-        """Call before what follows a gradient step, if the ranks exchange anything there, and at the end of a pass.
+    def sizes(self, batch: Batch) -> list[int]:
+        """Return the number of candidates of every rank, as the last ``announce`` did unless it has been read."""
+        sizes = self._announced or [size for size, _ in self.announce(batch)]
+        self._announced = None
+        return sizes
+
+    def step(self) -> None:
+        """Call after a gradient step, before the ranks exchange anything else.
+
+        Raises:
+            ValueError: on all ranks, if another has not made the step.
+        """
+        if self._is_several:
+            self._exchange(_STEP)
+
+    def end(self) -> None:
+        """Call at the end of a pass.
 
         Raises:
             ValueError: on all ranks, if the loader of one has ended and that of another has not.
         """
         if self._is_several:
-            self._exchange(_END_OF_PASS if is_last else _STEP)
-        if is_last:
-            self.begin()
+            self._exchange(_END_OF_PASS)
+        self.begin()
 
     @property
     def _is_several(self) -> bool:
         return self.sync and num_ranks() > 1
 
-    def _exchange(self, point: int, size: int = 0, checksum: int = 0) -> Tensor:
-        """The point, size, number of batches and checksum of every rank (R, 4)."""
+    def _exchange(self, point: int, size: int = 0, full_size: int = 0, checksum: int = 0) -> Tensor:
+        """The point, number of batches, sizes and checksum of every rank (R, 5)."""
         try:
-            facts = all_gather_stacked(torch.tensor([point, size, self.num_batches, checksum]))
+            facts = all_gather_stacked(torch.tensor([point, self.num_batches, size, full_size, checksum]))
         except RuntimeError as error:
             raise RuntimeError(
                 f"Another process has ended or failed while this one was at batch {self.num_batches + 1} of its pass: "
@@ -81,7 +98,7 @@ class Lockstep:
             ) from error
         points = facts[:, 0].tolist()
         if len(set(points)) > 1:
-            raise ValueError(_out_of_step(points, facts[:, 2].tolist()))
+            raise ValueError(_out_of_step(points, facts[:, 1].tolist()))
         return facts
 
 
@@ -123,9 +140,9 @@ def _out_of_step(points: list[int], num_batches: list[int]) -> str:
         )
     ended, other = points.index(_END_OF_PASS), next(r for r, point in enumerate(points) if point != _END_OF_PASS)
     return (
-        f"Rank {ended} ended its pass after {num_batches[ended]} batches, and rank {other} did not. All ranks must "
-        "read the same number of batches. Use `drop_last=True` or a DistributedSampler; with accelerate, "
-        "`even_batches=True`."
+        f"Rank {ended} ended its pass after batch {num_batches[ended]}, and rank {other} goes on. All ranks must "
+        "read the same number of batches: use `drop_last=True` or a DistributedSampler (with accelerate, "
+        "`even_batches=True`), and leave a pass early on all ranks or on none."
     )
 
 

@@ -6,10 +6,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from reducr._internal.distributed import all_gather_stacked, is_main_rank
+from reducr._internal.distributed import is_main_rank, num_ranks
 from reducr._internal.names import unknown_name
 from reducr.batch import PerExampleLoss
 from reducr.functional import TokenLoss
@@ -25,40 +24,37 @@ class ShortBatches:
         mode: one of ``SHORT_BATCHES``.
         fraction: of the candidates to train on.
         loss: of the loop; with a ``TokenLoss`` all examples of a batch are trained on.
+        distributed: of the selection. With ``global`` the batches of all ranks count as one.
 
     Raises:
         ValueError: for an unknown mode.
     """
 
-    def __init__(self, mode: str, fraction: float, loss: PerExampleLoss | None = None) -> None:
+    def __init__(self, mode: str, fraction: float, loss: PerExampleLoss | None, distributed: str | None) -> None:
         if mode not in SHORT_BATCHES:
             raise unknown_name("short_batches", mode, SHORT_BATCHES)
         self.mode = mode
         self.fraction = 1.0 if isinstance(loss, TokenLoss) else fraction
+        self.is_global = distributed == "global"
 
     def is_too_short(self, size: int, full_size: int) -> bool:
         """Whether ``size`` candidates give one example, and as many as in a full batch more."""
         gives_one = size > 0 and num_selected_of(self.fraction, size) < 2
         return gives_one and num_selected_of(self.fraction, full_size) >= 2
 
-    def skips(self, size: int, full_size: int, counts: dict[str, int], *, mode: str | None) -> bool:
-        """Whether to leave out a batch of ``size`` candidates; counts it then, and tells once.
+    def skips(self, sizes: list[list[int]], counts: dict[str, int]) -> bool:
+        """Whether to leave out a batch, the same on all ranks; counts it then, and tells once.
 
         Args:
-            size: of the batch of this rank.
-            full_size: of a full batch of this rank, if that is known, else 0.
+            sizes: for every rank, of its batch, and of a full batch if that is known, else 0.
             counts: of a ``SelectionLog``; its ``largest_batch``, which loops reset in every epoch, is updated.
-            mode: ``distributed`` of the selection; on several ranks all call this together, and skip together.
 
         Raises:
             ValueError: for a batch that is too short, if ``short_batches`` is ``error``.
         """
-        sizes = [[size, full_size]]
-        if mode is not None:
-            sizes = all_gather_stacked(torch.tensor(sizes[0])).tolist()
-        size, full_size = (sum(both) if mode == "global" else min(both) for both in zip(*sizes, strict=True))
+        size, full_size = (sum(of_ranks) if self.is_global else min(of_ranks) for of_ranks in zip(*sizes, strict=True))
         counts["largest_batch"] = max(size, counts["largest_batch"])
-        full_size = full_size or counts["largest_batch"]
+        full_size = max(full_size, counts["largest_batch"])
         if self.mode == "keep" or not self.is_too_short(size, full_size):
             return False
         text = (
@@ -74,11 +70,11 @@ class ShortBatches:
         return True
 
     def num_skipped(self, sizes: list[int]) -> int:
-        """Return how many batches of these sizes are left out."""
+        """Return how many batches of these sizes are left out, if those of the other ranks have the same."""
         if self.mode != "skip" or not sizes:
             return 0
-        full_size = max(sizes)
-        return sum(self.is_too_short(size, full_size) for size in sizes)
+        num_parts = num_ranks() if self.is_global else 1
+        return sum(self.is_too_short(num_parts * size, num_parts * max(sizes)) for size in sizes)
 
 
 def known_sizes(loader: Any, size_of: Callable[[Any], int] | None = None) -> list[int] | None:

@@ -83,7 +83,12 @@ class HoldoutTracker:
     @property
     def refreshes_at_epoch_ends(self) -> bool:
         """Whether refreshes happen at the ends of epochs only."""
-        return self.holdout is not None and self.holdout.refresh_steps == "epoch"
+        return self.refresh_steps == "epoch"
+
+    @property
+    def refresh_steps(self) -> int | str | None:
+        """Of the holdout set; None if there is none."""
+        return None if self.holdout is None else self.holdout.refresh_steps
 
     def begin(self, model: nn.Module, *, num_steps: int) -> None:
         """Evaluate ``model`` unless a holdout loss is in force; continue a moving average after ``num_steps`` steps."""
@@ -112,10 +117,10 @@ class HoldoutTracker:
             Whether it was due.
         """
         is_due = self._is_due(num_steps=num_steps, is_last=is_last)
-        if is_due or is_last:
-            self.lockstep.step(is_last=is_last)
         if not is_due:
             return False
+        if not is_last:  # else the caller has
+            self.lockstep.step()
         if self.moving_loss is None or self._stream is None:
             self.refresh(model)
         else:

@@ -23,8 +23,9 @@ part in the step. Up to rounding the step is that of one process, except in laye
 
 from __future__ import annotations
 
+import inspect
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from reducr._internal.distributed import (
     all_gather,
+    all_gather_objects,
     all_gather_stacked,
     check_mode,
     num_ranks,
@@ -98,7 +100,7 @@ def _with_total_payoff(selector: Selector, selection: Selection) -> Selection:
     # the payoff as integers of the same bits, so that one exchange is enough
     facts = all_gather_stacked(torch.cat([counts, selection.payoff.double().cpu().view(torch.int64)]))
     checksums, num_selected, num_non_finite, num_candidates = facts[:, :4].T.tolist()
-    _check_equal_states(checksums)
+    _check_equal_states(selector, checksums)
     payoffs = facts[:, 4:].contiguous().view(torch.float64).to(selection.payoff.device)
     return Selection(
         positions=selection.positions,
@@ -131,7 +133,7 @@ def _global_selection(
     facts = [candidates.num_candidates, requested, _state_checksum(selector), _layout(selector, candidates, shared)]
     facts_of_ranks = all_gather_stacked(torch.tensor([*facts, zlib.crc32(random_state)]))
     sizes, requests, states, layouts, random_states = facts_of_ranks.T.tolist()
-    _check_equal_states(states)
+    _check_equal_states(selector, states)
     _check_agreement(sizes, requests, layouts)
     count = _num_selected(num_selected, sum(sizes))
     check_num_selected(count, sum(sizes), where=f" of all {num_ranks()} ranks")
@@ -218,10 +220,13 @@ def _num_selected(num_selected: int | Callable[[int], int], num_candidates: int)
 
 
 def _state_checksum(selector: Selector) -> int:
-    # without the buffers that grow with the data, which would take long
-    buffers = [buffer for name, buffer in selector.named_buffers() if name not in selector.growing]
-    state = torch.cat([buffer.reshape(-1).view(torch.uint8) for buffer in buffers])
+    state = torch.cat([buffer.reshape(-1).view(torch.uint8) for _, buffer in _shared_buffers(selector)])
     return zlib.crc32(state.cpu().numpy().tobytes())
+
+
+def _shared_buffers(selector: Selector) -> Iterator[tuple[str, Tensor]]:
+    # without the buffers that grow with the data, which would take long
+    return ((name, buffer) for name, buffer in selector.named_buffers() if name not in selector.growing)
 
 
 def _layout(selector: Selector, candidates: Candidates, shared: Mapping[str, Tensor]) -> int:
@@ -242,14 +247,65 @@ def _random_state(generator: torch.Generator | None, device: torch.device) -> by
     return state.numpy().tobytes()
 
 
-def _check_equal_states(checksums: list[int]) -> None:
-    if len(set(checksums)) > 1:
-        raise ValueError(
-            "the selectors of the ranks are in different states: their group weights would drift apart. Load the same "
-            "checkpoint and set the same epoch on all ranks, pass the mean over all ranks to set_group_holdout_loss(), "
-            "and update with the result of select_distributed(). If a loop ran well before, the loader of a rank has "
-            "fewer batches, and this rank is in its next epoch: use `drop_last=True` or a DistributedSampler."
+def check_equal_ranks(selector: Selector, options: dict[str, Any]) -> None:
+    """See that the selectors of all ranks, which call this together, have the same rule, options and state.
+
+    Args:
+        selector: of this rank.
+        options: further options that must be the same on all ranks, by name.
+
+    Raises:
+        ValueError: on all ranks, for the first difference.
+    """
+    if num_ranks() == 1:
+        return
+    own = {"rule": selector.name, "num_groups": selector.num_groups}
+    of_ranks = all_gather_objects(own | options | _options(selector))
+    for name in dict.fromkeys(name for of_rank in of_ranks for name in of_rank):
+        values = [of_rank.get(name) for of_rank in of_ranks]
+        listed = ", ".join(map(repr, values))
+        if len(set(values)) > 1 and name == "num_groups":
+            raise ValueError(
+                f"The ranks have counted {listed} groups in their holdout sets. Pass `num_groups={max(values)}` on all "
+                "of them."
+            )
+        if len(set(values)) > 1:
+            raise ValueError(f"`{name}` differs between the ranks: {listed}. Pass the same on all of them.")
+    _check_equal_states(selector, all_gather_stacked(torch.tensor(_state_checksum(selector))).tolist())
+
+
+def _options(selector: Selector) -> dict[str, Any]:
+    """The options of a rule and its sampler that are numbers or texts, by name."""
+    names, own = inspect.signature(type(selector)).parameters, vars(selector.weighting) | vars(selector)
+    found = {name: own[name] for name in names if name in own} | {"sampler": type(selector.sampler).__name__}
+    found |= getattr(selector.sampler, "__dict__", {})
+    return {name: value for name, value in found.items() if isinstance(value, int | float | str)}
+
+
+def _check_equal_states(selector: Selector, checksums: list[int]) -> None:
+    if len(set(checksums)) == 1:
+        return
+    of_ranks = all_gather_objects({name: str(buffer.tolist()) for name, buffer in _shared_buffers(selector)})
+    values = {name: [of_rank[name] for of_rank in of_ranks] for name in of_ranks[0]}
+    differing = [name for name in values if len(set(values[name])) > 1]
+    if "step" in differing:
+        cause = (
+            f"they have made {', '.join(values['step'])} updates. Load the same checkpoint on all ranks, and update "
+            "all of them after each selection."
         )
+    elif "epoch" in differing:
+        cause = (
+            f"they are in epochs {', '.join(values['epoch'])}. If the loader of a rank has fewer batches, this rank is "
+            "in its next epoch: use `drop_last=True` or a DistributedSampler. Else pass the same number to set_epoch()."
+        )
+    elif differing == ["group_holdout_loss"]:
+        cause = "they have different holdout losses. Pass the mean over all ranks to set_group_holdout_loss()."
+    else:
+        cause = (
+            f"they differ in {', '.join(differing)}. Load the same checkpoint on all ranks, and update with the result "
+            "of select_distributed()."
+        )
+    raise ValueError(f"the selectors of the ranks are in different states: {cause}")
 
 
 def _check_agreement(sizes: list[int], requests: list[int], layouts: list[int]) -> None:

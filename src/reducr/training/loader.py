@@ -11,15 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from reducr._internal.checks import check_count, check_flag, check_state_keys
-from reducr._internal.distributed import all_gather_stacked
 from reducr.batch.report import SelectionReport
 from reducr.downsampler import Downsampler
 from reducr.scoring import Holdout, IrreducibleLookup, holdout_of, known_sizes, split_options
 from reducr.selectors import Selector
 from reducr.training.delegate import Delegate
 from reducr.training.resumable import Resumable
-
-_END = object()
 
 
 class SelectiveLoader(Delegate):
@@ -137,8 +134,8 @@ class SelectiveLoader(Delegate):
             self.downsampler.counts["num_batches"],
             self.downsampler.generator.get_state(),
         )
-        candidates, epoch = iter(self.loader), None
-        while (batch := self._next(candidates)) is not _END:
+        epoch = None
+        for batch in self.loader:
             _check_gradients()
             if self.epoch != epoch:
                 epoch, self._num_skipped = self.epoch, self._num_skipped_before
@@ -210,19 +207,6 @@ class SelectiveLoader(Delegate):
             return known_sizes(self._wrapped, self.downsampler.size_of)
         except ValueError:
             return None  # a batch in a list that cannot be read is refused when it comes
-
-    def _next(self, candidates: Iterator[Any]) -> Any:
-        """The next batch of candidates; an error on all ranks if some have none left."""
-        batch = next(candidates, _END)
-        if self.downsampler.distributed is not None:
-            has_ended = all_gather_stacked(torch.tensor(batch is _END)).tolist()
-            if any(has_ended) and not all(has_ended):
-                raise ValueError(
-                    f"Rank {has_ended.index(True)} has no batch left in this epoch, and rank {has_ended.index(False)} "
-                    "has. Use a DistributedSampler, or `drop_last=True` and as many examples on every rank, so that "
-                    "the loaders of all ranks end together."
-                )
-        return batch
 
     def _leave(self, number: int) -> None:
         """Note that the loop has left a pass before its end."""
