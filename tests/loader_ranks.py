@@ -1,5 +1,7 @@
 """What loops with ``SelectiveLoader`` do on several processes; see ``tests/ranks.py``."""
 
+import contextlib
+import io
 import warnings
 from unittest import mock
 
@@ -85,6 +87,14 @@ def resume_apart():
     train(again)
 
 
+def fit_reference():
+    """What a short training on random labels writes to stderr, and how many warnings it gives."""
+    with contextlib.redirect_stderr(io.StringIO()) as written, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        reducr.fit_reference(nn.Linear(4, 3), [(torch.randn(12, 4), torch.arange(12) % 3)], num_epochs=1, progress=True)
+    return written.getvalue(), len(told)
+
+
 def everything():
     groups = [(torch.randn(6, 4), torch.arange(6) % [2, 3][rank()])]
     differing = {
@@ -107,6 +117,7 @@ def everything():
         "lengths": {mode: len(make_loader([20, 20, 10], mode=mode, fraction=0.1)) for mode in ("global", "local")},
         "exchanges": num_exchanges(),
         "checkpoint": error_of(resume_apart),
+        "reference": fit_reference(),
         "groups": make_loader([20], "class_balanced", holdout=groups).downsampler.selector.num_groups,
         "counted apart": error_of(
             lambda: next(iter(make_loader([20], "class_balanced", holdout=groups, num_groups=2 + rank())))

@@ -91,3 +91,9 @@ def test_an_option_that_differs_between_ranks_is_named(of_ranks, name, values):
 
 def test_groups_are_counted_over_all_ranks(of_ranks):
     assert [results["groups"] for results in of_ranks] == [3, 3]
+
+
+def test_one_rank_writes_how_good_the_reference_model_is(of_ranks):
+    (written, num_warnings), nothing = (results["reference"] for results in of_ranks)
+    assert "Reference model on 12 held-out examples" in written
+    assert (num_warnings, nothing) == (1, ("", 0))

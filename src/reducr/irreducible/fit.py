@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reducr._internal.checks import check_count, check_flag
+from reducr._internal.distributed import is_main_rank
 from reducr._internal.names import check_options
 from reducr._internal.seeds import mixed_seed
 from reducr.batch import BatchSpec, PerExampleLoss
@@ -45,7 +46,8 @@ def fit_reference(
     loss and accuracy, over all and of the worst class, are written to stderr (``reducr.irreducible.held_out_report``
     returns them), and a warning says if they are not significantly better than chance.
 
-    Global random states are restored at the end. On several ranks each trains alone; give all the same examples.
+    Global random states are restored at the end. On several ranks each trains alone, and rank 0 writes; give all the
+    same model and examples.
 
     Args:
         model: trained in place, on its device, and left in eval mode. Pass a copy of the target model, or another one.
@@ -138,9 +140,9 @@ class _Fit:
         if self.num_folds:
             report = self.report()
             num_epochs = report.num_epochs
-            if self.progress is not False:
+            if self.progress is not False and is_main_rank():
                 self.display.line(str(report))
-            if report.is_near_chance:
+            if report.is_near_chance and is_main_rank():
                 warnings.warn(
                     f"The reference model is near chance: {'; '.join(report.faults)}. Selection by it is hardly better "
                     "than at random. Train it longer or with another learning rate (`num_epochs`, `optimizer`), on "
@@ -185,7 +187,7 @@ class _Display:
 
     def __init__(self, progress: bool | None) -> None:
         is_terminal = bool(getattr(sys.stderr, "isatty", lambda: False)())
-        self.is_live = is_terminal if progress is None else progress
+        self.is_live = (is_terminal if progress is None else progress) and is_main_rank()
         self._width = 0
 
     def show(self, text: str) -> None:
