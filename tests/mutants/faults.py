@@ -389,7 +389,7 @@ MUTANTS = [
     ),
     Mutant(
         "budget_remembers_the_first_examples",
-        "scoring/scorer.py",
+        "scoring/choose.py",
         "budget.remember(part.index, model_loss)",
         "budget.remember(batch.index[: len(model_loss)], model_loss)",
         CORE,

@@ -2,7 +2,7 @@
 
 from reducr.functional.outputs import per_example_losses
 from reducr.scoring.budget import ScoringBudget
-from reducr.scoring.by_name import CORE_OPTIONS, check_not_moved, names_of_rule, selector_of, split_options
+from reducr.scoring.by_name import check_not_moved, names_of_rule, selector_of, split_options
 from reducr.scoring.checks import bind_irreducible, check_apart, check_candidates, check_options, check_parts
 from reducr.scoring.choose import choose
 from reducr.scoring.draws import HoldoutDraws, check_holdout_fraction, num_examples_of, num_selected_beside
@@ -18,17 +18,13 @@ from reducr.scoring.scorer import (
     check_model_output,
     dropout_samples,
     holdout_losses,
-    known_fields,
-    model_fields,
     num_selected_of,
     score_candidates,
-    select_within_budget,
 )
 from reducr.scoring.short_batches import ShortBatches, known_sizes
 from reducr.scoring.tracker import HoldoutTracker
 
 __all__ = [
-    "CORE_OPTIONS",
     "SCORING_MODES",
     "GroupHoldoutLoss",
     "Holdout",
@@ -56,9 +52,7 @@ __all__ = [
     "dropout_samples",
     "holdout_losses",
     "holdout_of",
-    "known_fields",
     "known_sizes",
-    "model_fields",
     "names_of_rule",
     "num_examples_of",
     "num_selected_beside",
@@ -66,7 +60,6 @@ __all__ = [
     "per_example_losses",
     "score_candidates",
     "scoring_pass",
-    "select_within_budget",
     "selected_part",
     "selector_of",
     "shrunk",

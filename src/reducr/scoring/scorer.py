@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
@@ -14,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from reducr._internal.checks import is_finite_number
-from reducr.batch import Batch, Candidates, LazyGroupLoss, PerExampleLoss, Selection, model_output
+from reducr.batch import Batch, Candidates, LazyGroupLoss, PerExampleLoss, model_output
 from reducr.functional import zero_one_loss
 from reducr.functional.outputs import checked_logits, per_example_losses
 from reducr.irreducible.bound import BoundReference
-from reducr.scoring.budget import ScoringBudget
 from reducr.scoring.checks import missing_irreducible
 from reducr.scoring.faults import scored_output
 from reducr.scoring.modes import has_collective_forward, models_in, repeat_without_trace, scoring_pass
@@ -91,50 +89,6 @@ def score_candidates(
     fields = model_fields(model, batch, selector, loss=loss, scoring=scoring, forward=forward, sizes=sizes)
     fields |= known_fields(batch, selector, irreducible, loss=loss, scoring=scoring, sizes=sizes)
     return Candidates(**fields or {"groups": candidate_groups(batch, loss)})
-
-
-@torch.no_grad()
-def select_within_budget(
-    budget: ScoringBudget,
-    model: nn.Module,
-    batch: Batch,
-    selector: Selector,
-    irreducible: IrreducibleLookup | None = None,
-    *,
-    num_selected: int,
-    generator: torch.Generator | None = None,
-    **scoring: Any,
-) -> Selection:
-    """Score the candidates that ``budget`` chooses, remember their losses, and select from them.
-
-    Args:
-        budget: its ``reserve`` has seen the index of the batch.
-        model: as for ``score_candidates``, and so are the next three.
-        batch: B candidates, with an index.
-        selector: the rule.
-        irreducible: source of irreducible losses.
-        num_selected: b in [1, B].
-        generator: source of random numbers.
-        scoring: ``loss``, ``scoring`` and ``forward`` of ``score_candidates``.
-
-    Returns:
-        The selection among all B candidates; the score of those that were not scored is NaN.
-    """
-    fields = known_fields(batch, selector, irreducible, scoring=scoring["scoring"])
-    known = Candidates(**fields or {"groups": batch.group})
-    positions = budget.positions(batch.index, known, selector, num_selected=num_selected, generator=generator)
-    part = batch.take(positions)
-    model_loss = model_fields(model, part, selector, **scoring)["model_loss"]
-    budget.remember(part.index, model_loss)
-    candidates = replace(known.take(positions), model_loss=model_loss)
-    selection = selector.select(candidates, num_selected=num_selected, generator=generator)
-    scores = selection.scores.new_full(batch.target.shape, torch.nan)
-    return replace(
-        selection,
-        positions=positions.index_select(0, selection.positions),
-        scores=scores.index_copy_(0, positions, selection.scores),
-        num_candidates=len(scores),
-    )
 
 
 def known_fields(
