@@ -302,25 +302,23 @@ def _append(folder: Path, contents: Iterable[Mapping[str, Any]], *, is_synced: b
     if not lines:
         return
     path = folder / NAME
-    with naming_file(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
-        try:
-            _end_last_line(descriptor)
-            if os.write(descriptor, lines) < len(lines):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if is_synced:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    _end_last_line(path)
+    with naming_file(path), path.open("ab", buffering=0) as file:
+        if file.write(lines) < len(lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if is_synced:
+            os.fsync(file.fileno())
 
 
-def _end_last_line(descriptor: int) -> None:
+def _end_last_line(path: Path) -> None:
     """Remove the beginning of a line that a full disk has left."""
-    size = os.fstat(descriptor).st_size
-    tail = os.pread(descriptor, min(size, _LONGEST_LINE), max(0, size - _LONGEST_LINE))
-    rest = len(tail) - (tail.rfind(b"\n") + 1)
-    if rest:
-        os.ftruncate(descriptor, size - rest)
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _LONGEST_LINE))
+        tail = file.read()
+        rest = len(tail) - (tail.rfind(b"\n") + 1)
+        if rest:
+            file.truncate(size - rest)
 
 
 def _line(content: Mapping[str, Any]) -> bytes:

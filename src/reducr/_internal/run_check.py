@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from reducr._internal.run_start import START, RunStart, add_to_start
 
 UNVERIFIED = "unverified: an earlier version wrote this run, without checksums of its files"
 _NUM_NAMED = 4
+_NUM_TRIES, _SECONDS_BETWEEN = 2, 0.1
 _ALWAYS_LISTED = ("config.yaml", "command.txt", START, "results.csv")
 _KEPT_IN_TRAINING = "results.csv"
 
@@ -47,7 +49,10 @@ def check_unchanged(folder: Path, is_checked: Callable[[str], bool] = lambda fil
         ChangedFilesError: with the names of the files, and what to do.
     """
     changes = changed_files(folder, is_checked)
-    if changes and is_locked(folder):  # written between the reading of the manifest and of the file
+    for _ in range(_NUM_TRIES):
+        if not changes or not is_locked(folder):
+            break
+        time.sleep(_SECONDS_BETWEEN)  # a file was written between the reading of the manifest and of the file
         changes = changed_files(folder, is_checked)
     if not changes:
         return

@@ -120,13 +120,9 @@ def add_to_start(folder: Path, name: str, **facts: Any) -> None:
     path = folder / START
     text = _text(start).ljust(path.stat().st_size)
     announce_text(folder, path, text)
-    with naming_file(path):
-        descriptor = os.open(path, os.O_WRONLY)
-        try:
-            os.pwrite(descriptor, text.encode(), 0)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with naming_file(path), path.open("r+b", buffering=0) as file:
+        file.write(text.encode())
+        os.fsync(file.fileno())
 
 
 def environment() -> dict[str, Any]:
