@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
 
 from reducr._internal.distributed import all_gather, check_mode, num_ranks, rank, shard
+from reducr._internal.files import read_regular_text
 from reducr._internal.rng import random_state, set_random_state
 from reducr._internal.seeds import mixed_seed
 from reducr.batch import INDEX_KEY, BatchSpec, CarryingCollator, logits_of
@@ -387,7 +388,7 @@ def _newest_whole(folder: Path) -> tuple[str, Any]:
     named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
     for _, path in sorted(((int(name[1]), path) for name, path in named if name), reverse=True):
         try:
-            json.loads((path / _STATE_NAME).read_text(encoding="utf-8"))
+            json.loads(read_regular_text(path / _STATE_NAME))
             return str(path), _read(path)
         except (OSError, ValueError) as error:
             warnings.warn(

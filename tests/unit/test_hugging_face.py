@@ -1,3 +1,4 @@
+import pickle
 import re
 
 import numpy as np
@@ -109,6 +110,18 @@ def test_a_folder_with_files(tmp_path, suffix):
     assert raw.class_names == ("x", "y")
     assert raw.target.tolist() == [1, 0, 1, 0, 0]
     assert raw.parts["test"].tolist() == [4]
+
+
+def test_a_folder_with_the_name_of_a_reader_is_a_folder(tmp_path, monkeypatch):
+    """``load_dataset("pandas")`` reads the pickles of the current folder with some versions."""
+    (tmp_path / "pandas").mkdir()
+    (tmp_path / "pandas" / "train.csv").write_text("text,label\na,0\nb,1\n")
+    (tmp_path / "train.pkl").write_bytes(pickle.dumps({"text": ["c"]}))
+    monkeypatch.chdir(tmp_path)
+    assert len(module("pandas").rows()) == 2
+    monkeypatch.chdir(tmp_path / "pandas")
+    with pytest.raises(ValueError, match=r"datamodule\.path=pandas` is the name of a file format"):
+        module("pandas", download=True)
 
 
 def test_a_folder_of_images(tmp_path):

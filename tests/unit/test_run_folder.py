@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from reducr._internal.reading import DamagedFileError
 from reducr._internal.run_folder import (
     RESULT_COLUMNS,
     ResultRow,
@@ -14,7 +15,8 @@ from reducr._internal.run_folder import (
     run_lock,
     write_results,
 )
-from reducr._internal.run_start import write_start
+from reducr._internal.run_start import RunStart, write_start
+from reducr.reports.run_reader import Run
 
 ROW = ResultRow(
     method="reducr",
@@ -104,6 +106,21 @@ def test_of_processes_that_find_a_folder_empty_one_gets_it(tmp_path):
     claim(tmp_path)
     with pytest.raises(FileExistsError, match=r"Another process has just started a run in .* Set `model_io\.run_dir`"):
         claim(tmp_path)
+
+
+def test_a_run_that_was_killed_before_it_began_is_told_from_a_damaged_one(tmp_path):
+    """Killed after each of the first files: nothing was trained, and a copy of run.json exists nowhere."""
+    claim(tmp_path)
+    for name in ("manifest.jsonl", "config.yaml", ".command.txt.7.partial", "command.txt"):
+        for read in (RunStart.read, Run.read):
+            with pytest.raises(ValueError, match=r"^The run in .* never began: .* start the run again\.$"):
+                read(tmp_path)
+        with pytest.raises(FileExistsError, match=r"stopped before that run began\. .* remove this one first\."):
+            create_run_folder(tmp_path, "a", run_dir=tmp_path)
+        (tmp_path / name).write_text("a: 1\n")
+    (tmp_path / "seed_0").mkdir()
+    with pytest.raises(DamagedFileError, match=r"run\.json is damaged"):
+        RunStart.read(tmp_path)
 
 
 def test_only_one_process_at_a_time_can_use_a_run_folder(tmp_path):

@@ -52,6 +52,13 @@ ATTACKS = {
     "a kernel": node("reducr.models.transformers_image_model", config={"attn_implementation": "someone/kernel"}),
     "a log elsewhere": node("reducr.lightning.CSVMetrics", version="../../elsewhere"),
     "a log anywhere": node("lightning.pytorch.loggers.TensorBoardLogger", name="/etc"),
+    "a log anywhere by position": node("lightning.pytorch.loggers.CSVLogger", _args_=["/etc"]),
+    "a log in an argument of a tracker": node("lightning.pytorch.loggers.WandbLogger", dir="/etc"),
+    "settings of a tracker": node("lightning.pytorch.loggers.WandbLogger", settings={"program": "x"}),
+    "a store elsewhere": node("lightning.pytorch.loggers.MLFlowLogger", tracking_uri="file:///etc"),
+    "a relative store": node("lightning.pytorch.loggers.MLFlowLogger", tracking_uri="file:x"),
+    "a data base": node("lightning.pytorch.loggers.MLFlowLogger", tracking_uri="sqlite:////home/me/places.sqlite"),
+    "artifacts elsewhere": node("lightning.pytorch.loggers.MLFlowLogger", artifact_location="FILE:///etc"),
 }
 
 
@@ -79,6 +86,15 @@ def test_every_configuration_of_the_package_is_trusted():
     targets = [key for path, config in plain.items() if "_target_" in str(config) for key in [path]]
     assert len(targets) > 25
     assert demands(plain) == []
+
+
+def test_trackers_on_servers_are_trusted():
+    loggers = "lightning.pytorch.loggers"
+    for options in (
+        {"tracking_uri": "https://host:1/path", "experiment_name": "mine/a: b"},
+        {"tracking_uri": "sqlite:////data/runs/mlflow.db", "tags": {"note": "50% / 2"}},
+    ):
+        assert demands({"logger": {"mlflow": node(f"{loggers}.MLFlowLogger", **options)}}) == []
 
 
 def test_nothing_on_the_list_is_a_module_or_loads_files():

@@ -79,8 +79,36 @@ def open_regular(path: Path | str) -> BufferedReader:
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        raise _not_regular(path)
     return os.fdopen(file, "rb")
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError if ``path`` is a pipe, a socket or a device, which a library that opens it may wait for.
+
+    A missing file and a folder pass: opening them is an error at once, which says so.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise _not_regular(path)
+
+
+def read_regular_text(path: Path) -> str:
+    """The text of a regular file in UTF-8.
+
+    Raises:
+        OSError: if it is missing, or not a regular file.
+        UnicodeDecodeError: if it is not UTF-8.
+    """
+    with open_regular(path) as file:
+        return file.read().decode("utf-8")
+
+
+def _not_regular(path: Path | str) -> OSError:
+    return OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def remove_partial_files(folder: Path) -> None:

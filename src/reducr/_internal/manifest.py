@@ -85,14 +85,19 @@ class Manifest:
         return manifest
 
     def changes(self, is_checked: Callable[[str], bool] = lambda file: True) -> list[Change]:
-        """The files that are there and differ from their entries, and damage to the manifest itself.
+        """The files that are there and are not as their entries say, and damage to the manifest itself.
 
         Args:
             is_checked: which files, by path in the folder.
         """
         changes = [Change(NAME, fault) for fault in self.faults]
         for file, entry in self.entries.items():
-            if is_checked(file) and (self.folder / file).is_file() and not _is_as_written(self.folder / file, entry):
+            path = self.folder / file
+            if not is_checked(file) or not path.exists():
+                continue
+            if not path.is_file():
+                changes.append(Change(file, "is not a file"))
+            elif not _is_as_written(path, entry):
                 changes.append(Change(file, "differs from what the run wrote"))
         return changes
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reducr._internal.files import check_regular
 from reducr._internal.memory import available_memory, in_units
 
 _NOT_DAMAGE = (FileNotFoundError, PermissionError, IsADirectoryError)
@@ -34,6 +35,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         DamagedFileError: for any error in the block.
     """
     try:
+        check_regular(path)
         yield
     except (*_NOT_DAMAGE, DamagedFileError):
         raise
@@ -150,6 +152,8 @@ def _reason(error: Exception) -> str:
     """What is wrong with a file, for the middle of a sentence."""
     if isinstance(error, MemoryError):
         return "the size that it states exceeds the memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     told = type(error).__module__ in ("builtins", "json.decoder", "zipfile", "zlib", "_csv")
     lines = str(error).strip().splitlines()
     if not told or isinstance(error, KeyError | RuntimeError | AttributeError) or not lines:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from reducr._internal.manifest import write_recorded
 from reducr._internal.reading import DamagedFileError, reading, run_of
-from reducr._internal.run_start import START
+from reducr._internal.run_start import START, never_began
 
 try:
     import fcntl
@@ -68,6 +68,11 @@ def create_run_folder(home: Path, name: str, *, run_dir: Path | None = None) -> 
         FileExistsError: if ``run_dir`` exists and is not empty; a run is never overwritten.
     """
     if run_dir is not None:
+        if run_dir.is_dir() and never_began(run_dir):
+            raise FileExistsError(
+                f"Another process is just starting a run in {run_dir}, or was stopped before that run began. Set "
+                "`model_io.run_dir` to another folder; or, if no process is left, remove this one first."
+            )
         if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
             raise FileExistsError(
                 f"{run_dir} exists and is not empty; a run is never overwritten. Set `model_io.run_dir` to another "

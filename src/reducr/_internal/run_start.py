@@ -22,6 +22,7 @@ from reducr._internal.reading import DamagedFileError, read_json
 
 START = "run.json"
 _FORMAT = 1
+_WRITTEN_FIRST = {START, MANIFEST, "config.yaml", "command.txt"}
 _EFFECTS = {
     "reducr": "results, where the program itself has changed",
     "torch": "results, from the first rounding that differs",
@@ -96,6 +97,15 @@ class RunStart:
         ]
 
 
+def never_began(folder: Path) -> bool:
+    """Whether a process has claimed this folder for a new run and has written nothing else into it but its command."""
+    return (
+        (folder / START).is_file()
+        and not (folder / START).stat().st_size
+        and {path.name for path in folder.iterdir() if not path.name.startswith(".")} <= _WRITTEN_FIRST
+    )
+
+
 def write_start(folder: Path, *, command: str) -> None:
     """Write ``run.json``, which ``reducr resume`` reads to continue an interrupted run."""
     start = {
@@ -148,6 +158,12 @@ def _read(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} is not a run folder: it has no {START}. Give a folder made by `reducr run`, `reducr train` or "
             "`reducr irreducible`."
+        )
+    if never_began(folder):
+        raise ValueError(
+            f"The run in {folder} never began: its process is just starting, or was stopped before it had read a "
+            f"single example. There is nothing to continue or report. If no process is left, remove {folder} and "
+            "start the run again."
         )
     start = read_json(path, "the start of a run")
     if start.get("format") != _FORMAT:

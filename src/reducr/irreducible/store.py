@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from reducr._internal.files import file_checksum, replaced_atomically, write_text_atomically
+from reducr._internal.files import (
+    check_regular,
+    file_checksum,
+    read_regular_text,
+    replaced_atomically,
+    write_text_atomically,
+)
 from reducr.irreducible.fingerprint import DataFingerprint
 from reducr.irreducible.table import IrreducibleTable
 
@@ -121,6 +127,7 @@ def _check_settings(folder: Path, table_settings: Any, settings: Mapping[str, An
 def _read_values(path: Path, manifest: Mapping[str, Any]) -> IrreducibleTable:
     folder = path.parent
     try:
+        check_regular(path)
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError) as error:
         raise ValueError(
@@ -141,8 +148,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     """Read the manifest and check that it has every entry of this format."""
     folder = path.parent
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        manifest: dict[str, Any] = json.loads(read_regular_text(path))
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(
             f"irreducible table {folder} is damaged: its manifest cannot be read ({error}). Build it again."
         ) from error

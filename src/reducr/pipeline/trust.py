@@ -52,7 +52,9 @@ ALLOWED = (
 """The ``_target_``s that run folders may name without ``--trust``."""
 _TIMM_OPTIONS = {"_target_", "name", "pretrained", "in_channels", "dropout"}
 _REMOTE_CODE = ("trust_remote_code", "auto_map", "allow_all_kernels")
-_PATHS_OF_LOGGERS = ("name", "version", "sub_dir", "prefix", "save_dir", "log_dir", "root_dir")
+_SCHEME = re.compile(r"(\w[\w+.-]*):/|file:", re.IGNORECASE)
+_LOCAL_STORE = re.compile(r"sqlite:///[^?#]*/mlflow\.db")
+"""What the configuration of MLflow in this package names."""
 
 
 class UntrustedError(ValueError):
@@ -145,9 +147,28 @@ def _demands_of_timm(node: Mapping[Any, Any], place: str) -> Iterator[Demand]:
 
 
 def _demands_of_logger(node: Mapping[Any, Any], place: str) -> Iterator[Demand]:
-    for name in _PATHS_OF_LOGGERS:
-        if isinstance(node.get(name), str) and _leaves(node[name]):
-            yield Demand(f"{place}.{name}", f"writes to {_shown(node[name])}, outside the run folder")
+    """Places of files in any option, and the settings of wandb, which name programs."""
+    for name, value in node.items():
+        if name == "settings":
+            yield Demand(f"{place}.{name}", f"settings={_shown(value)} of a tracker")
+        for text in _texts(value):
+            if _leaves(text) or _is_other_store(text):
+                yield Demand(f"{place}.{name}", f"writes to {_shown(text)}, outside the run folder")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
+
+
+def _is_other_store(text: str) -> bool:
+    """Whether a text is the address of a store other than a server or the default one of this package."""
+    scheme = _SCHEME.match(text)
+    is_server = scheme is not None and scheme[1] in ("http", "https")
+    return scheme is not None and not is_server and not _LOCAL_STORE.fullmatch(text)
 
 
 def _leaves(path: str) -> bool:

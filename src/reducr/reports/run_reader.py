@@ -18,7 +18,7 @@ from reducr._internal.moved import current_path
 from reducr._internal.reading import DamagedFileError, read_array, reading
 from reducr._internal.run_check import UNVERIFIED, check_unchanged, is_verified
 from reducr._internal.run_folder import ResultRow, has_results, is_locked, read_results
-from reducr._internal.run_start import RunStart
+from reducr._internal.run_start import RunStart, never_began
 from reducr._internal.text import plain_text
 from reducr.reports.metrics_log import Floats, MetricsLog
 
@@ -254,8 +254,8 @@ def _command(path: Path) -> str:
 
 
 def _check_is_run(folder: Path) -> RunStart:
-    for name in ("config.yaml", "run.json"):
-        if not (folder / name).is_file():
+    for name in ("run.json", "config.yaml"):
+        if not (folder / name).is_file() and not never_began(folder):
             raise FileNotFoundError(
                 f"{folder} is not a run folder: it has no {name}. Give a folder made by `reducr run` or "
                 "`reducr train`, such as runs/NAME/DATE_TIME."

@@ -15,7 +15,7 @@ import torch
 
 from reducr._internal.checks import check_count, check_flag
 from reducr._internal.distributed import broadcast, is_main_rank, raising_on_all_ranks, rank
-from reducr._internal.files import naming_file
+from reducr._internal.files import naming_file, open_regular
 from reducr._internal.reading import read_checkpoint
 from reducr._internal.rng import random_state, set_random_state
 from reducr.training.rank_states import check_not_sharded, content_of_rank, merged, sharded_state, whole_state
@@ -232,7 +232,7 @@ class Checkpoints:
 
 
 def _checksum(step: int, path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(str(step).encode())
     return digest.hexdigest()[:16]

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from reducr._internal.files import check_regular
+
 _MAX_CELL_CHARACTERS = 2**31 - 1
 """Replaces the csv module's global limit of 131,072."""
 
@@ -59,6 +61,7 @@ def write_delimited(path: Path, rows: Iterable[Sequence[str]], *, delimiter: str
 
 
 def _opened(path: Path) -> IO[str]:
+    check_regular(path)
     # only a line feed ends a line, and utf-8-sig drops a byte order mark before the first column name
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")

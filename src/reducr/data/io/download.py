@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from reducr._internal.files import replaced_atomically
+from reducr._internal.files import open_regular, replaced_atomically
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 60
@@ -92,7 +92,7 @@ def _download(url: str, path: Path, *, title: str) -> None:
 
 def _verify(path: Path, expected: dict[str, str], *, fault: str) -> None:
     for name, digest in expected.items():
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             actual = hashlib.file_digest(file, name).hexdigest()
         if actual != digest:
             raise ValueError(f"{fault}: its {name} is {actual}; expected {digest}.")

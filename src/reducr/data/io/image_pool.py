@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reducr._internal.files import replaced_atomically, write_text_atomically
+from reducr._internal.files import check_regular, read_regular_text, replaced_atomically, write_text_atomically
 from reducr.data.io.image_decoding import Pixels, decoded_image_or_fault, header_fault
 from reducr.data.io.parallel import map_files
 
@@ -68,6 +68,7 @@ class MappedArray:
     """
 
     def __init__(self, path: Path) -> None:
+        check_regular(path)
         self._rows = np.asarray(np.load(path, mmap_mode="r"))
 
     def __len__(self) -> int:
@@ -188,7 +189,7 @@ class ImagePoolBuilder:
     def _cached_faults(self, path: Path, expected: Mapping[str, Any]) -> dict[int, str] | None:
         """The faults in a manifest; None if it is for other files or if one of the faulty files is readable by now."""
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = json.loads(read_regular_text(path))
             faults = dict(manifest.pop("unreadable"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

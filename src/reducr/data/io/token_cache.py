@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reducr._internal.files import file_checksum, replaced_atomically, write_text_atomically
+from reducr._internal.files import file_checksum, read_regular_text, replaced_atomically, write_text_atomically
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,7 +21,7 @@ def cached_tokens(folder: Path, key: str) -> tuple[Tensor, dict[str, int]] | Non
     """The tokens stored under ``key``, memory-mapped, and their facts; None if a file is missing or damaged."""
     array_path, manifest_path, tokenizer_path = _paths(folder, key)
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular_text(manifest_path))
         is_valid = manifest["key"] == key and manifest["checksum"] == file_checksum(array_path)
         return (_mapped(array_path), manifest["facts"]) if is_valid and tokenizer_path.is_file() else None
     except (OSError, ValueError, KeyError, TypeError):

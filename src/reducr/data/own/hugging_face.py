@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +99,11 @@ class HuggingFace(ColumnDataModule):
                 "folder of csv, json or parquet files. Or set it to a name on the Hugging Face hub, with "
                 "`datamodule.download=true`."
             )
+        if not Path(self.path).is_dir() and self.path in _reader_names():
+            raise ValueError(
+                f"`datamodule.path={self.path}` is the name of a file format of the library datasets. Set it to a "
+                "folder with the files, or to a name on the Hugging Face hub."
+            )
 
     def rows(self) -> Rows:
         """The rows of all splits, with the columns in use."""
@@ -178,7 +183,9 @@ class HuggingFace(ColumnDataModule):
         is_saved = any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
         if is_saved and self.name is not None:
             raise ValueError(f"`datamodule.name={self.name}` has no effect: {folder} holds one data set. Leave it out.")
-        data = load_from_disk(self.path) if is_saved else load_dataset(self.path, self.name)
+        # a bare name such as `pandas` is that of a reader, which in some versions unpickles files of the current folder
+        place = str(folder.absolute()) if folder.is_dir() else self.path
+        data = load_from_disk(self.path) if is_saved else load_dataset(place, self.name)
         return data if isinstance(data, DatasetDict) else {"train": data}
 
     def _frame(self, data: Dataset, kind: str) -> pd.DataFrame:
@@ -195,6 +202,13 @@ class HuggingFace(ColumnDataModule):
         if kind == "array":
             frame[column] = stored_arrays(data, column)
         return frame
+
+
+def _reader_names() -> Collection[str]:
+    """Names that ``load_dataset`` takes for a reader of files, rather than for a data set."""
+    from datasets import packaged_modules
+
+    return list(packaged_modules._PACKAGED_DATASETS_MODULES)
 
 
 def _input_kind(features: Sequence[Any], columns: Sequence[str]) -> str:

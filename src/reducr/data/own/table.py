@@ -14,6 +14,7 @@ from reducr.data.core.raw import RawData
 from reducr.data.io.delimited import write_delimited
 from reducr.data.io.identical_files import same_files
 from reducr.data.io.images import read_images
+from reducr.data.io.parquet_files import opened_parquet
 from reducr.data.io.text import OWN
 from reducr.data.own.columns import ColumnDataModule, pop_options
 from reducr.data.own.features import Features
@@ -161,11 +162,13 @@ class Table(ColumnDataModule):
             import pyarrow as pa
             from pyarrow import parquet
 
-            table = parquet.read_table(path).take(rows)
+            with opened_parquet(path) as file:
+                table = parquet.read_table(file).take(rows)
             if column is not None:
                 paths = pa.array([str(folder / str(cell)) for cell in table[column].to_pylist()])
                 table = table.set_column(table.column_names.index(column), column, paths)
-            parquet.write_table(table, out)
+            with out.open("wb") as file:  # pyarrow takes no names that are not UTF-8
+                parquet.write_table(table, file)
             return
         frame = read_table(path, self.format).iloc[rows]
         if column is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from reducr._internal.names import unknown_name
 from reducr.data.io.delimited import delimited_rows
+from reducr.data.io.parquet_files import opened_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +60,8 @@ def read_table(path: Path, text_format: TextFormat) -> pd.DataFrame:
     import pandas as pd
 
     if path.suffix == PARQUET:
-        return pd.read_parquet(path)
+        with opened_parquet(path) as file:
+            return pd.read_parquet(file)
     rows = delimited_rows(path, delimiter=text_format.delimiter_of(path), quoting=text_format.quoting)
     header = next(rows, [])
     repeated = next((column for column in header if header.count(column) > 1), None)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reducr._internal.files import open_regular
 from reducr.data.io.array_pickles import read_array_pickle
 from reducr.data.io.image_decoding import IMAGE_FORMATS
 
@@ -102,7 +103,8 @@ def read_parquet(folder: Path, layout: Layout) -> Release:
     names: list[Any] = []
     for name in layout.images:
         with naming_file(folder / name):
-            table = parquet.read_table(folder / name)
+            with open_regular(folder / name) as file:  # pyarrow takes no names that are not UTF-8
+                table = parquet.read_table(file)
             contents = {column: table[column].to_pylist() for column in table.column_names}
             images = [_decoded(image["bytes"]) for image in entry(contents, "img")]
             pixels = np.stack(images).transpose(0, 3, 1, 2)
@@ -121,7 +123,7 @@ def read_human_labels(path: Path) -> Any:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an ``.npz`` file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is not an .npz file")
         file.seek(0)
@@ -184,13 +186,14 @@ def _decoded(content: bytes) -> np.ndarray:
 
 
 def _unpickled(path: Path) -> Any:
-    return read_array_pickle(io.BytesIO(path.read_bytes()))
+    with open_regular(path) as file:
+        return read_array_pickle(io.BytesIO(file.read()))
 
 
 def _read_torch(path: Path) -> Any:
     """Read a file of ``torch.save`` that holds only arrays and plain containers, in its old format or its new one."""
     try:
-        with path.open("rb") as opened:
+        with open_regular(path) as opened:
             if zipfile.is_zipfile(opened):
                 return read_array_pickle(io.BytesIO(_pickle_of_archive(opened)))
             opened.seek(0)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from reducr._internal.checks import check_count
+from reducr._internal.files import open_regular
 from reducr.data.core.raw import RawData
 from reducr.data.io.folder_walk import check_inside
 from reducr.data.io.images import ImageDataModule
@@ -177,7 +178,8 @@ class Clothing1M(ImageDataModule):
 def _lines(path: Path) -> list[str]:
     """The lines of a file that are not blank."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_regular(path) as file:
+            content = gzip.decompress(file.read()) if path.suffix == ".gz" else file.read()
         lines = content.decode().splitlines()
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}). Get the file again.") from error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reducr.data.io.delimited import delimited_rows
+from reducr.data.io.parquet_files import opened_parquet
 from reducr.data.io.text import TextDataModule, Texts
 
 _HUB_NAME = "nyu-mll/glue"
@@ -114,7 +115,8 @@ class GlueDataModule(TextDataModule):
         if path.suffix == ".parquet":
             import pandas as pd
 
-            frame = pd.read_parquet(path)
+            with opened_parquet(path) as file:
+                frame = pd.read_parquet(file)
             frame = frame[list(self._columns_in(list(frame.columns), path))].astype("object")
             yield from _complete_rows(frame.where(frame.notna(), None).itertuples(index=False, name=None))
             return

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reducr._internal.files import check_regular
 from reducr.data.core.overlap import check_policy
 from reducr.data.core.raw import RawData
 from reducr.data.io.download import fetch, unpack
@@ -143,6 +144,7 @@ class Waterbirds(ImageDataModule):
         import pandas as pd
 
         try:
+            check_regular(path)
             table = pd.read_csv(path)
         except (ValueError, EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path} is damaged or not a table ({error}). Get the file again.") from error
