@@ -58,9 +58,14 @@ def test_every_flipped_bit_of_weights_is_found(tmp_path):
             read_checkpoint(path)
 
 
-def test_an_archive_that_unpacks_to_more_than_the_memory_is_refused(tmp_path):
+@pytest.mark.parametrize("read", [read_arrays, read_checkpoint], ids=lambda read: read.__name__)
+def test_an_archive_that_unpacks_to_more_than_the_memory_is_refused(read, tmp_path):
     path = tmp_path / "a.npz"
-    np.savez_compressed(path, x=np.zeros(1000))
+    if read is read_arrays:
+        np.savez_compressed(path, x=np.zeros(1000))
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a/data/0", bytes(1000))
     content = bytearray(path.read_bytes())
     entry = content.rindex(b"PK\x01\x02")  # in the directory at the end: sizes of 4 bytes, at most
     size = 2**32 - 2
@@ -71,7 +76,7 @@ def test_an_archive_that_unpacks_to_more_than_the_memory_is_refused(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reducr._internal.reading.available_memory", lambda: 2**30)
         with pytest.raises(DamagedFileError, match=r"it unpacks to 4 GiB, and 1 GiB of memory are available"):
-            read_arrays(path)
+            read(path)
 
 
 @pytest.mark.parametrize(

@@ -132,10 +132,12 @@ def read_checkpoint(path: Path, *, names: Sequence[str] = ()) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no file.
-        DamagedFileError: if it is damaged, holds anything but tensors and plain values, or lacks a name.
+        DamagedFileError: if it is damaged, holds anything but tensors and plain values, lacks a name, or unpacks to
+            more than the memory.
     """
     with reading(path, "a checkpoint of tensors and plain values"):
         with zipfile.ZipFile(path) as archive:
+            _check_size_of(archive)
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} in it does not match")
@@ -163,7 +165,11 @@ def _reason(error: Exception) -> str:
 
 def _check_unpacked_size(opened: Any) -> None:
     with zipfile.ZipFile(opened) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
+        _check_size_of(archive)
+
+
+def _check_size_of(archive: zipfile.ZipFile) -> None:
+    size = sum(entry.file_size for entry in archive.infolist())
     available = available_memory()
     if available is not None and size > available:
         raise ValueError(f"it unpacks to {in_units(size)}, and {in_units(available)} of memory are available")
