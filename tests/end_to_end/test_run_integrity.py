@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import warnings
 
@@ -303,6 +304,15 @@ def test_an_accepted_change_is_recorded(finished, copy_of, tmp_path):
     resume_run(folder)
 
 
+def test_a_report_tells_which_files_are_gone(finished, copy_of, tmp_path):
+    folder = copy_of(finished)
+    (folder / "seed_0/reducr/selected.npz").unlink()
+    (folder / "seed_0/uniform/checkpoints/last.ckpt").unlink()  # takes room, and is no part of a report
+    write_report([folder], out=tmp_path / "out", console=make_console(), with_page=False)
+    (note,) = [line for line in (tmp_path / "out" / "results.md").read_text().splitlines() if "lacks" in line]
+    assert note.replace("\\", "").endswith(" lacks seed_0/reducr/selected.npz, and the report what is in there.")
+
+
 def test_a_stage_of_another_run_is_compared_with_its_manifest(finished, copy_of, tmp_path):
     stage = copy_of(finished)
     flip(stage / "seed_0/irreducible/plain/model.ckpt", random.Random(3))
@@ -417,7 +427,12 @@ def test_a_moved_run_goes_on_with_data_elsewhere(tmp_path):
     lines = [f"{number % 2},{number},{number % 7}" for number in range(200)]
     (old / "train.csv").write_text("\n".join(["target,a,b", *lines]) + "\n")
     options = ["experiment=table", *(option for option in QUICK if not option.startswith("model."))]
-    options += ["datamodule.train_file=train.csv", "datamodule.target_column=target", "num_candidates=40"]
+    options += [
+        "datamodule.train_file=train.csv",
+        "datamodule.target_column=target",
+        "num_candidates=40",
+        "compare=[reducr]",
+    ]
     with contextlib.chdir(old), initialize_config_module("reducr.configs", version_base="1.3"):
         config = compose("main", overrides=[*options, "model_io.run_dir=run"])
         whole = results(run_experiment(OmegaConf.merge(config, {"model_io": {"run_dir": "whole"}})))
@@ -466,18 +481,15 @@ def test_run_json_is_never_half_written(finished, copy_of):
 
 
 def test_a_full_disk_is_told_with_the_file_and_how_to_go_on(finished, tmp_path):
-    program = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1]))); "
-        "from reducr.cli import main; main(sys.argv[2:])"
-    )
     size = min(path.stat().st_size for path in finished.rglob("last.ckpt")) - 4000
-    done = forked.run(["-c", program, size, "run", *QUICK, "model_io.run_dir=run"], cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
     run = tmp_path / "run"
-    assert re.search(
-        r"reducr: There is no room to write \S*uniform/checkpoints/\S*\.ckpt \(File too large\)", done.stderr
-    )
-    assert "Free some, and `reducr resume run` goes on." in done.stderr
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # Python ignores the signal of a file that is too large
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"There is no room to write \S*uniform/checkpoints/\S*\.ckpt") as error:
+            run_experiment(composed(f"model_io.run_dir={run}"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(error.value).endswith(f".ckpt (File too large). Free some, and `reducr resume {run}` goes on.")
     resume_run(run)
     assert results(run) == results(finished)

@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,15 @@ def test_new_folders_never_reuse_an_old_one(tmp_path):
     folders = [create_run_folder(tmp_path, "digits") for _ in range(5)]
     assert len(set(folders)) == 5
     assert all(folder.parent == tmp_path / "digits" and not any(folder.iterdir()) for folder in folders)
+
+
+def test_a_home_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", "runs")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(PermissionError, match=r"runs/digits cannot be made: .* Set `model_io\.home_dir`"):
+        create_run_folder(Path("runs"), "digits")
 
 
 def test_a_given_folder_must_be_new_or_empty(tmp_path):

@@ -83,6 +83,20 @@ def changed_files(folder: Path, is_checked: Callable[[str], bool] = lambda file:
     return changes
 
 
+def lost_files(folder: Path) -> list[str]:
+    """The files of finished trainings that the run wrote and that are gone, but for checkpoints, which take room."""
+    manifest = Manifest.read(folder) or Manifest(folder)
+    finished = {file.removesuffix(_KEPT_IN_TRAINING) for file in manifest.entries if file.endswith(_KEPT_IN_TRAINING)}
+    return [
+        file
+        for file in manifest.entries
+        if file.startswith("seed_")
+        and not file.endswith(".ckpt")
+        and not (folder / file).exists()
+        and any(file.startswith(training) for training in finished - {""})
+    ]
+
+
 def accept_changes(folder: Path) -> list[str]:
     """Make the files as they are those of the run, and record in ``run.json`` which had changed; their names."""
     changes = changed_files(folder)

@@ -65,6 +65,7 @@ def create_run_folder(home: Path, name: str, *, run_dir: Path | None = None) -> 
 
     Raises:
         ValueError: if ``name`` is not one of a folder in ``home``.
+        PermissionError: if ``home`` cannot be made.
         FileExistsError: if ``run_dir`` exists and is not empty; a run is never overwritten.
     """
     if run_dir is not None:
@@ -82,7 +83,12 @@ def create_run_folder(home: Path, name: str, *, run_dir: Path | None = None) -> 
         return run_dir
     check_folder_name("name", name)
     parent = home / name
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise PermissionError(
+            f"{parent.absolute()} cannot be made: you may not write there. Set `model_io.home_dir` to another folder."
+        ) from error
     stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
     attempt = 1
     while True:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from reducr._internal import reading as reading_files
 from reducr._internal.moved import current_path
 from reducr._internal.reading import DamagedFileError, read_array, reading
-from reducr._internal.run_check import UNVERIFIED, check_unchanged, is_verified
+from reducr._internal.run_check import UNVERIFIED, check_unchanged, is_verified, lost_files
 from reducr._internal.run_folder import ResultRow, has_results, is_locked, read_results
 from reducr._internal.run_start import RunStart, never_began
 from reducr._internal.text import plain_text
@@ -135,7 +135,7 @@ class Run:
         num_expected: number of trainings in the whole run, methods times seeds.
         command: the command line that started it.
         config_text: the content of ``config.yaml``.
-        notes: on the files of the run: whether they can be verified, and which changes were accepted.
+        notes: on the files of the run: whether they can be verified, which are gone, and which changes were accepted.
     """
 
     folder: Path
@@ -272,6 +272,9 @@ def _check_is_run(folder: Path) -> RunStart:
 def _notes(folder: Path, start: RunStart) -> list[str]:
     name = plain_text(folder.name)
     notes = [] if is_verified(folder) else [f"{name} is {UNVERIFIED}."]
+    lost = lost_files(folder)
+    if lost:
+        notes.append(plain_text(f"{name} lacks {', '.join(lost)}, and the report what is in there."))
     return notes + [
         plain_text(f"Changes of {', '.join(accepted['files'])} in {name} were accepted at {accepted['time']}.")
         for accepted in start.accepted
