@@ -17,8 +17,9 @@ from reducr.reports.accuracy_tables import checkpoint_table, headline_table, wor
 from reducr.reports.class_plots import label_heights
 from reducr.reports.comparison import Series, class_and_group_names, comparisons
 from reducr.reports.figure import COLOURS, REDUCR_COLOUR, label_text
-from reducr.reports.gallery import galleries
+from reducr.reports.gallery import Exhibit, galleries
 from reducr.reports.metrics_log import MetricsLog
+from reducr.reports.page import _exhibit as example_html
 from reducr.reports.plots import plots
 from reducr.reports.run_reader import Run, Training
 from reducr.reports.statistics import estimate
@@ -360,6 +361,12 @@ def test_texts_are_shown_as_they_are(tmp_path):
     assert [example.text for example in least.examples] == ["fine <b> ⏵ one"]
     write_report([tmp_path], out=tmp_path / "out", console=Console(quiet=True), open_data=lambda folder: raw)
     assert "<blockquote>fine &lt;b&gt; ⏵ one</blockquote>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_nothing_in_an_example_controls_a_terminal_or_a_page():
+    text = example_html(Exhibit(1, "a\x1b[2J<b>", 0, None, None, "\x07", None, None, "x\x9b31m\n\u202ey"))
+    assert "label a\\x1b[2J&lt;b&gt;<br>reference model: \\x07<br>" in text
+    assert "<blockquote>x\\x9b31m\n\\u202ey</blockquote>" in text
 
 
 def test_without_the_data_the_page_says_why_no_examples_are_shown(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
@@ -31,6 +32,16 @@ def plain_text(text: str) -> str:
 def without_escapes(text: str) -> str:
     """``text`` of several lines, with tabs as four spaces and all other control characters escaped."""
     return "\n".join(one_line(line.replace("\t", "    ")) for line in text.split("\n"))
+
+
+def html_text(text: str) -> str:
+    r"""``text`` of one or several lines as HTML that shows it as it is, with control characters as escapes.
+
+    Example:
+        >>> html_text("<b>\x1b[2J")
+        '&lt;b&gt;\\x1b[2J'
+    """
+    return html.escape(without_escapes(text))
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from reducr._internal.files import replaced_atomically, write_text_atomically
+from reducr._internal.text import html_text
 from reducr.reports.comparison import Series
 
 # each has a contrast of at least 3 with a white and a dark page; methods also differ in dashes, markers and hatching
@@ -90,7 +90,7 @@ class Plot:
         text = text[text.index("<svg") :]
         head, rest = text.split(">", 1)
         head = re.sub(r' (?:width|height)="[^"]*"', "", head)
-        return f'{head} role="img" aria-label="{escape(self.alternative)}">{rest}'
+        return f'{head} role="img" aria-label="{html_text(self.alternative)}">{rest}'
 
     def save(self, folder: Path) -> None:
         """Write ``NAME.svg`` and ``NAME.png``."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 from string import Template
 
+from reducr._internal.text import html_text
 from reducr.reports.comparison import Comparison
 from reducr.reports.figure import Plot
 from reducr.reports.gallery import Exhibit, Gallery, selected_text
@@ -53,9 +53,9 @@ def page(chapters: Sequence[tuple[Comparison, Sequence[Section]]], *, written_at
         filled = [section for section in sections if section.tables or section.plots or section.note]
         for i, section in enumerate(filled):
             anchor = f"s{number}-{i}"
-            contents.append(f'<li><a href="#{anchor}">{escape(prefix + section.title)}</a></li>')
+            contents.append(f'<li><a href="#{anchor}">{html_text(prefix + section.title)}</a></li>')
             body.append(
-                f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{escape(prefix + section.title)}</h2>'
+                f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{html_text(prefix + section.title)}</h2>'
             )
             body.extend(_section(section, anchor))
             body.append("</section>")
@@ -64,7 +64,7 @@ def page(chapters: Sequence[tuple[Comparison, Sequence[Section]]], *, written_at
     names = dict.fromkeys(comparison.title for comparison, _ in chapters)
     folder = files("reducr.reports")
     return Template(folder.joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"Report: {', '.join(names)}"),
+        title=html_text(f"Report: {', '.join(names)}"),
         style=folder.joinpath("page.css").read_text(encoding="utf-8"),
         status="\n".join(_status(run, written_at) for run in runs),
         contents="\n".join(contents),
@@ -73,12 +73,12 @@ def page(chapters: Sequence[tuple[Comparison, Sequence[Section]]], *, written_at
 
 
 def _status(run: Run, written_at: str) -> str:
-    text = f"{run.num_finished} of {run.num_expected} trainings finished by {escape(written_at)}."
+    text = f"{run.num_finished} of {run.num_expected} trainings finished by {html_text(written_at)}."
     if run.state == "running":
-        text += f" Update this page with <code>reducr report {escape(str(run.folder))}</code>."
+        text += f" Update this page with <code>reducr report {html_text(str(run.folder))}</code>."
     elif run.state == "interrupted":
-        text += f" Continue the run with <code>reducr resume {escape(str(run.folder))}</code>."
-    return f'<p class="status"><span class="state {run.state}">{run.state}</span> {escape(run.name)}: {text}</p>'
+        text += f" Continue the run with <code>reducr resume {html_text(str(run.folder))}</code>."
+    return f'<p class="status"><span class="state {run.state}">{run.state}</span> {html_text(run.name)}: {text}</p>'
 
 
 def _section(section: Section, anchor: str) -> Iterator[str]:
@@ -91,7 +91,7 @@ def _section(section: Section, anchor: str) -> Iterator[str]:
         yield from (_figure(plot, anchor) for plot in section.plots)
         yield "</div>"
     for gallery in section.galleries:
-        yield f'<h3>{escape(gallery.title)}</h3>\n<p class="note">{_note(gallery.note)}</p>'
+        yield f'<h3>{html_text(gallery.title)}</h3>\n<p class="note">{_note(gallery.note)}</p>'
         kind = " texts" if any(example.text is not None for example in gallery.examples) else ""
         yield f'<ul class="examples{kind}">'
         yield from map(_exhibit, gallery.examples)
@@ -100,7 +100,7 @@ def _section(section: Section, anchor: str) -> Iterator[str]:
 
 def _figure(plot: Plot, anchor: str) -> str:
     svg = plot.inline_svg(f"{anchor}-{plot.name}")
-    caption = f"<figcaption>{escape(plot.caption)}</figcaption>"
+    caption = f"<figcaption>{html_text(plot.caption)}</figcaption>"
     if plot.name in _WIDE_PLOTS:
         return f'<figure class="wide">\n<div class="picture" tabindex="0">{svg}</div>\n{caption}\n</figure>'
     return f"<figure>\n{svg}\n{caption}\n</figure>"
@@ -114,7 +114,8 @@ def table_html(table: Table) -> str:
         if any(isinstance(line[i], str) and ", " in str(line[i]) for line in table.lines)
     }
     head = "".join(
-        f'<th scope="col"{_WORDS if column in wordy_columns else ""}>{escape(column)}</th>' for column in table.columns
+        f'<th scope="col"{_WORDS if column in wordy_columns else ""}>{html_text(column)}</th>'
+        for column in table.columns
     )
     lines = []
     for first, *others in table.lines:
@@ -123,23 +124,23 @@ def table_html(table: Table) -> str:
             for column, cell in zip(table.columns[1:], others, strict=True)
         )
         kind = ' class="reducr"' if first == "reducr" else ""
-        lines.append(f'<tr{kind}><th scope="row">{escape(str(first))}</th>{cells}</tr>')
+        lines.append(f'<tr{kind}><th scope="row">{html_text(str(first))}</th>{cells}</tr>')
     note = f'\n<p class="note">{_note(table.note)}</p>' if table.note else ""
     return (
-        f"<h3>{escape(table.title)}</h3>{note}\n"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}"><table>\n'
+        f"<h3>{html_text(table.title)}</h3>{note}\n"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html_text(table.title)}"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div>"
     )
 
 
 def _note(text: str) -> str:
     """``text`` in HTML, with words between backquotes as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html_text(text))
 
 
 def _cell(cell: Cell, *, has_sign: bool, has_bar: bool, has_words: bool) -> str:
     if isinstance(cell, str):
-        return f"<td{_WORDS if has_words else ''}>{escape(cell)}</td>"
+        return f"<td{_WORDS if has_words else ''}>{html_text(cell)}</td>"
     return f"<td{_bar(cell) if has_bar else ''}>{_estimate(cell, has_sign=has_sign, has_interval=not has_bar)}</td>"
 
 
@@ -169,24 +170,24 @@ def _exhibit(example: Exhibit) -> str:
         facts.append(f"loss {example.model_loss:.2f}")
     if example.irreducible_loss is not None:
         facts.append(f"irreducible loss {example.irreducible_loss:.2f}")
-    text = f"<strong>{example.index}</strong><br>" + "<br>".join(map(escape, facts))
+    text = f"<strong>{example.index}</strong><br>" + "<br>".join(map(html_text, facts))
     if example.is_corrupted:
         text += '<br><span class="corrupted">✗ corrupted</span>'
     if example.image is not None:
-        alternative = f"training example {example.index}, labelled {escape(example.label)}"
+        alternative = f"training example {example.index}, labelled {html_text(example.label)}"
         picture = f'<img src="{example.image}" alt="{alternative}">'
     else:
-        picture = f"<blockquote>{escape(example.text or EMPTY_CELL)}</blockquote>"
+        picture = f"<blockquote>{html_text(example.text or EMPTY_CELL)}</blockquote>"
     return f"<li>{picture}{text}</li>"
 
 
 def _configuration(runs: Sequence[Run]) -> Iterator[str]:
     yield '<section aria-labelledby="configuration">\n<h2 id="configuration">Configuration and command</h2>'
     for run in runs:
-        yield f"<h3>{escape(run.name)}</h3>"
-        yield f'<pre tabindex="0"><code>{escape(run.command or "(the command was not recorded)")}</code></pre>'
+        yield f"<h3>{html_text(run.name)}</h3>"
+        yield f'<pre tabindex="0"><code>{html_text(run.command or "(the command was not recorded)")}</code></pre>'
         yield (
             "<details><summary>All options</summary>\n"
-            f'<pre tabindex="0"><code>{escape(run.config_text)}</code></pre>\n</details>'
+            f'<pre tabindex="0"><code>{html_text(run.config_text)}</code></pre>\n</details>'
         )
     yield "</section>"

@@ -254,7 +254,7 @@ def _command(path: Path) -> str:
 
 
 def _check_is_run(folder: Path) -> RunStart:
-    for name in ("run.json", "config.yaml"):
+    for name in ("config.yaml", "run.json"):
         if not (folder / name).is_file() and not never_began(folder):
             raise FileNotFoundError(
                 f"{folder} is not a run folder: it has no {name}. Give a folder made by `reducr run` or "
