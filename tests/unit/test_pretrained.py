@@ -1,4 +1,7 @@
 import importlib.util
+import json
+import pickle
+import shutil
 
 import pytest
 import torch
@@ -155,6 +158,51 @@ def test_a_folder_without_parameters_is_refused(folder, tmp_path):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(FileNotFoundError, match=r"searched the folder .*no file named model\.safetensors"):
         transformers_image_model(5, name=str(tmp_path))
+
+
+class Attack:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was run",)
+
+
+def write_attack(folder, kind):
+    """Files of a published model that would run code."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    if kind == "pickle":
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Attack()))
+    elif kind == "archive":
+        (folder / "model.safetensors").unlink()
+        torch.save({"x": Attack()}, folder / "pytorch_model.bin")
+    elif kind == "tensors":
+        (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    elif kind == "code":
+        (folder / "attack.py").write_text("raise SystemExit('imported')")
+        path.write_text(json.dumps(config | {"model_type": "attack", "auto_map": {"AutoConfig": "attack.Attack"}}))
+    else:
+        path.write_text(json.dumps(config | {kind: "someone/kernel"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pickle", "damaged, or hold more than tensors"),
+        ("archive", "damaged, or hold more than tensors"),
+        ("tensors", "damaged, or hold more than tensors"),
+        ("code", "has code of its own, which is not run"),
+        ("attn_implementation", "names the kernel 'someone/kernel'"),
+        ("_attn_implementation", "names the kernel 'someone/kernel'"),
+        ("experts_implementation", "names the kernel 'someone/kernel'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_no_code_of_a_published_model_is_run(kind, message, folder, tmp_path, offline):
+    place = shutil.copytree(folder, tmp_path / "model")
+    write_attack(place, kind)
+    with pytest.raises(ValueError, match=message) as error:
+        transformers_image_model(5, name=str(place))
+    assert not any(advice in str(error.value) for advice in ("trust_remote_code", "weights_only"))
 
 
 def test_a_published_model_of_another_task_is_refused(folder):

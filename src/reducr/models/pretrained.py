@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def transformers_model(
         if not pretrained:
             return auto.from_config(settings).float().train()
     published = _load(transformers.AutoConfig, name)
+    _check_no_kernels(published, name)
     _check_architecture(task, published.model_type)
     if pretrained:
         _check_agreement(published, architecture, _plain(config or {}), name)
@@ -232,6 +234,32 @@ def _load(auto: Any, name: str | None, **options: Any) -> Any:
             f"the Hugging Face hub ({str(error).splitlines()[0]}). Set `name=FOLDER`, a folder written by "
             "save_pretrained, or `pretrained=false` and `architecture` for random parameters."
         ) from error
+    except Exception as error:
+        text = str(error)  # with advice to lift the protection
+        if isinstance(error, pickle.UnpicklingError) or type(error).__module__.startswith("safetensors"):
+            raise ValueError(
+                f"The parameters of model {name!r} are damaged, or hold more than tensors. Get its files again, with a "
+                "model.safetensors."
+            ) from error
+        if "trust_remote_code" in text:
+            raise ValueError(
+                f"Model {name!r} has code of its own, which is not run here. Use a model whose architecture is in "
+                "transformers, or build it in a program of yours."
+            ) from error
+        raise
+
+
+def _check_no_kernels(config: Any, name: str | None) -> None:
+    """Raise ValueError if the configuration of a published model, or a part of it, names a kernel on the hub."""
+    for entry, value in vars(config).items():
+        if hasattr(value, "to_dict"):
+            _check_no_kernels(value, name)
+        for choice in value.values() if isinstance(value, Mapping) else [value]:
+            if entry.endswith(("_implementation", "_implementation_internal")) and "/" in str(choice):
+                raise ValueError(
+                    f"The config.json of model {name!r} names the kernel {choice!r}, code from elsewhere, which is not "
+                    "run here. Remove the entry."
+                )
 
 
 def _import(module: str, packages: str) -> Any:
