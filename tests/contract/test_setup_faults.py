@@ -21,6 +21,8 @@ def composed(*overrides):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["optimizer.lr=null"], "torch.optim.AdamW does not take the options of `optimizer`: "),
+        (["optimizer.lr=fast"], "torch.optim.AdamW does not take the options of `optimizer`: "),
         (["fraction=0"], "`fraction` must be in (0, 1]"),
         (["fraction=10"], "For 10 percent, pass 0.1"),
         (["num_candidates=5000"], "the training part has"),
@@ -160,6 +162,8 @@ def test_a_fault_is_an_error_before_anything_is_written(arguments, message, tmp_
         ({"seeds": 3}, "seeds must be a list of whole numbers; got 3."),
         ({"scoring": {"compile": "yes please"}}, "scoring.compile must be true or false; got 'yes please'."),
         ({"scoring": {"budget": "half"}}, "scoring.budget must be a number or null; got 'half'."),
+        ({"irreducible": True}, "irreducible must be a mapping of options; got True."),
+        ({"irreducible": {"trained_on": []}}, "irreducible.trained_on must be text; got []."),
         ({"holdout": None}, "holdout must be a mapping of options; got None."),
         ({"gradient_weighted_class": 1.5}, "gradient_weighted_class must be a whole number or text or null; got 1.5."),
         (

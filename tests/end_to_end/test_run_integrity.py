@@ -292,6 +292,13 @@ def test_a_configuration_cannot_be_made_again(unfinished, copy_of):
         resume_run(folder, ResumeOptions(makes_again=True))
 
 
+def test_a_checkpoint_of_another_model_is_named(unfinished, copy_of):
+    folder = copy_of(unfinished)
+    rewrite(folder / "config.yaml", "hidden_sizes:\n  - 8", "hidden_sizes:\n  - 9")
+    with pytest.raises(ValueError, match=r"^A checkpoint in .* is not one of the model in its config\.yaml\."):
+        resume_run(folder, ResumeOptions(accepts_changes=True))
+
+
 def test_an_accepted_change_is_recorded(finished, copy_of, tmp_path):
     folder = copy_of(finished)
     rewrite(folder / "results.csv", ",0.", ",0.9")

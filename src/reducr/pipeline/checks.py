@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from reducr._internal.distributed import check_mode, num_ranks
 from reducr.batch import Batch
 from reducr.data import DataModule
-from reducr.pipeline.setup import Method, SeedData, make_callbacks, make_scoring, scoped_seed
+from reducr.pipeline.setup import Method, SeedData, make_callbacks, make_optimizer, make_scoring, scoped_seed
 from reducr.scoring import (
     Scoring,
     ScoringForward,
@@ -39,10 +39,12 @@ def check_setup(config: DictConfig, methods: Sequence[Method], data: SeedData, *
     Raises:
         ValueError: if options contradict each other, a part has fewer examples than ``num_candidates``, or a model does
             not fit the data.
-        TypeError: if ``callbacks`` holds anything but Lightning callbacks.
+        TypeError: if ``callbacks`` holds anything but Lightning callbacks, or an optimiser does not take its options.
     """
     _check_together(config)
     make_callbacks(config)
+    for optimizer in filter(None, (config.optimizer, config.irreducible.optimizer)):
+        make_optimizer(optimizer)
     train = data.splits.train
     _check_num_candidates(config, methods, {name: len(part) for name, part in data.splits.by_name().items()})
     _check_augment(data)

@@ -227,6 +227,9 @@ def checked_config(config: DictConfig) -> DictConfig:
         FutureWarning: for a ``_target_`` or a value that has a new name.
     """
     plain: Any = with_current_targets(OmegaConf.to_container(config, resolve=False))
+    for name, kind in typing.get_type_hints(Config).items():
+        if is_dataclass(kind) and not isinstance(plain.get(name, {}), dict):
+            raise ValueError(f"{name} must be a mapping of options; got {plain[name]!r}.")
     _rename_values(plain)
     try:
         typed = OmegaConf.merge(OmegaConf.structured(Config), plain)
@@ -313,8 +316,9 @@ def _rename_values(plain: dict[str, Any]) -> None:
     """Replace deprecated values of options in place."""
     for name, new_values in _OLD_VALUES.items():
         section, option = name.split(".")
-        value = (plain.get(section) or {}).get(option)
-        if value in new_values:
+        options = plain.get(section)
+        value = options.get(option) if isinstance(options, dict) else None
+        if isinstance(value, str) and value in new_values:
             warn_renamed(f"{name}={value}", f"{name}={new_values[value]}", removed_in="0.3.0", stacklevel=4)
             plain[section][option] = new_values[value]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +74,23 @@ def resume_run(folder: Path, options: ResumeOptions | None = None) -> Path:
                     _prepare(folder, options)
         start = RunStart.read(folder)
         folder = folder.resolve()
-        with contextlib.chdir(start.directory):
+        with contextlib.chdir(start.directory), _naming_other_models(folder):
             run_again(config, start.command, folder)
     return folder
+
+
+@contextlib.contextmanager
+def _naming_other_models(folder: Path) -> Iterator[None]:
+    """Raise ValueError for a checkpoint that does not fit the model, after a change that was accepted."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise ValueError(
+            f"A checkpoint in {folder} is not one of the model in its config.yaml. Restore copies of both, or start a "
+            "new run."
+        ) from error
 
 
 def open_data(folder: Path, *, is_trusted: bool = False, data_dir: Path | None = None) -> RawData:

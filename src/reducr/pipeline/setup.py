@@ -303,9 +303,15 @@ def make_optimizer(node: DictConfig) -> partial[torch.optim.Optimizer]:
     """A function that makes the optimiser of given parameters.
 
     Raises:
-        TypeError: if ``node`` lacks ``_partial_: true``.
+        TypeError: if ``node`` lacks ``_partial_: true``, or has options of another type.
     """
     optimizer = build(node)
     if not isinstance(optimizer, partial):
         raise TypeError(f"The optimizer {node._target_} needs `_partial_: true` in its configuration.")
+    try:
+        optimizer([nn.Parameter(torch.zeros(2, 2))])
+    except TypeError as error:
+        raise TypeError(f"{node._target_} does not take the options of `optimizer`: {error}.") from error
+    except (ValueError, RuntimeError):  # perhaps of this parameter; those of the model come later
+        pass
     return optimizer
