@@ -14,6 +14,7 @@ from reducr.irreducible import (
 )
 from reducr.scoring import Holdout, Scoring, ScoringBudget
 from reducr.selectors import SELECTORS, Selector, make_selector
+from reducr.training.belief import Belief, fit_belief
 from reducr.training.calibration import LogitAdjustment, fit_logit_adjustment
 from reducr.training.checkpoints import Checkpoints
 from reducr.training.loader import SelectiveLoader
@@ -28,6 +29,7 @@ __all__ = [
     "AuxiliaryModel",
     "Batch",
     "BatchSpec",
+    "Belief",
     "Candidates",
     "Checkpoints",
     "Downsampler",
@@ -46,6 +48,7 @@ __all__ = [
     "Selector",
     "TableLogits",
     "build_logit_table",
+    "fit_belief",
     "fit_logit_adjustment",
     "fit_reference",
     "indexed",

@@ -38,13 +38,17 @@ def test_holdout_examples_are_worth_more_than_the_rule_alone():
 
 def test_the_code_in_loops_runs_after_the_readmes():
     (readme,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    (code,) = re.findall(r"```python\n(.*?)```", section("Priority sampling"), flags=re.DOTALL)
+    code, with_belief = re.findall(r"```python\n(.*?)```", section("Priority sampling"), flags=re.DOTALL)
     names = {}
     exec(readme, names)
     exec(code, names)
     report = names["loader"].report()
     assert (report.num_batches, report.num_selected) == (10, 9 * 24 + 1)
     assert len(names["targets"]) == 2  # of the last 20 candidates, one of them from the holdout set
+    exec(with_belief, names)
+    for inputs, targets in names["loader"]:
+        assert inputs.shape == (len(targets), 20)
+    assert names["belief"].filter != "none"  # 20 % of the labels are wrong
 
 
 def options(config=Config, prefix=""):

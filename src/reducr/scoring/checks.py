@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from reducr._internal.checks import check_range
 from reducr.batch import Batch, PerExampleLoss
 from reducr.irreducible.bound import BoundReference
-from reducr.irreducible.reference import Reference
 from reducr.selectors import Selector
 
 
@@ -33,14 +32,14 @@ def check_parts(selector: Any, irreducible: Any) -> None:
 
 
 def bind_irreducible(irreducible: Any, selector: Selector, loss: PerExampleLoss | None) -> Any:
-    """Return what ``selector`` reads of ``irreducible``: a ``Reference`` bound to the rule and the loop's loss.
+    """Return what ``selector`` reads of ``irreducible``: a ``Reference`` or ``Belief`` bound to the rule and the loss.
 
     Anything else with ``lookup(batch)`` is returned as it is.
 
     Raises:
-        ValueError: if the groups of a reference are not those of the rule.
+        ValueError: if the groups of a reference are not those of the rule, or the rule does not draw by belief.
     """
-    return irreducible.bind(selector, loss=loss) if isinstance(irreducible, Reference) else irreducible
+    return irreducible.bind(selector, loss=loss) if hasattr(irreducible, "bind") else irreducible
 
 
 def check_apart(irreducible: Any, model: nn.Module) -> None:
