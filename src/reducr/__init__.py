@@ -14,7 +14,7 @@ from reducr.irreducible import (
 )
 from reducr.scoring import Holdout, Scoring, ScoringBudget
 from reducr.selectors import SELECTORS, Selector, make_selector
-from reducr.training.belief import Belief, fit_belief
+from reducr.training.belief import Belief
 from reducr.training.calibration import LogitAdjustment, fit_logit_adjustment
 from reducr.training.checkpoints import Checkpoints
 from reducr.training.loader import SelectiveLoader
@@ -48,7 +48,6 @@ __all__ = [
     "Selector",
     "TableLogits",
     "build_logit_table",
-    "fit_belief",
     "fit_logit_adjustment",
     "fit_reference",
     "indexed",

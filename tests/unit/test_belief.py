@@ -79,7 +79,7 @@ def test_a_class_that_the_model_never_predicts_keeps_a_tenth():
 
 def test_wrong_labels_get_small_weights_where_there_are_many():
     problem = Problem(0.4)
-    belief = reducr.fit_belief(problem.reference, problem.data, problem.held_back)
+    belief = reducr.Belief(problem.data, problem.held_back).fit(problem.reference)
     assert belief.filter != "none"
     assert belief.losses[belief.filter] == min(belief.losses.values()) < belief.losses["none"] - 0.02
     share = float(belief.weights[problem.is_wrong].sum() / belief.weights.sum())
@@ -93,22 +93,56 @@ def test_wrong_labels_get_small_weights_where_there_are_many():
 @pytest.mark.parametrize("seed", range(3))
 def test_clean_labels_are_left_alone(seed):
     problem = Problem(0.0, seed=seed)
-    belief = reducr.fit_belief(problem.reference, problem.data, problem.held_back)
+    belief = reducr.Belief(problem.data, problem.held_back).fit(problem.reference)
     mean = float(belief.weights.mean() / belief.weights.max())
     assert belief.filter in ("none", "belief^0.25")
     assert mean > 0.8
 
 
-def test_the_filter_of_a_belief_can_follow_another_model():
+def test_a_belief_begins_with_equal_weights_and_can_be_fitted_again():
     problem = Problem(0.4)
-    belief = reducr.fit_belief(problem.reference, problem.data, problem.held_back)
-    same = belief.updated(problem.reference, problem.data)
-    assert torch.equal(same.weights, belief.weights)
+    belief = reducr.Belief(problem.data, problem.held_back)
+    assert (belief.filter, str(belief)) == ("none", "No filter: no model has been asked yet.")
+    assert torch.equal(belief.weights, torch.ones(1500, dtype=torch.float64))
+    index = torch.tensor([3, 0])
+    batch = reducr.Batch(index, None, problem.noisy[index], problem.noisy[index])
+    assert torch.equal(belief.lookup(batch), torch.zeros(2))
+    with pytest.raises(RuntimeError, match="No model has been asked yet"):
+        belief.suspects(3)
+    first = belief.fit(problem.reference).weights
+    torch.testing.assert_close(belief.lookup(batch), -first[index].log().float())
     other = copy.deepcopy(problem.reference)
     with torch.no_grad():
         other[2].weight.mul_(3)
-    assert belief.updated(other, problem.data).filter == belief.filter
-    assert not torch.allclose(belief.updated(other, problem.data).weights, belief.weights)
+    assert not torch.allclose(belief.fit(other).weights, first)
+    torch.testing.assert_close(belief.fit(problem.reference).weights, first)
+
+
+@pytest.mark.parametrize("ids", [None, "index"])
+def test_a_state_restores_the_weights(ids):
+    problem = Problem(0.4, num=300)
+    index = torch.arange(300).flip(0) + 7
+    data = problem.data
+    spec = None
+    if ids is not None:
+        data = TensorDataset(*problem.data.tensors, index)
+        spec = reducr.BatchSpec(input=0, target=1, index=2)
+    belief = reducr.Belief(data, problem.held_back).fit(problem.reference) if ids is None else None
+    if belief is None:
+        held_back = DataLoader(TensorDataset(*problem.held_back.dataset.tensors, torch.arange(300)), batch_size=100)
+        belief = reducr.Belief(data, held_back, spec=spec).fit(problem.reference)
+    other = reducr.Belief(data, problem.held_back, spec=spec)
+    other.load_state_dict(belief.state_dict())
+    asked = torch.tensor([20, 11])
+    positions = asked if ids is None else 306 - asked
+    batch = reducr.Batch(asked, None, problem.noisy[positions], problem.noisy[positions])
+    assert torch.equal(other.lookup(batch), belief.lookup(batch))
+    torch.testing.assert_close(belief.lookup(batch), -belief.weights[positions].log().float().clamp(max=1000))
+    assert (other.filter, other.losses) == (belief.filter, belief.losses)
+    with pytest.raises(ValueError, match=r"This belief has 200 training examples; the state has .* shape \(300,\)"):
+        reducr.Belief(Problem(0.4, num=200).data, []).load_state_dict(belief.state_dict())
+    with pytest.raises(ValueError, match="the state of a belief must hold filter, index, losses, targets, weights"):
+        other.load_state_dict({})
 
 
 def test_nothing_of_the_model_or_the_random_state_changes():
@@ -117,21 +151,21 @@ def test_nothing_of_the_model_or_the_random_state_changes():
     before = copy.deepcopy(problem.reference.state_dict())
     torch.manual_seed(3)
     loader = DataLoader(problem.data, batch_size=7, shuffle=True)
-    first = reducr.fit_belief(problem.reference, loader, problem.held_back)
+    first = reducr.Belief(loader, problem.held_back).fit(problem.reference)
     drawn = torch.rand(1)
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(1))
     assert problem.reference.training
     assert all(parameter.grad is None for parameter in problem.reference.parameters())
     assert all(torch.equal(value, before[name]) for name, value in problem.reference.state_dict().items())
-    second = reducr.fit_belief(problem.reference, problem.data, problem.held_back)
+    second = reducr.Belief(problem.data, problem.held_back).fit(problem.reference)
     torch.testing.assert_close(first.weights, second.weights)
     assert first.filter == second.filter
 
 
 def test_a_loop_and_a_batch_sampler_draw_fewer_wrong_labels():
     problem = Problem(0.4)
-    belief = reducr.fit_belief(problem.reference, problem.data, problem.held_back)
+    belief = reducr.Belief(problem.data, problem.held_back).fit(problem.reference)
     model = nn.Linear(6, NUM_CLASSES)
     data = reducr.indexed(problem.data)
     options = {"holdout": problem.held_back, "irreducible_temperature": 1.0, "refresh_steps": 5, "fraction": 0.1}
@@ -155,7 +189,7 @@ def test_a_loop_and_a_batch_sampler_draw_fewer_wrong_labels():
 )
 def test_rules_that_would_not_draw_by_it_are_refused(rule, options, message):
     problem = Problem(0.3, num=300)
-    belief = reducr.fit_belief(problem.reference, problem.data, problem.held_back)
+    belief = reducr.Belief(problem.data, problem.held_back).fit(problem.reference)
     loader = DataLoader(reducr.indexed(problem.data), batch_size=100)
     with pytest.raises(ValueError, match=message):
         reducr.SelectiveLoader(loader, nn.Linear(6, 3), rule, belief, holdout=problem.held_back, **options)
@@ -165,19 +199,19 @@ def test_what_is_no_classification_is_refused():
     problem = Problem(0.3, num=90)
     floats = TensorDataset(problem.data.tensors[0], torch.rand(90))
     with pytest.raises(ValueError, match="A belief is in a class label"):
-        reducr.fit_belief(problem.reference, floats, problem.held_back)
+        reducr.Belief(floats, problem.held_back).fit(problem.reference)
     with pytest.raises(ValueError, match="this model returns one logit"):
-        reducr.fit_belief(nn.Linear(6, 1), problem.data, problem.held_back)
+        reducr.Belief(problem.data, problem.held_back).fit(nn.Linear(6, 1))
     with pytest.raises(
         ValueError, match=r"returns logits of shape \(B, C\) with B = 90; got torch.float32 \(90, 3, 1\)"
     ):
-        reducr.fit_belief(nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1))), problem.data, problem.held_back)
+        reducr.Belief(problem.data, problem.held_back).fit(nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1))))
     with pytest.raises(ValueError, match="no held-back examples to choose a filter by"):
-        reducr.fit_belief(problem.reference, problem.data, [])
+        reducr.Belief(problem.data, []).fit(problem.reference)
     with pytest.raises(ValueError, match=r"Targets must be in \[0, 2\).*got 0 to 2"):
-        reducr.fit_belief(nn.Linear(6, 2), problem.data, problem.held_back)
+        reducr.Belief(problem.data, problem.held_back).fit(nn.Linear(6, 2))
     with pytest.raises(ValueError, match="num_probed must be"):
-        reducr.fit_belief(problem.reference, problem.data, problem.held_back, num_probed=0)
+        reducr.Belief(problem.data, problem.held_back, num_probed=0)
 
 
 def test_the_probe_is_logistic_regression(generator):

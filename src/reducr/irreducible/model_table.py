@@ -42,6 +42,14 @@ class ModelTable:
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def index(self) -> Tensor | None:
+        """(N,) int64, the index of each example; None if it is the position in the data set."""
+        if self._sorted is None:
+            return None
+        ids, positions = self._sorted
+        return torch.empty_like(ids).index_copy(0, positions, ids)
+
     def rows(self, batch: Batch) -> Tensor:
         """Return the rows of the examples of ``batch``, on its device.
 

@@ -8,22 +8,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reducr._internal.checks import check_count
+from reducr._internal.checks import check_count, check_state_keys
 from reducr._internal.rng import same_random_state
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, model_output
 from reducr.batch.model_output import logits_of
 from reducr.batch.nested import send_to_device
 from reducr.irreducible.model_table import ModelTable, tabulated
-from reducr.irreducible.reading import loader_of
+from reducr.irreducible.reading import dataset_of, loader_of
 from reducr.irreducible.table import IrreducibleTable
 from reducr.scoring import device_of, scoring_pass, without_wrappers
 from reducr.selectors import Selector
 from reducr.training.probe import GroupLosses, Part, fit_probe, group_losses, last_layer_inputs, paired_gain
 
 _SMALLEST = 1e-6
+_LARGEST = 1000.0
 _MOST_DROPPED = 0.9
 
 
@@ -67,32 +69,115 @@ FILTERS: Mapping[str, Filter] = {
 """The filters that are tried, from none to the strongest of each kind."""
 
 
-@dataclass(frozen=True)
 class Belief:
-    """Weights by which the examples of a class are drawn, and how their strength was chosen.
+    """How much to believe the label of each training example, and how strongly to filter by it.
 
     A loop with ``priority_sampling`` takes it as ``irreducible``: within a group an example is drawn in proportion to
-    its weight. Its rule needs ``irreducible_temperature=1``, because the strength is chosen already.
+    its weight. All weights are 1 until ``fit(model)``, which may be called before training with a reference model, and
+    during training with the model itself. The loop's rule needs ``irreducible_temperature=1``, because ``fit`` chooses
+    the strength.
+
+    How much filtering helps depends on how many labels are wrong, on who made the errors, and on how good the model is;
+    too much of it leaves out the hard examples. So ``fit`` tries every filter of ``FILTERS`` on a probe: logistic
+    regression on the inputs of the model's last layer, for ``num_probed`` training examples weighted by the filter,
+    groups alike. It takes the filter with the smallest loss on the clean held-back examples (mean over groups, logits
+    scaled to fit), or none if that gains no more than one standard error over no filter.
 
     Args:
-        weights: (N,) float64 in [0, 1], in the order of the data set; 0 for examples that are not drawn.
-        probabilities: (N,) float64, of the label according to the reference model.
-        likely: (N,) int64, the label that the reference model finds most likely.
-        filter: key of ``FILTERS``.
-        losses: loss of the probe on the held-back examples with each filter, the mean over groups, in nats.
-        table: reads -log(weight) by the index of an example.
+        data: the training data, map-style, or a DataLoader of it; without random augmentation. Training reads weights
+            by the index of an example (``reducr.indexed``), or by its position in a ``SelectiveBatchSampler``.
+        held_back: batches of clean examples that no model passed to ``fit`` was trained on. About 50 of each group are
+            enough.
+        spec: where the parts of a batch are; None for the usual places.
+        batch_size: examples at a time; None for that of a DataLoader, else 256.
+        num_probed: examples that the probe is trained on.
+        seed: of the choice of these examples.
+
+    State:
+        weights and name of the filter, so that ``Checkpoints`` can keep it beside the loader.
+
+    Raises:
+        TypeError: for a stream.
+        ValueError: for data without an example, or a number out of range.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> random = torch.Generator().manual_seed(0)
+        >>> inputs = torch.randn(600, 4, generator=random)
+        >>> labels = inputs.argmax(dim=1)
+        >>> noisy = torch.where(torch.rand(500, generator=random) < 0.4, labels[:500].flip(0), labels[:500])
+        >>> reference = nn.Linear(4, 4)
+        >>> _ = reference.weight.data.copy_(3 * torch.eye(4)), reference.bias.data.zero_()
+        >>> belief = Belief(TensorDataset(inputs[:500], noisy), [(inputs[500:], labels[500:])]).fit(reference)
+        >>> belief.filter != "none", bool(belief.weights[noisy != labels[:500]].mean() < 0.2 * belief.weights.max())
+        (True, True)
+
+    Source: this package; compared with fixed filters in docs/research.md.
     """
 
-    weights: Tensor
-    probabilities: Tensor
-    likely: Tensor
-    filter: str
-    losses: Mapping[str, float]
-    table: ModelTable
+    def __init__(
+        self,
+        data: Any,
+        held_back: Iterable[Any],
+        *,
+        spec: BatchSpec | None = None,
+        batch_size: int | None = None,
+        num_probed: int = 2000,
+        seed: int = 0,
+    ) -> None:
+        check_count("num_probed", num_probed)
+        if not len(dataset_of(data)):
+            raise ValueError("The data set has no examples, so there are no labels to believe.")
+        self._data, self._held_back = data, held_back
+        self._spec, self._batch_size, self._num_probed, self._seed = spec, batch_size, num_probed, seed
+        self._table: ModelTable | None = None
+        self.weights = torch.ones(len(dataset_of(data)), dtype=torch.float64)
+        """(N,) in [0, 1], in the order of the data set; 0 for examples that are not drawn."""
+        self.filter = "none"
+        """Key of ``FILTERS``."""
+        self.losses: dict[str, float] = {}
+        """Loss of the probe on the held-back examples with each filter, the mean over groups, in nats."""
+        self.probabilities: Tensor | None = None
+        """(N,) float64, of the label according to the model; None before ``fit``."""
+        self._is_suspect: Tensor | None = None
+
+    def fit(self, model: nn.Module) -> Belief:
+        """Choose the filter by what ``model`` believes, and set the weights.
+
+        Runs the model once on every training example. It is called in eval mode, and left as it was; global random
+        states are restored.
+
+        Args:
+            model: returns logits (B, C), on any device.
+
+        Returns:
+            This belief.
+
+        Raises:
+            ValueError: for outputs that are not logits (B, C), targets that are not classes, or no held-back examples.
+        """
+        table, probabilities, targets = _tabulated(model, self._data, batch_size=self._batch_size, spec=self._spec)
+        chosen = torch.randperm(len(table), generator=torch.Generator().manual_seed(self._seed))[: self._num_probed]
+        sampled = loader_of(self._data, batch_size=self._batch_size, positions=chosen.tolist())
+        with same_random_state():
+            sample, judged = (_part(model, batches, self._spec) for batches in (sampled, self._held_back))
+        _check_judged(judged, probabilities.shape[1])
+        losses = _filter_losses(sample, judged, chosen, probabilities, targets)
+        self.losses = {name: float(values.mean) for name, values in losses.items()}
+        best = min(self.losses, key=self.losses.__getitem__)
+        gain, error = paired_gain(losses["none"], losses[best])
+        self.filter = best if gain > error else "none"
+        self.weights = FILTERS[self.filter].weights(probabilities, targets)
+        self.probabilities = probabilities.gather(1, targets[:, None])[:, 0].double()
+        self._is_suspect = probabilities.argmax(dim=1) != targets
+        self._table = _weight_table(table, self.weights)
+        return self
 
     def lookup(self, batch: Batch) -> Tensor:
-        """Return ``-log(weight)`` (B,) of the examples of a batch; at most 1,000 where the weight is 0."""
-        return self.table.rows(batch)
+        """Return ``-log(weight)`` (B,) of the examples of a batch, float32; 1,000 where the weight is 0."""
+        if self._table is None:
+            return torch.zeros(len(batch.target), device=batch.target.device)
+        return self._table.rows(batch)
 
     def bind(self, rule: Selector, *, loss: PerExampleLoss | None = None) -> Belief:
         """Return this belief, for a rule that draws by it.
@@ -109,104 +194,66 @@ class Belief:
         temperature = getattr(rule, "irreducible_temperature", 1.0)
         if temperature != 1.0:
             raise ValueError(
-                f"A belief has chosen the strength of its filter, and irreducible_temperature={temperature} of "
+                f"A belief chooses the strength of its filter, and irreducible_temperature={temperature} of "
                 f"{rule.name!r} would change it. Pass irreducible_temperature=1."
             )
         return self
 
-    def updated(
-        self, model: nn.Module, data: Any, *, batch_size: int | None = None, spec: BatchSpec | None = None
-    ) -> Belief:
-        """Return the same filter with the beliefs of another model, such as the target model half-way.
-
-        Args:
-            model: returns logits (B, C).
-            data: the same data set.
-            batch_size: examples at a time; None for that of a DataLoader, else 256.
-            spec: where the parts of a batch are.
-        """
-        table, probabilities = _tabulated(model, data, batch_size=batch_size, spec=spec)
-        return _belief(table, probabilities, self.filter, self.losses)
-
     def suspects(self, num: int) -> Tensor:
         """Return the positions (num,) of the examples whose labels are believed least, least first.
 
-        These are examples that the model disagrees with, so fewer may come.
+        The model finds another label more likely for all of them, so fewer may come.
+
+        Raises:
+            RuntimeError: before ``fit``.
         """
         check_count("num", num)
-        assert self.table.targets is not None
-        disagrees = torch.nonzero(self.table.targets.ne(self.likely)).flatten()
-        return disagrees[self.probabilities[disagrees].argsort(stable=True)[:num]]
+        if self._is_suspect is None or self.probabilities is None:
+            raise RuntimeError("No model has been asked yet. Call belief.fit(model) first.")
+        suspects = torch.nonzero(self._is_suspect).flatten()
+        return suspects[self.probabilities[suspects].argsort(stable=True)[:num]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the filter, the weights, and the indices and labels of the examples (None before ``fit``)."""
+        table = self._table
+        return {
+            "filter": self.filter,
+            "weights": self.weights.clone(),
+            "losses": dict(self.losses),
+            "index": None if table is None else table.index,
+            "targets": None if table is None else table.targets,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned.
+
+        Raises:
+            ValueError: for the state of something else, or of another number of examples.
+        """
+        check_state_keys("a belief", state, ("filter", "weights", "losses", "index", "targets"))
+        weights = torch.as_tensor(state["weights"])
+        if weights.shape != self.weights.shape or state["filter"] not in FILTERS:
+            raise ValueError(
+                f"This belief has {len(self.weights)} training examples; the state has the filter {state['filter']!r} "
+                f"and weights of shape {tuple(weights.shape)}. Load it with the data set that it was saved with."
+            )
+        self.filter, self.losses = state["filter"], dict(state["losses"])
+        self.weights = weights.to("cpu", torch.float64).clone()
+        self.probabilities = self._is_suspect = None
+        losses = IrreducibleTable(_losses_of(self.weights), kind="loss")
+        self._table = ModelTable(losses, index=state["index"], targets=state["targets"]) if self.losses else None
 
     def __str__(self) -> str:
-        kept = float((self.weights > 0).double().mean())
-        mean = float(self.weights.mean() / self.weights.max())
+        if not self.losses:
+            return "No filter: no model has been asked yet."
         if self.filter == "none":
             return f"No filter: held-back examples show no gain by any (probe loss {self.losses['none']:.3f})."
+        kept = float((self.weights > 0).double().mean())
+        mean = float(self.weights.mean() / self.weights.max())
         return (
             f"Filter {self.filter!r}: probe loss {self.losses['none']:.3f} -> {self.losses[self.filter]:.3f} on "
             f"held-back examples, {100 * kept:.0f} % of the examples kept, mean weight {mean:.2f}."
         )
-
-
-def fit_belief(
-    reference: nn.Module,
-    data: Any,
-    held_back: Iterable[Any],
-    *,
-    spec: BatchSpec | None = None,
-    batch_size: int | None = None,
-    num_probed: int = 2000,
-    seed: int = 0,
-) -> Belief:
-    """Choose how strongly to filter training examples by the reference model's belief in their labels.
-
-    How much filtering helps depends on how many labels are wrong, on who made the errors, and on how good the reference
-    model is; too much of it leaves out the hard examples. So every filter of ``FILTERS`` is tried on a probe: logistic
-    regression on the inputs of the reference model's last layer, for ``num_probed`` training examples weighted by the
-    filter, groups alike. The filter is the one with the smallest loss on the clean held-back examples (mean over
-    groups, logits scaled to fit), or none if that gains no more than one standard error over no filter.
-
-    Args:
-        reference: trained on the other clean examples; returns logits (B, C). Called in eval mode, and left as it was.
-        data: the training data, map-style, or a DataLoader of it; without random augmentation.
-        held_back: batches of clean examples that ``reference`` was not trained on. About 50 of each group are enough.
-        spec: where the parts of a batch are; None for the usual places.
-        batch_size: examples at a time; None for that of a DataLoader, else 256.
-        num_probed: examples that the probe is trained on.
-        seed: of the choice of these examples.
-
-    Raises:
-        TypeError: for a stream.
-        ValueError: for outputs that are not logits (B, C), targets that are not classes, or no held-back examples.
-
-    Example:
-        >>> from torch.utils.data import TensorDataset
-        >>> random = torch.Generator().manual_seed(0)
-        >>> inputs = torch.randn(600, 4, generator=random)
-        >>> labels = inputs.argmax(dim=1)
-        >>> noisy = torch.where(torch.rand(500, generator=random) < 0.4, labels[:500].flip(0), labels[:500])
-        >>> reference = nn.Linear(4, 4)
-        >>> _ = reference.weight.data.copy_(3 * torch.eye(4)), reference.bias.data.zero_()
-        >>> belief = fit_belief(reference, TensorDataset(inputs[:500], noisy), [(inputs[500:], labels[500:])])
-        >>> belief.filter != "none", bool((belief.weights[noisy != labels[:500]].mean() < 0.2 * belief.weights.max()))
-        (True, True)
-
-    Source: this package; compared with fixed filters in docs/research.md.
-    """
-    check_count("num_probed", num_probed)
-    table, probabilities = _tabulated(reference, data, batch_size=batch_size, spec=spec)
-    assert table.targets is not None
-    chosen = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))[:num_probed]
-    with same_random_state():
-        sample = _part(reference, loader_of(data, batch_size=batch_size, positions=chosen.tolist()), spec)
-        judged = _part(reference, held_back, spec)
-    _check_judged(judged, probabilities.shape[1])
-    losses = _filter_losses(sample, judged, chosen, probabilities, table.targets)
-    means = {name: float(values.mean) for name, values in losses.items()}
-    best = min(means, key=means.__getitem__)
-    gain, error = paired_gain(losses["none"], losses[best])
-    return _belief(table, probabilities, best if gain > error else "none", means)
 
 
 def _filter_losses(
@@ -234,20 +281,22 @@ def _filter_losses(
     return losses
 
 
-def _belief(table: ModelTable, probabilities: Tensor, name: str, losses: Mapping[str, float]) -> Belief:
-    targets = table.targets
-    assert targets is not None
-    weights = FILTERS[name].weights(probabilities, targets)
+def _weight_table(table: ModelTable, weights: Tensor) -> ModelTable:
+    """The same index with -log(weight) as rows."""
     own = copy.copy(table)
-    own.table = IrreducibleTable((-weights.log()).clamp(max=1000.0).float().numpy(), kind="loss")
-    believed = probabilities.gather(1, targets[:, None])[:, 0].double()
-    return Belief(weights, believed, probabilities.argmax(dim=1), name, losses, own)
+    own.table = IrreducibleTable(_losses_of(weights), kind="loss")
+    return own
+
+
+def _losses_of(weights: Tensor) -> np.ndarray:
+    losses: np.ndarray = (-weights.log()).clamp(max=_LARGEST).float().numpy()
+    return losses
 
 
 def _tabulated(
     model: nn.Module, data: Any, *, batch_size: int | None, spec: BatchSpec | None
-) -> tuple[ModelTable, Tensor]:
-    """Return the rows by index, and the probabilities (N, C) of the classes."""
+) -> tuple[ModelTable, Tensor, Tensor]:
+    """Return the rows by index, the probabilities (N, C) of the classes, and the labels (N,)."""
     device, module = device_of(model), without_wrappers(model)
 
     def rows(batch: Batch) -> tuple[str, Tensor]:
@@ -263,7 +312,7 @@ def _tabulated(
             f"Targets must be in [0, {logits.shape[1]}), the classes of the reference model; got "
             f"{int(table.targets.min())} to {int(table.targets.max())}."
         )
-    return table, logits.softmax(dim=1)
+    return table, logits.softmax(dim=1), table.targets
 
 
 def _checked_logits(module: nn.Module, batch: Batch) -> Tensor:
