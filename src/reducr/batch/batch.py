@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reducr._internal.names import unknown_name
 from reducr.batch.carried import index_of, with_index, without_index
-from reducr.batch.nested import index_batch, replace_entry, send_to_device
+from reducr.batch.nested import Arguments, index_batch, replace_entry, send_to_device
 
 
 class Batch(NamedTuple):
@@ -25,7 +25,8 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # the id of an example; tuple.index is not needed
     """(B,) int64, the id of each example in its data set; None where a stream gives none."""
     input: Any
-    """What the model is called with: a tensor (B, ...), a dict of arguments by name, or a tuple of arguments."""
+    """What the model is called with: a tensor (B, ...), a dict of arguments by name, or a tuple of arguments. A list
+    with one entry per example, such as strings, is a single argument, ``(list,)``."""
     target: Tensor
     """(B,) int64, what cross-entropy predicts."""
     group: Tensor
@@ -164,7 +165,11 @@ class BatchSpec:
         value = self._entry(name, batch)
         if not isinstance(value, Tensor) or not value.ndim:
             kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"A batch's {name} must be a tensor with one row per example; got {kind}.")
+            raise ValueError(
+                f"A batch's {name} must be a tensor with one row per example; got {kind}. Let the loader's "
+                f"`collate_fn` make it one, or pass a function, `spec=reducr.BatchSpec({name}=lambda batch: "
+                "torch.tensor(...), ...)`."
+            )
         return value
 
     def _entry(self, name: str, batch: Any) -> Any:
@@ -201,6 +206,7 @@ class BatchReader:
     def __init__(self, spec: BatchSpec | None = None) -> None:
         self.spec = spec
         self._is_usual = spec is None
+        self._arguments = Arguments(None if spec is None else spec.lists)
 
     def __call__(self, batch: Any) -> Batch:
         """Return the parts of ``batch``; errors as for ``BatchSpec.of`` and ``BatchSpec.read``."""
@@ -214,6 +220,7 @@ class BatchReader:
         elif self._is_usual:
             self._check_structure(batch, index)
         parts = self.spec.read(batch)
+        parts = parts._replace(input=self._arguments(parts.input, parts.target.shape[0]))
         if index is None or (self.spec.index is not None and not self._is_usual):
             return parts
         return parts._replace(index=index)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from reducr.batch.carried import Indexed, with_index, without_index
 from reducr.batch.deferred import DeferredInput
@@ -65,6 +66,36 @@ class ListKinds:
                 "`spec=reducr.BatchSpec(..., lists='examples')` or `lists='columns'`, or use another batch size."
             )
         return self._is_container[place]
+
+
+class Arguments:
+    """Makes the inputs of one source what a model is called with: a list with one entry per example is one argument.
+
+    Args:
+        lists: as for ``ListKinds``; what the inputs that may be either are taken for until another batch shows it.
+    """
+
+    def __init__(self, lists: str | None = None) -> None:
+        self._is_one = lists == "examples"
+
+    def __call__(self, inputs: Any, num_examples: int) -> Any:
+        """Return ``inputs``, or ``(inputs,)`` if it is a list or tuple that holds one entry per example."""
+        if isinstance(inputs, PackedSequence):
+            raise _packed("The input")
+        if not isinstance(inputs, _SEQUENCES) or hasattr(inputs, "_fields"):
+            return inputs
+        has_entries = len(inputs) == num_examples
+        looks_like_columns = _Indexing(slice(None), num_examples, None).looks_like_container(inputs)
+        if not (has_entries and looks_like_columns):
+            self._is_one = has_entries
+        return (inputs,) if self._is_one and has_entries else inputs
+
+
+def _packed(name: str) -> ValueError:
+    return ValueError(
+        f"{name} is a PackedSequence, which has no row per example to select. Let the loader yield padded sequences "
+        "and their lengths, and pack them in the model's `forward`."
+    )
 
 
 def index_batch(batch: Any, positions: Tensor | slice, *, num_examples: int, kinds: ListKinds | None = None) -> Any:
@@ -178,7 +209,7 @@ class _Concatenation:
             return self.join_rows(first, second, place)
         if isinstance(first, _SEQUENCES) != isinstance(second, _SEQUENCES) or _is_tree(first) != _is_tree(second):
             raise self.mismatch(place, type(first).__name__, type(second).__name__)
-        if isinstance(first, _SEQUENCES) and place != "batch" and not self.is_container(first, place):
+        if isinstance(first, _SEQUENCES) and self.holds_examples(first, place):
             self.check_length(second, place)
             return type(first)([*first, *second])
         entries, others = _entries(first), _entries(second)
@@ -206,8 +237,8 @@ class _Concatenation:
         self.check_length(second, place)
         return torch.cat([first, second]) if isinstance(first, Tensor) else np.concatenate([first, second])
 
-    def is_container(self, entries: Any, place: str) -> bool:
-        return _Indexing(slice(None), self.num_examples, self.kinds).is_container(entries, place)
+    def holds_examples(self, entries: Any, place: str) -> bool:
+        return _Indexing(slice(None), self.num_examples, self.kinds).holds_examples(entries, place)
 
     def check_length(self, value: Any, place: str) -> None:
         self.lengths[place] = len(value)
@@ -250,8 +281,10 @@ class _Indexing:
         if isinstance(value, np.ndarray):
             self.check_length(value, name)
             return value[self.rows]
+        if isinstance(value, PackedSequence):
+            raise _packed(name)
         is_sequence = isinstance(value, _SEQUENCES)
-        if is_sequence and name != "batch" and not self.is_container(value, name):
+        if is_sequence and self.holds_examples(value, name):
             self.check_length(value, name)
             rows = self.rows
             return type(value)(value[rows] if isinstance(rows, slice) else [value[row] for row in rows])
@@ -272,6 +305,13 @@ class _Indexing:
         if value.ndim in _CHANNELS_LAST and value.is_contiguous(memory_format=_CHANNELS_LAST[value.ndim]):
             return rows.contiguous(memory_format=_CHANNELS_LAST[value.ndim])
         return rows
+
+    def holds_examples(self, entries: list[Any] | tuple[Any, ...], place: str) -> bool:
+        """Whether a list has one entry per example. The batch itself has if these are dicts, not put together."""
+        if place != "batch":
+            return not self.is_container(entries, place)
+        is_raw = len(entries) == self.num_examples and all(map(_is_tree, entries))
+        return is_raw and not self.looks_like_container(entries)
 
     def is_container(self, entries: list[Any] | tuple[Any, ...], place: str) -> bool:
         looks_like = self.looks_like_container(entries)
