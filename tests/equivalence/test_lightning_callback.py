@@ -513,6 +513,18 @@ def test_a_checkpoint_serves_without_the_callback(digits, tmp_path):
     assert [len(index) for index in module.picked] == [60] * 8
 
 
+@pytest.mark.parametrize("evaluate", ["test", "validate"])
+def test_an_evaluation_of_a_checkpoint_leaves_the_selection_alone(digits, tmp_path, evaluate):
+    """The report after ``trainer.test(ckpt_path="best")`` is that of the whole training."""
+    module, callback, trainer = fit(digits, module=Watched(net()), callbacks=[SaveAlways(tmp_path)])
+    report, weights = str(callback.report()), callback.downsampler.selector.group_weights.clone()
+    path = tmp_path / "008_batch.ckpt"
+    getattr(trainer, evaluate)(module, holdout_of(digits), ckpt_path=path, verbose=False)
+    assert callback.report().num_steps == NUM_EPOCHS * 8
+    assert str(callback.report()) == report
+    assert torch.equal(callback.downsampler.selector.group_weights, weights)
+
+
 def test_a_checkpoint_without_a_selection_is_warned_of(digits, tmp_path):
     trainer = pl.Trainer(**QUIET, max_epochs=1)
     trainer.fit(Classifier(net()), candidates_of(digits))

@@ -234,7 +234,12 @@ class SelectiveTraining(pl.Callback):
         return {"ranks": ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; the state of rank 0 if the number of ranks has changed."""
+        """Restore what ``state_dict`` returned; the state of rank 0 if the number of ranks has changed.
+
+        The checkpoint of an evaluation, ``trainer.test(ckpt_path="best")``, leaves the selection and its report alone.
+        """
+        if self._trainer is not None and self._trainer.state.fn not in (None, TrainerFn.FITTING):
+            return
         ranks = state["ranks"]
         own = ranks[rank()] if len(ranks) == num_ranks() else ranks[0]
         self.downsampler.load_state_dict(own["downsampler"])
