@@ -59,7 +59,7 @@ def check_gradient_weight(gradient_weight: float) -> None:
         )
 
 
-def check_range(name: str, values: Tensor, stop: int, *, place: str = "position") -> None:
+def check_range(name: str, values: Tensor, stop: int, *, place: str = "position", advice: str = "") -> None:
     """Raise ValueError naming the first of the integers ``values`` (B,) that is outside [0, stop).
 
     Args:
@@ -67,6 +67,7 @@ def check_range(name: str, values: Tensor, stop: int, *, place: str = "position"
         values: (B,) integers.
         stop: upper bound, exclusive.
         place: what a position in ``values`` is called.
+        advice: what to do, appended to the message.
     """
     if not values.numel():
         return
@@ -78,7 +79,7 @@ def check_range(name: str, values: Tensor, stop: int, *, place: str = "position"
     position = int(outside[0])
     raise ValueError(
         f"{name} must be in 0..{stop - 1}; {place} {position} holds {int(values[position])} "
-        f"({len(outside)} such in all)."
+        f"({len(outside)} such in all).{advice and ' '}{advice}"
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from reducr._internal.checks import check_gradient_weight, check_range
 
 _NO_TARGET = -(2**63)  # torch would give a loss of zero to the target -100, its default
+_NO_CLASS = "Leave out examples without a label, or give the model one output for each class."
 _VECTOR_WIDTH = 16
 
 
@@ -70,7 +71,7 @@ def per_example_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     try:
         return F.nll_loss(log_probabilities, targets, reduction="none", ignore_index=_NO_TARGET)
     except (IndexError, RuntimeError):
-        check_range("targets", targets, logits.shape[1])
+        check_range("targets", targets, logits.shape[1], advice=_NO_CLASS)
         raise
 
 

@@ -61,6 +61,12 @@ def split_options(
                 f"{name!r} is an option of the rule, which is already made: pass it to reducr.make_selector("
                 f"{selector.name!r}, ...), or pass the name {selector.name!r} as the selector."
             )
+        others = [rule for rule in SELECTORS if isinstance(selector, str) and name in option_names(rule)]
+        if others:
+            raise ValueError(
+                f"The rule {selector!r} has no option {name!r}; {', '.join(map(repr, others))} "
+                f"ha{'s' if len(others) == 1 else 've'} it. Leave it out, or use another rule."
+            )
         raise unknown_name("option", name, [*own_names, *rule_names], of=owner)
     own = {name: value for name, value in options.items() if name in own_names}
     return own, {name: value for name, value in options.items() if name not in own_names}

@@ -150,7 +150,8 @@ def _checked_groups(group: Tensor) -> Tensor:
     if group.ndim != 1 or group.is_floating_point() or group.is_complex():
         raise ValueError(
             f"The groups of the holdout set must be one integer per example; got {group.dtype} {tuple(group.shape)}. "
-            "Say where they are with `spec=reducr.BatchSpec(group=...)`."
+            "Say where they are with `spec=reducr.BatchSpec(input=..., target=..., group=...)`; a function makes them, "
+            "such as `group=lambda batch: (batch[1] > 0.5).long()`."
         )
     return group.long().cpu()
 
