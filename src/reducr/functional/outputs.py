@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from reducr._internal.notes import describe_value, noting
 from reducr.batch import PerExampleLoss
 from reducr.functional.losses import per_example_cross_entropy, selection_dtype
+from reducr.functional.separate import warn_of_shared_losses
 from reducr.functional.sequences import num_rows
 
 
@@ -31,6 +33,32 @@ def checked_logits(output: Any, size: int, *, owner: str = "The model") -> Tenso
     return output
 
 
+def check_output(output: Any, target: Tensor, loss: PerExampleLoss | None, *, owner: str = "The model") -> None:
+    """See that the cross-entropy of (B, C) logits is the loss of this output, if there is no ``loss``.
+
+    Raises:
+        ValueError: for one logit per example, or logits with more axes, as of language models and of segmentation.
+    """
+    size = target.shape[0]
+    if loss is not None or not isinstance(output, Tensor) or not output.ndim or output.shape[0] != size:
+        return
+    shape = tuple(output.shape)
+    expected = f"{owner} must return floating-point logits of shape (B, C) with B = {size}; got {output.dtype} {shape}."
+    if output.ndim == 1 or (output.ndim == 2 and shape[1] == 1):
+        squeezed = "output.squeeze(1)" if output.ndim == 2 else "output"
+        raise ValueError(
+            f"{expected} With one logit per example, for binary targets, pass `loss=lambda output, target: "
+            f"torch.nn.functional.binary_cross_entropy_with_logits({squeezed}, target.float(), reduction='none')`; for "
+            f"a regression `loss=lambda output, target: ({squeezed} - target).square()`."
+        )
+    if output.ndim > 2:
+        raise ValueError(
+            f"{expected} For tokens or pixels pass `loss=`, a function of (output, target) that returns the mean loss "
+            "of each example, (B,): `reducr.functional.sequence_loss` for a language model, over the tokens whose "
+            "label is not -100, or `pixel_loss`."
+        )
+
+
 def per_example_losses(
     output: Any, target: Tensor, loss: PerExampleLoss | None = None, *, owner: str = "The model"
 ) -> Tensor:
@@ -47,6 +75,8 @@ def per_example_losses(
     """
     size = num_rows(target, loss)
     if loss is None:
+        if isinstance(output, Tensor) and output.ndim > 2:
+            check_output(output, target, loss, owner=owner)
         logits = checked_logits(output, size, owner=owner)
         if target.ndim != 1 or target.is_floating_point() or target.is_complex():
             raise ValueError(
@@ -55,7 +85,8 @@ def per_example_losses(
                 "one value per example."
             )
         return per_example_cross_entropy(logits, target)
-    losses = loss(output, target)
+    with noting(lambda: _note(output, target)):
+        losses = loss(output, target)
     if not isinstance(losses, Tensor) or losses.shape != (size,) or not losses.is_floating_point():
         kind = f"{losses.dtype} {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
         advice = ""
@@ -67,4 +98,12 @@ def per_example_losses(
             f"`loss(output, target)` must return one floating-point value per example, shape ({size},); got {kind}."
             f"{advice}"
         )
+    warn_of_shared_losses(loss, output, target, losses)
     return losses.to(selection_dtype(losses))
+
+
+def _note(output: Any, target: Any) -> str:
+    return (
+        f"reducr called `loss(output, target)` with the output {describe_value(output)} and the target "
+        f"{describe_value(target)} of all examples of a batch. It must return one value per example."
+    )

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from reducr._internal.rng import random_state, set_random_state
 from reducr.batch import Batch, PerExampleLoss, model_output
-from reducr.functional.outputs import per_example_losses
+from reducr.functional.outputs import check_output, per_example_losses
 from reducr.functional.sequences import example_loss, row_groups
 
 MakeOptimizer = Callable[[Any], Optimizer]
@@ -56,7 +56,9 @@ def train_epoch(
     total: Tensor | float = 0.0
     with torch.enable_grad():
         for batch in batches:
-            losses = per_example_losses(model_output(model, batch.input), batch.target, loss, owner=OWNER)
+            output = model_output(model, batch.input)
+            check_output(output, batch.target, loss, owner=OWNER)
+            losses = per_example_losses(output, batch.target, loss, owner=OWNER)
             mean = losses.mean()
             if group_weights is not None:
                 weights = group_weights.to(losses)[row_groups(batch.group, batch.target, loss).long()]

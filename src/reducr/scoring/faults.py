@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from reducr.batch import Batch, PerExampleLoss, model_output
+from reducr.functional.outputs import check_output
 from reducr.scoring.options import Scoring
 
 _TOO_FEW = "Expected more than 1 value per channel"
@@ -32,33 +31,6 @@ def scored_output(called: Callable[..., Any], batch: Batch, scoring: Scoring, lo
         ) from error
     check_output(output, batch.target, loss)
     return output
-
-
-def check_output(output: Any, target: Tensor, loss: PerExampleLoss | None) -> None:
-    """See that the cross-entropy of (B, C) logits is the loss of this output, if there is no ``loss``.
-
-    Raises:
-        ValueError: for one logit per example, or logits with more axes, as of language models and of segmentation.
-    """
-    size = target.shape[0]
-    if loss is not None or not isinstance(output, Tensor) or not output.ndim or output.shape[0] != size:
-        return
-    shape = tuple(output.shape)
-    expected = (
-        f"The model must return floating-point logits of shape (B, C) with B = {size}; got {output.dtype} {shape}."
-    )
-    if output.ndim == 1 or (output.ndim == 2 and shape[1] == 1):
-        squeezed = "output.squeeze(1)" if output.ndim == 2 else "output"
-        raise ValueError(
-            f"{expected} With one logit per example, for binary targets, pass `loss=lambda output, target: "
-            f"torch.nn.functional.binary_cross_entropy_with_logits({squeezed}, target.float(), reduction='none')`; for "
-            f"a regression `loss=lambda output, target: ({squeezed} - target).square()`."
-        )
-    if output.ndim > 2:
-        raise ValueError(
-            f"{expected} For tokens or pixels pass `loss=`, a function of (output, target) that returns the mean loss "
-            "of each example, (B,): of a language model, over the tokens whose label is not -100."
-        )
 
 
 def unread_example_weights(rule: str) -> RuntimeError:

@@ -15,8 +15,8 @@ from reducr._internal.endless import EndlessBatches
 from reducr._internal.rng import same_random_state
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, model_output
 from reducr.batch.nested import send_to_device
+from reducr.functional.outputs import check_output
 from reducr.functional.sequences import row_groups
-from reducr.scoring.faults import check_output
 from reducr.scoring.holdout import DEFAULT_REFRESH_STEPS, GroupHoldoutLoss, Holdout
 from reducr.scoring.holdout_groups import HoldoutGroups, unhooked, usable_parts
 from reducr.scoring.lockstep import Lockstep, even_batches
