@@ -1,5 +1,6 @@
 """The code in docs/tasks.md runs as it stands there; its table names losses that exist."""
 
+import math
 import re
 from pathlib import Path
 
@@ -61,6 +62,11 @@ def test_the_losses_of_the_page_give_one_value_for_each_example(names):
     assert losses["several labels"](outputs, torch.ones(5, 3)).shape == size
     assert losses["soft labels"](outputs, torch.full((5, 3), 1 / 3)).shape == size
     assert losses["regression"](outputs, outputs).tolist() == [0.0] * 5
+    for shape in ((5,), (5, 1), (5, 2)):
+        assert losses["regression"](torch.zeros(shape), torch.full(shape, 2.0)).tolist() == [4.0] * 5
+    assert losses["regression"](torch.arange(5.0)[:, None], torch.arange(5.0)).tolist() == [0.0] * 5
+    for logits in (torch.zeros(5), torch.zeros(5, 1)):
+        assert losses["one logit"](logits, torch.arange(5) > 2).tolist() == pytest.approx([math.log(2)] * 5)
     assert losses["segmentation"](torch.randn(5, 3, 4, 4), torch.full((5, 4, 4), 255)).tolist() == [0.0] * 5
     assert losses["tagging"](torch.randn(5, 4, 3), torch.zeros(5, 4, dtype=torch.int64)).shape == size
 

@@ -129,6 +129,17 @@ def test_an_error_of_the_loss_says_what_it_was_called_with():
     )
 
 
+def test_losses_of_a_broadcast_are_not_to_be_averaged():
+    message = (
+        "got torch.float32 (10, 10). The output torch.float32 (10, 1) and the target torch.float32 (10,) were "
+        "broadcast: give them the same shape"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Downsampler("train_loss", loss=lambda output, target: (output - target).square()).select(
+            batch_of(), nn.Linear(3, 1)
+        )
+
+
 class OutOfMemory(nn.Linear):
     def forward(self, inputs):
         raise torch.cuda.OutOfMemoryError

@@ -92,6 +92,11 @@ def per_example_losses(
         advice = ""
         if isinstance(losses, Tensor) and losses.ndim == 0:
             advice = " One value for all examples is their mean or sum: use reduction='none'."
+        elif isinstance(losses, Tensor) and losses.shape == (size, size) and _shape(output) != _shape(target):
+            advice = (
+                f" The output {describe_value(output)} and the target {describe_value(target)} were broadcast: give "
+                "them the same shape, for instance with `target.view_as(output)`."
+            )
         elif isinstance(losses, Tensor) and losses.ndim > 1 and len(losses) == size:
             advice = " Average it over all axes but the first."
         raise ValueError(
@@ -100,6 +105,10 @@ def per_example_losses(
         )
     warn_of_shared_losses(loss, output, target, losses)
     return losses.to(selection_dtype(losses))
+
+
+def _shape(value: Any) -> Any:
+    return getattr(value, "shape", None)
 
 
 def _note(output: Any, target: Any) -> str:
