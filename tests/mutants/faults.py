@@ -575,8 +575,8 @@ MUTANTS = [
     Mutant(
         "a_look_at_a_batch_counts",
         "training/loader.py",
-        "or self._trace != trace_of(self.model):",
-        "or self._trace == trace_of(self.model):",
+        "or not self._trace.is_of(self.model):\n            return False",
+        "or self._trace.is_of(self.model):\n            return False",
         "tests/unit/test_silent_mistakes.py",
     ),
     Mutant(

@@ -165,11 +165,13 @@ class BatchSpec:
         value = self._entry(name, batch)
         if not isinstance(value, Tensor) or not value.ndim:
             kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"A batch's {name} must be a tensor with one row per example; got {kind}. Let the loader's "
-                f"`collate_fn` make it one, or pass a function, `spec=reducr.BatchSpec({name}=lambda batch: "
-                "torch.tensor(...), ...)`."
+            advice = (
+                "If this is a single example, put a DataLoader around the data set."
+                if isinstance(value, Tensor | int | float | str)
+                else "Let the loader's `collate_fn` make it one, or pass a function, `spec=reducr.BatchSpec("
+                f"{name}=lambda batch: torch.tensor(...), ...)`."
             )
+            raise ValueError(f"A batch's {name} must be a tensor with one row per example; got {kind}. {advice}")
         return value
 
     def _entry(self, name: str, batch: Any) -> Any:

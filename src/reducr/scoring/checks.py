@@ -81,4 +81,11 @@ def check_candidates(candidates: Batch, num_groups: int) -> None:
             f"A batch's group (its target, if there is none) must hold one integer per example; got {group.dtype} "
             f"{tuple(group.shape)}. Pass integers, or say where the group is with `spec=BatchSpec(group=...)`."
         )
-    check_range("a batch's group", group, num_groups)
+    check_range(
+        "a batch's group",
+        group,
+        num_groups,
+        advice=f"The rule has num_groups={num_groups}, counted from the holdout set if it was not given. Pass "
+        "`num_groups=` and holdout examples of every group, or say where the groups are with "
+        "`spec=BatchSpec(group=...)`.",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,9 @@ from reducr.scoring import Holdout, IrreducibleLookup, holdout_of, known_sizes, 
 from reducr.selectors import Selector
 from reducr.training.delegate import Delegate
 from reducr.training.resumable import Resumable
+from reducr.training.trace import ModelTrace
+
+_UNTRAINED_BATCHES = 10
 
 
 class SelectiveLoader(Delegate):
@@ -99,7 +103,10 @@ class SelectiveLoader(Delegate):
         self._pass = 0
         self._is_left = False
         self._num_skipped = self._num_skipped_before = self._num_batches = 0
-        self._trace: Any = None
+        self._trace: ModelTrace | None = None
+        rule = self.downsampler.selector
+        reads_model = rule.needs_group_holdout_loss or not rule.needs.isdisjoint(("model_loss", "logits", "features"))
+        self._num_untrained = 0 if reads_model else None  # batches that left the model as it was; None if it does not
         self.loader = Resumable(loader)
 
     def __len__(self) -> int:
@@ -147,12 +154,13 @@ class SelectiveLoader(Delegate):
                 self._num_skipped += 1
                 continue
             selected = self.downsampler.select(batch, self.model)
-            self._trace = trace_of(self.model)
+            self._trace = ModelTrace(self.model)
             try:
                 yield selected
             except GeneratorExit:
                 self._leave(number)
                 raise
+            self._warn_if_untrained()
             if number != self._pass:
                 raise RuntimeError("Only one active iterator is supported. Finish or discard the first one.")
             self._step()
@@ -208,6 +216,23 @@ class SelectiveLoader(Delegate):
         except ValueError:
             return None  # a batch in a list that cannot be read is refused when it comes
 
+    def _warn_if_untrained(self) -> None:
+        """Warn, once, if the loop trains another model than the one that scores."""
+        if self._num_untrained is None:
+            return
+        if self._trace is None or not self._trace.is_known or not self._trace.is_of(self.model):
+            self._num_untrained = None
+            return
+        self._num_untrained += 1
+        if self._num_untrained == _UNTRAINED_BATCHES:
+            self._num_untrained = None
+            warnings.warn(
+                f"The model that scores the candidates has neither changed nor got a gradient in {_UNTRAINED_BATCHES} "
+                "batches. Give SelectiveLoader the model that the loop trains, not a copy of it.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
     def _leave(self, number: int) -> None:
         """Note that the loop has left a pass before its end."""
         if number == self._pass:
@@ -227,7 +252,9 @@ class SelectiveLoader(Delegate):
         Returns:
             Whether that was the only batch of the pass, which is forgotten too: the loop only had a look at it.
         """
-        if not self._is_left or not self.downsampler.num_waiting or self._trace != trace_of(self.model):
+        if not self._is_left or not self.downsampler.num_waiting:
+            return False
+        if self._trace is None or not self._trace.is_of(self.model):
             return False
         self.downsampler.discard()
         is_first = self.downsampler.counts["num_batches"] == self._num_batches
@@ -240,17 +267,6 @@ class SelectiveLoader(Delegate):
     def _step(self) -> None:
         if self.downsampler.num_waiting >= self.accumulate_steps:
             self.downsampler.step(self.model)
-
-
-def trace_of(model: nn.Module) -> Any:
-    """Return what changes when a model is trained: the versions of its parameters and of their gradients."""
-    try:
-        return [
-            (parameter._version, None if parameter.grad is None else (id(parameter.grad), parameter.grad._version))
-            for parameter in model.parameters()
-        ]
-    except RuntimeError:  # tensors of inference mode have no version
-        return None
 
 
 def _check_gradients() -> None:
