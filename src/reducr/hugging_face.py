@@ -117,6 +117,8 @@ class SelectiveTrainerMixin(_Base):
         self.data_collator = CarryingCollator(self.data_collator, columns=self._extra_columns)
         holdout = holdout_of(holdout_dataset, refresh_steps, holdout_fraction)
         if holdout is not None:
+            if isinstance(holdout.batches, DataLoader):
+                raise TypeError("`holdout_dataset` must be a data set; got a DataLoader. Pass its `dataset`.")
             holdout = replace(holdout, batches=self._holdout_batches(holdout.batches))
         self.downsampler = Downsampler(
             selector, irreducible, fraction=fraction, holdout=holdout, seed=self.args.seed, **selection

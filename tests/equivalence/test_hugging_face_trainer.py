@@ -470,6 +470,11 @@ FAULTS = {
     "no irreducible": ({"irreducible": None}, ValueError, "'reducr' needs irreducible losses"),
     "mode": ({"distributed": "globl"}, ValueError, "unknown distributed mode 'globl'"),
     "no holdout": ({"holdout_dataset": None, "refresh_steps": None}, ValueError, "needs the holdout loss before its"),
+    "a loader": (
+        {"holdout_dataset": DataLoader(Texts(8), batch_size=8)},
+        TypeError,
+        "`holdout_dataset` must be a data set; got a DataLoader. Pass its `dataset`.",
+    ),
     "refresh": ({"holdout_dataset": None}, ValueError, "refresh_steps=4 has no effect without `holdout`"),
     "no logits": ({"model": OnlyLoss()}, ValueError, "must return a tensor of logits .*, or an output with `logits`"),
     "groups": ({"spec": BatchSpec(target="labels", group="town")}, ValueError, "The batch has no group at 'town'"),
