@@ -117,8 +117,6 @@ class SelectiveTrainerMixin(_Base):
         self.data_collator = CarryingCollator(self.data_collator, columns=self._extra_columns)
         holdout = holdout_of(holdout_dataset, refresh_steps, holdout_fraction)
         if holdout is not None:
-            if isinstance(holdout.batches, DataLoader):
-                raise TypeError("`holdout_dataset` must be a data set; got a DataLoader. Pass its `dataset`.")
             holdout = replace(holdout, batches=self._holdout_batches(holdout.batches))
         self.downsampler = Downsampler(
             selector, irreducible, fraction=fraction, holdout=holdout, seed=self.args.seed, **selection
@@ -262,13 +260,14 @@ class SelectiveTrainerMixin(_Base):
 
     def _holdout_batches(self, dataset: Any) -> Iterable[Any]:
         """A loader of this rank's part of the holdout set that draws no global random numbers."""
-        collate = self._get_collator_with_removed_columns(self.data_collator, description="holdout")
+        if isinstance(dataset, DataLoader):
+            raise TypeError("`holdout_dataset` must be a data set; got a DataLoader. Pass its `dataset`.")
         if num_ranks() > 1 and hasattr(dataset, "__len__"):
             dataset = Subset(dataset, shard(len(dataset)))
         return DataLoader(
             dataset,
             batch_size=self.args.eval_batch_size,
-            collate_fn=collate,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="holdout"),
             num_workers=self.args.dataloader_num_workers,
             generator=torch.Generator(),
         )

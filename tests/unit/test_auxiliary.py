@@ -283,10 +283,14 @@ def test_every_extra_batch_is_used_whatever_the_epochs(selected):
 
     extra = Counted([selected.take(torch.tensor([number])) for number in range(5)])
     selector = reducr.make_selector("train_loss", num_groups=3)
+    model = nn.Linear(4, 3)
     loader = reducr.SelectiveLoader(
-        [selected] * 3, nn.Linear(4, 3), selector, fraction=0.2, auxiliary=Auxiliary(extra_batches=extra)
+        [selected] * 3, model, selector, fraction=0.2, auxiliary=Auxiliary(extra_batches=extra)
     )
-    appended = [int(batch.index[-1]) for _ in range(4) for batch in loader]
+    appended = []
+    for batch in (batch for _ in range(4) for batch in loader):
+        appended.append(int(batch.index[-1]))
+        model(batch.input).sum().backward()
     assert appended == [number % 5 for number in range(12)]
     assert len(reads) == 12
     copied = copy.deepcopy(loader.downsampler)
