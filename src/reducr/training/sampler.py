@@ -347,9 +347,10 @@ class SelectiveBatchSampler(Sampler[list[int]]):
         try:
             score_candidates(_NO_MODEL, self._candidates(positions), self.selector, irreducible)
         except Exception as error:
+            source = type(getattr(irreducible, "reference", irreducible)).__name__
             raise ValueError(
-                f"{type(irreducible).__name__} gives no irreducible losses for indices and targets alone, before "
-                f"inputs are loaded ({type(error).__name__}: {error}). Pass a table, such as "
+                f"{source} gives no irreducible losses for indices and targets alone, before inputs are loaded "
+                f"({type(error).__name__}: {error}). Pass a table, such as "
                 "reducr.Reference(model).tabulate(dataset)."
             ) from error
 
