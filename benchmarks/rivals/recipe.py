@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +104,9 @@ class _Judge:
         if self.options.filter is not None:
             return self.believe(model)
         self.run.clock.charge_examples(self.run.problem.train.num)
-        belief = self._belief.fit(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of few held-back examples
+            belief = self._belief.fit(model)
         self.filters.append(belief.filter)
         self.weights = belief.weights
         return belief.weights

@@ -28,6 +28,7 @@ def said(tmp_path, command, **options):
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="counts the server's threads in /proc")
 def test_a_program_has_its_own_process_arguments_folder_environment_and_random_numbers(tmp_path):
     first, second = (said(tmp_path, ["-c", SAY, "a", 3], env={"ONLY": "this"}) for _ in range(2))

@@ -124,6 +124,7 @@ def test_report_prints_the_tables_of_finished_runs(quick_run, tmp_path):
     assert "is not a run folder: it has no config.yaml" in refused.stderr
 
 
+@pytest.mark.long
 def test_stages_one_by_one_with_the_original_entry_points(tmp_path):
     """run_irreducible.py, then run.py with the original repository's option names, equals `reducr run`."""
     quick = [argument for argument in QUICK if not argument.startswith("seeds")]

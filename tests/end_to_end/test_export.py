@@ -221,6 +221,7 @@ def test_tables_of_several_formats_keep_them(tmp_path):
     run(tmp_path / "again", *INTENTS, *SIZES, *given(facts), "num_candidates=10")
 
 
+@pytest.mark.long
 def test_an_image_folder(tmp_path):
     local_data.image_folder(tmp_path / "images")
     options = ["experiment=image_folder", "datamodule.image_size=8", f"datamodule.data_dir={tmp_path / 'images'}"]

@@ -81,6 +81,7 @@ def test_resume(old_run, new_run, capsys):
     assert not (old_run / "manifest.jsonl").exists()
 
 
+@pytest.mark.long
 def test_report(old_run, new_run, tmp_path):
     with renaming():
         write_report([old_run, new_run], out=tmp_path / "out", console=make_console(), open_data=open_data)

@@ -20,7 +20,7 @@ def digits(tmp_path_factory):
     return problem("digits", 100, tmp_path_factory.mktemp("no data"))
 
 
-QUICK = ("recipe", "fine-tuned on clean", "true labels, class-balanced")
+QUICK = ("recipe", "true labels, class-balanced")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +68,10 @@ FILTERS: Mapping[str, Filter] = {
     "drop 1.5": Filter(dropped=1.5),
 }
 """The filters that are tried, from none to the strongest of each kind."""
+DEFAULT = "belief^0.5"
+"""Where nothing can be told: that of ``priority_sampling`` with its default temperature."""
+FEW_EXAMPLES = 10
+"""Held-back examples of the smallest group below which the probe cannot tell small gains."""
 
 
 class Belief:
@@ -81,7 +86,8 @@ class Belief:
     too much of it leaves out the hard examples. So ``fit`` tries every filter of ``FILTERS`` on a probe: logistic
     regression on the inputs of the model's last layer, for ``num_probed`` training examples weighted by the filter,
     groups alike. It takes the filter with the smallest loss on the clean held-back examples (mean over groups, logits
-    scaled to fit), or none if that gains no more than one standard error over no filter.
+    scaled to fit), or none if that gains no more than one standard error over no filter. With fewer than ten held-back
+    examples of a group, ``belief^0.5`` takes the place of none.
 
     Args:
         data: the training data, map-style, or a DataLoader of it; without random augmentation. Training reads weights
@@ -99,6 +105,9 @@ class Belief:
     Raises:
         TypeError: for a stream.
         ValueError: for data without an example, or a number out of range.
+
+    Warns:
+        RuntimeWarning: in ``fit``, if there are too few held-back examples to tell.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -166,7 +175,7 @@ class Belief:
         self.losses = {name: float(values.mean) for name, values in losses.items()}
         best = min(self.losses, key=self.losses.__getitem__)
         gain, error = paired_gain(losses["none"], losses[best])
-        self.filter = best if gain > error else "none"
+        self.filter = best if gain > error else _without_gain(judged)
         self.weights = FILTERS[self.filter].weights(probabilities, targets)
         self.probabilities = probabilities.gather(1, targets[:, None])[:, 0].double()
         self._is_suspect = probabilities.argmax(dim=1) != targets
@@ -254,6 +263,21 @@ class Belief:
             f"Filter {self.filter!r}: probe loss {self.losses['none']:.3f} -> {self.losses[self.filter]:.3f} on "
             f"held-back examples, {100 * kept:.0f} % of the examples kept, mean weight {mean:.2f}."
         )
+
+
+def _without_gain(judged: Part) -> str:
+    """The filter if none is seen to gain: none, unless there are too few examples to see it."""
+    counts = torch.bincount(judged.groups)
+    fewest = int(counts[counts > 0].min())
+    if fewest >= FEW_EXAMPLES:
+        return "none"
+    warnings.warn(
+        f"The smallest group has {fewest} held-back examples, too few to tell whether a filter helps, so it is "
+        f"{DEFAULT!r}. Hold back {FEW_EXAMPLES} or more of each group.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return DEFAULT
 
 
 def _filter_losses(
