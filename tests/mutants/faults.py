@@ -600,4 +600,25 @@ MUTANTS = [
         "            pass",
         "tests/unit/test_holdout_draws.py",
     ),
+    Mutant(
+        "a_filter_drops_what_is_believed_most",
+        "training/belief.py",
+        "belief[members].argsort(stable=True)[:num_dropped]",
+        "belief[members].argsort(stable=True, descending=True)[:num_dropped]",
+        "tests/unit/test_belief.py",
+    ),
+    Mutant(
+        "every_filter_gains",
+        "training/belief.py",
+        "best if gain > error else",
+        "best if gain > -error else",
+        "tests/unit/test_belief.py",
+    ),
+    Mutant(
+        "the_probe_counts_examples_not_groups",
+        "training/probe.py",
+        "shares = 1 / (counts[part.groups] * (counts > 0).sum())",
+        "shares = torch.full_like(counts[part.groups], 1 / len(part.groups))",
+        "tests/unit/test_belief.py",
+    ),
 ]
