@@ -131,6 +131,8 @@ def _become(command, folder, environment, paths):
     os.chdir(folder)
     tempfile.tempdir = None
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, the tests themselves ignore it
     _redirect(paths, is_unbuffered="PYTHONUNBUFFERED" in environment)
     _seed_afresh()
     status = 0
