@@ -133,7 +133,7 @@ def mixup(run: Run, *, rate: float, alpha: float = 0.2) -> Predictor:
     def batches() -> Batches:
         for x, y in balanced(run, examples):
             share[0] = float(random.beta(alpha, alpha))
-            values = x.float()
+            values = x.float() / 255 if x.dtype == torch.uint8 else x.float()  # as models read images
             yield share[0] * values + (1 - share[0]) * values.flip(0), y
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
