@@ -485,7 +485,7 @@ MUTANTS = [
         "pipeline/target_stage.py",
         '        group["lr"] *= rate',
         "        pass",
-        "tests/end_to_end/test_beside_selection.py -k rate",
+        "tests/end_to_end/test_beside_selection.py -k rate -m ''",
     ),
     Mutant(
         "holdout_draws_are_not_augmented",

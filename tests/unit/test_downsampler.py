@@ -447,6 +447,18 @@ def test_the_holdout_loss_is_refreshed_when_due(options, passes):
     assert holdout.num_passes == passes[-1]
 
 
+def test_a_loader_ends_every_pass_with_a_refresh():
+    holdout, model = Counted(HOLDOUT), make_model()
+    batches = [batch_of(seed=number) for number in range(5)]
+    reference = reducr.Reference(make_model(seed=1))
+    loader = reducr.SelectiveLoader(batches, model, rule("reducr"), reference, holdout=holdout, refresh_steps="epoch")
+    for epoch in range(3):
+        for _, inputs, _ in loader:
+            assert holdout.num_passes == 1 + epoch
+            model(inputs).sum().backward()
+        assert holdout.num_passes == 2 + epoch
+
+
 def test_a_refresh_puts_the_mean_losses_of_the_holdout_groups_in_force():
     one = reducr_downsampler()
     one.prepare()
