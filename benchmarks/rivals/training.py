@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,25 +19,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _EVALUATION_SIZE = 1000
 
 
-class Clock:
-    """Processor seconds of this process since its creation."""
-
-    def __init__(self) -> None:
-        self._started = time.process_time()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return time.process_time() - self._started
-
-    def charge_steps(self, num: int) -> None:
-        """Count gradient steps; the seconds are measured, so this changes nothing."""
-
-    def charge_examples(self, num: int) -> None:
-        """Count examples of a forward pass without gradients; likewise."""
-
-
-class NominalClock(Clock):
+class NominalClock:
     """Seconds by what steps and forward passes take on a free core, so that runs do not depend on what else runs.
 
     Args:
@@ -47,21 +28,17 @@ class NominalClock(Clock):
     """
 
     def __init__(self, step: float, example: float) -> None:
-        super().__init__()
-        self._step, self._example, self._seconds = step, example, 0.0
-
-    @property
-    def seconds(self) -> float:
+        self._step, self._example = step, example
+        self.seconds = 0.0
         """Seconds so far."""
-        return self._seconds
 
     def charge_steps(self, num: int) -> None:
         """Add the seconds of gradient steps."""
-        self._seconds += num * self._step
+        self.seconds += num * self._step
 
     def charge_examples(self, num: int) -> None:
         """Add the seconds of examples in a forward pass."""
-        self._seconds += num * self._example
+        self.seconds += num * self._example
 
 
 @dataclass
@@ -76,7 +53,7 @@ class Run:
 
     problem: Problem
     seconds: float
-    clock: Clock
+    clock: NominalClock
     steps: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
 

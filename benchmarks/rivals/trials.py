@@ -16,6 +16,7 @@ from benchmarks.rivals.problems import SETTINGS, Examples, Problem, problem, str
 from benchmarks.rivals.recipe import Recipe, recipe
 from benchmarks.rivals.rivals import Predictor
 from benchmarks.rivals.training import NominalClock, Run
+from reducr.functional.offsets import group_accuracy
 from reducr.training.calibration import adjustment_of
 
 HELD_BACK = 0.25
@@ -93,10 +94,9 @@ def trial(job: tuple[str, int, str, Path, float | None]) -> dict[str, Any]:
 
 def accuracies(logits: Tensor, examples: Examples, num_groups: int) -> tuple[float, float]:
     """Accuracy of the worst group, and of all examples."""
-    is_right = (logits.argmax(dim=1) == examples.y).double()
-    by_group = torch.bincount(examples.group, weights=is_right, minlength=num_groups)
-    by_group /= torch.bincount(examples.group, minlength=num_groups)
-    return round(float(by_group.min()), 4), round(float(is_right.mean()), 4)
+    predicted = logits.argmax(dim=1)
+    by_group = group_accuracy(predicted, examples.y, examples.group, num_groups)
+    return round(float(by_group.min()), 4), round(float((predicted == examples.y).double().mean()), 4)
 
 
 @cache

@@ -223,9 +223,7 @@ def test_what_is_no_classification_is_refused():
         reducr.Belief(floats, problem.held_back).fit(problem.reference)
     with pytest.raises(ValueError, match="this model returns one logit"):
         reducr.Belief(problem.data, problem.held_back).fit(nn.Linear(6, 1))
-    with pytest.raises(
-        ValueError, match=r"returns logits of shape \(B, C\) with B = 90; got torch.float32 \(90, 3, 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"logits of shape \(B, C\) with B = 90; got torch.float32 \(90, 3, 1\)"):
         reducr.Belief(problem.data, problem.held_back).fit(nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1))))
     with pytest.raises(ValueError, match="no held-back examples to choose a filter by"):
         reducr.Belief(problem.data, []).fit(problem.reference)
@@ -233,6 +231,22 @@ def test_what_is_no_classification_is_refused():
         reducr.Belief(problem.data, problem.held_back).fit(nn.Linear(6, 2))
     with pytest.raises(ValueError, match="num_probed must be"):
         reducr.Belief(problem.data, problem.held_back, num_probed=0)
+
+
+def test_logits_that_are_not_finite_are_refused():
+    problem = problem_with(0.3, num=90)
+    inputs = problem.data.tensors[0].clone()
+    inputs[[3, 50]] = torch.nan
+    belief = reducr.Belief(TensorDataset(inputs, problem.noisy), problem.held_back)
+    with pytest.raises(ValueError, match="returned NaN or infinite logits for 2 of 90 examples"):
+        belief.fit(problem.reference)
+    assert (belief.filter, float(belief.weights.min())) == ("none", 1.0)
+
+
+def test_held_back_batches_that_can_be_read_once_only_are_refused():
+    problem = problem_with(0.3, num=90)
+    with pytest.raises(ValueError, match=r"a generator can be iterated only once\. Pass a loader"):
+        reducr.Belief(problem.data, (batch for batch in problem.held_back))
 
 
 def test_the_probe_is_logistic_regression(generator):

@@ -87,7 +87,11 @@ def test_other_losses_are_not_and_draw_nothing(loss):
 def test_the_losses_of_tokens_are_not_judged():
     labels = torch.arange(12).reshape(2, 6) % 4
     batch = {"input": labels, "labels": labels, "group": torch.zeros(2, dtype=torch.long)}
-    Downsampler("train_loss", loss=TokenLoss(), fraction=0.5).select(batch, nn.Embedding(4, 4))
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        selected = Downsampler("train_loss", loss=TokenLoss(), fraction=0.5).select(batch, nn.Embedding(4, 4))
+    assert record == []
+    assert int((selected["labels"] != -100).sum()) == 5  # half of the ten tokens that have a label
 
 
 @pytest.mark.parametrize(

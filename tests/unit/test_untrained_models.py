@@ -30,28 +30,37 @@ def train(loader, model, optimizer, *, num_passes=1):
             optimizer.zero_grad()
 
 
+def warnings_of(run):
+    """The warnings of an untrained model."""
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        run()
+    return [str(warning.message) for warning in record if str(warning.message).startswith(MESSAGE)]
+
+
 @pytest.mark.parametrize("name", ["train_loss", "class_balanced", "priority_sampling"])
 def test_training_a_copy_is_warned_of_once_if_the_rule_reads_the_model(name):
     model, trained = nn.Linear(4, 3), nn.Linear(4, 3)
     irreducible = reducr.Reference(nn.Linear(4, 3)) if name == "priority_sampling" else None
     loader = loader_of(model, name, irreducible=irreducible)
-    with warnings.catch_warnings(record=True) as record:
-        warnings.simplefilter("always")
-        train(loader, trained, torch.optim.SGD(trained.parameters(), lr=0.1), num_passes=2)
-    told = [str(warning.message) for warning in record if str(warning.message).startswith(MESSAGE)]
+    told = warnings_of(lambda: train(loader, trained, torch.optim.SGD(trained.parameters(), lr=0.1), num_passes=2))
     assert len(told) == (0 if name == "class_balanced" else 1)
 
 
 @pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"foreach": False}])
 def test_the_trained_model_is_not(options):
     model = nn.Linear(4, 3)
-    train(loader_of(model), model, torch.optim.AdamW(model.parameters(), **options))
+    assert warnings_of(lambda: train(loader_of(model), model, torch.optim.AdamW(model.parameters(), **options))) == []
 
 
 def test_gradients_that_accumulate_are_enough():
     model = nn.Linear(4, 3)
-    for inputs, targets in loader_of(model, accumulate_steps=20):
-        nn.functional.cross_entropy(model(inputs), targets).backward()
+
+    def accumulate():
+        for inputs, targets in loader_of(model, accumulate_steps=20):
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+
+    assert warnings_of(accumulate) == []
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from reducr._internal.checks import check_count, check_state_keys
 from reducr._internal.rng import same_random_state
 from reducr.batch import Batch, BatchReader, BatchSpec, PerExampleLoss, model_output
-from reducr.batch.model_output import logits_of
 from reducr.batch.nested import send_to_device
+from reducr.functional.outputs import checked_logits
 from reducr.irreducible.model_table import ModelTable, tabulated
 from reducr.irreducible.reading import dataset_of, loader_of
 from reducr.irreducible.table import IrreducibleTable
@@ -104,7 +104,7 @@ class Belief:
 
     Raises:
         TypeError: for a stream.
-        ValueError: for data without an example, or a number out of range.
+        ValueError: for data without an example, held-back batches that can be read only once, or a number out of range.
 
     Warns:
         RuntimeWarning: in ``fit``, if there are too few held-back examples to tell.
@@ -137,6 +137,11 @@ class Belief:
         check_count("num_probed", num_probed)
         if not len(dataset_of(data)):
             raise ValueError("The data set has no examples, so there are no labels to believe.")
+        if isinstance(held_back, Iterator):
+            raise ValueError(  # noqa: TRY004  (it is iterable, but only once)
+                f"Every `fit` reads the held-back examples, and a {type(held_back).__name__} can be iterated only once. "
+                "Pass a loader, or a list of batches."
+            )
         self._data, self._held_back = data, held_back
         self._spec, self._batch_size, self._num_probed, self._seed = spec, batch_size, num_probed, seed
         self._table: ModelTable | None = None
@@ -163,7 +168,8 @@ class Belief:
             This belief.
 
         Raises:
-            ValueError: for outputs that are not logits (B, C), targets that are not classes, or no held-back examples.
+            ValueError: for outputs that are not finite logits (B, C), targets that are not classes, or no held-back
+                examples.
         """
         table, probabilities, targets = _tabulated(model, self._data, batch_size=self._batch_size, spec=self._spec)
         chosen = torch.randperm(len(table), generator=torch.Generator().manual_seed(self._seed))[: self._num_probed]
@@ -340,11 +346,13 @@ def _tabulated(
 
 
 def _checked_logits(module: nn.Module, batch: Batch) -> Tensor:
-    logits = logits_of(model_output(module, batch.input))
-    size = len(batch.target)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != size or not logits.is_floating_point():
-        kind = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"A belief needs a model that returns logits of shape (B, C) with B = {size}; got {kind}.")
+    logits = checked_logits(model_output(module, batch.input), len(batch.target), owner="The model of a belief")
+    num_broken = int((logits.isnan() | (logits == torch.inf)).any(dim=1).sum())
+    if num_broken:
+        raise ValueError(
+            f"The model of a belief returned NaN or infinite logits for {num_broken} of {len(logits)} examples. Check "
+            "the inputs, and whether its training diverged."
+        )
     if logits.shape[1] < 2:
         raise ValueError("A belief needs a logit for each class; this model returns one logit. Give it two outputs.")
     return logits
