@@ -14,7 +14,7 @@ import reducr
 from benchmarks.rivals.problems import Examples
 from benchmarks.rivals.rivals import Predictor, new_model, predictor
 from benchmarks.rivals.training import Balanced, Batches, Run, balanced, descend
-from reducr.training.belief import FILTERS
+from reducr.training.filters import FILTERS
 
 _EVERY = 0.04
 _PER_GROUP = 50

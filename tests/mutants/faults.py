@@ -602,7 +602,7 @@ MUTANTS = [
     ),
     Mutant(
         "a_filter_drops_what_is_believed_most",
-        "training/belief.py",
+        "training/filters.py",
         "belief[members].argsort(stable=True)[:num_dropped]",
         "belief[members].argsort(stable=True, descending=True)[:num_dropped]",
         "tests/unit/test_belief.py",

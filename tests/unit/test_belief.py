@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import reducr
-from reducr.training.belief import FILTERS
+from reducr.training.filters import FILTERS
 from reducr.training.probe import Part, fit_probe, group_losses, last_layer_inputs, paired_gain
 
 NUM_CLASSES = 3
@@ -101,7 +101,7 @@ def test_few_held_back_examples_cannot_tell():
     problem = problem_with(0.0)
     inputs, targets = (column[:15] for column in problem.held_back.dataset.tensors)
     with pytest.warns(
-        RuntimeWarning, match=r"smallest group has 5 held-back examples, too few to tell .* 'belief\^0.5'"
+        RuntimeWarning, match=r"A group of the training data has 5 held-back examples, too few .* 'belief\^0.5'"
     ):
         belief = reducr.Belief(problem.data, [(inputs, targets)]).fit(problem.reference)
     assert belief.filter == "belief^0.5"
@@ -156,10 +156,18 @@ def test_a_state_restores_the_weights(ids):
     batch = reducr.Batch(asked, None, problem.noisy[positions], problem.noisy[positions])
     assert torch.equal(other.lookup(batch), belief.lookup(batch))
     torch.testing.assert_close(belief.lookup(batch), -belief.weights[positions].log().float().clamp(max=1000))
-    assert (other.filter, other.losses) == (belief.filter, belief.losses)
+    assert (other.filter, other.losses, str(other)) == (belief.filter, belief.losses, str(belief))
+    assert torch.equal(other.suspects(20), belief.suspects(20))
+    shuffled = problem_with(0.4, seed=1, num=300)
+    fitted = reducr.Belief(shuffled.data, shuffled.held_back).fit(shuffled.reference)
+    with pytest.raises(ValueError, match="of 300 labels differ between this belief's training data and the state"):
+        fitted.load_state_dict(belief.state_dict())
     with pytest.raises(ValueError, match=r"This belief has 200 training examples; the state has .* shape \(300,\)"):
         reducr.Belief(problem_with(0.4, num=200).data, []).load_state_dict(belief.state_dict())
-    with pytest.raises(ValueError, match="the state of a belief must hold filter, index, losses, targets, weights"):
+    with pytest.raises(
+        ValueError,
+        match="the state of a belief must hold filter, index, is_suspect, losses, probabilities, targets, weights",
+    ):
         other.load_state_dict({})
 
 
@@ -241,6 +249,55 @@ def test_logits_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="returned NaN or infinite logits for 2 of 90 examples"):
         belief.fit(problem.reference)
     assert (belief.filter, float(belief.weights.min())) == ("none", 1.0)
+
+
+def test_a_group_that_is_not_held_back_cannot_be_judged():
+    problem = problem_with(0.4)
+    inputs, targets = problem.held_back.dataset.tensors
+    held_back = [(inputs[targets < 2], targets[targets < 2])]
+    with pytest.warns(RuntimeWarning, match="A group of the training data has 0 held-back examples"):
+        assert reducr.Belief(problem.data, held_back).fit(problem.reference).filter == "belief^0.5"
+
+
+@pytest.mark.parametrize("group", [lambda label: label * 10**8, lambda label: label - 5])
+def test_groups_may_have_any_numbers(group):
+    problem = problem_with(0.4)
+    spec = reducr.BatchSpec(input=0, target=1, group=lambda batch: group(batch[1]))
+    plain = reducr.Belief(problem.data, problem.held_back).fit(problem.reference)
+    belief = reducr.Belief(problem.data, problem.held_back, spec=spec).fit(problem.reference)
+    assert (belief.filter, belief.losses) == (plain.filter, pytest.approx(plain.losses))
+
+
+def test_what_is_around_a_model_or_masked_in_it_changes_nothing():
+    problem = problem_with(0.4)
+    plain = reducr.Belief(problem.data, problem.held_back).fit(problem.reference)
+
+    class Masked(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.unused = model, nn.Linear(6, 3)
+
+        def forward(self, x):
+            logits = self.model(x)
+            self.unused(x)
+            return torch.cat([logits, torch.full((len(x), 1), -1e9)], dim=1)
+
+    compiled = torch.compile(problem.reference, backend="eager")
+    assert reducr.Belief(problem.data, problem.held_back).fit(compiled).losses == pytest.approx(plain.losses, rel=1e-4)
+    masked = reducr.Belief(problem.data, problem.held_back).fit(Masked(problem.reference))
+    assert masked.filter != "none"
+    with torch.inference_mode():
+        again = reducr.Belief(problem.data, problem.held_back).fit(problem.reference)
+    assert again.losses == pytest.approx(plain.losses, rel=1e-4)
+    with pytest.raises(TypeError, match=r"`model` must be a torch\.nn\.Module; got NoneType"):
+        plain.fit(None)
+
+
+def test_labels_that_are_as_likely_as_others_are_no_suspects():
+    problem = problem_with(0.4)
+    constant = nn.Linear(6, 3)
+    nn.init.zeros_(constant.weight), nn.init.zeros_(constant.bias)
+    assert len(reducr.Belief(problem.data, problem.held_back).fit(constant).suspects(10)) == 0
 
 
 def test_held_back_batches_that_can_be_read_once_only_are_refused():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,91 +22,63 @@ from reducr.irreducible.reading import dataset_of, loader_of
 from reducr.irreducible.table import IrreducibleTable
 from reducr.scoring import device_of, scoring_pass, without_wrappers
 from reducr.selectors import Selector
-from reducr.training.probe import GroupLosses, Part, fit_probe, group_losses, last_layer_inputs, paired_gain
+from reducr.training.filters import DEFAULT, FEW_EXAMPLES, FILTERS
+from reducr.training.probe import (
+    GroupLosses,
+    Part,
+    fit_probe,
+    group_losses,
+    last_layer_inputs,
+    paired_gain,
+    with_numbered_groups,
+)
 
 _SMALLEST = 1e-6
 _LARGEST = 1000.0
-_MOST_DROPPED = 0.9
-
-
-@dataclass(frozen=True)
-class Filter:
-    """A way to turn the beliefs in the labels into weights of the examples.
-
-    Args:
-        power: weights are ``p ** power``, with p the probability of the label.
-        dropped: of every class so many times as many examples get no weight as the model disagrees with, the ones
-            whose labels it believes least; 0 for none.
-    """
-
-    power: float = 0.0
-    dropped: float = 0.0
-
-    def weights(self, probabilities: Tensor, targets: Tensor) -> Tensor:
-        """Return (N,) weights in [0, 1], from probabilities (N, C) and labels (N,)."""
-        belief = probabilities.gather(1, targets[:, None])[:, 0].double()
-        weights = belief.clamp(min=_SMALLEST) ** self.power
-        if not self.dropped:
-            return weights
-        disagrees = probabilities.argmax(dim=1) != targets
-        for label in torch.bincount(targets).nonzero().flatten().tolist():
-            members = torch.nonzero(targets == label).flatten()
-            wanted = self.dropped * float(disagrees[members].sum())
-            num_dropped = int(min(wanted, _MOST_DROPPED * len(members)))
-            weights[members[belief[members].argsort(stable=True)[:num_dropped]]] = 0.0
-        return weights
-
-
-FILTERS: Mapping[str, Filter] = {
-    "none": Filter(),
-    "belief^0.25": Filter(power=0.25),
-    "belief^0.5": Filter(power=0.5),
-    "belief": Filter(power=1.0),
-    "belief^2": Filter(power=2.0),
-    "drop": Filter(dropped=1.0),
-    "drop 1.5": Filter(dropped=1.5),
-}
-"""The filters that are tried, from none to the strongest of each kind."""
-DEFAULT = "belief^0.5"
-"""Where nothing can be told: that of ``priority_sampling`` with its default temperature."""
-FEW_EXAMPLES = 10
-"""Held-back examples of the smallest group below which the probe cannot tell small gains."""
 
 
 class Belief:
     """How much to believe the label of each training example, and how strongly to filter by it.
 
     A loop with ``priority_sampling`` takes it as ``irreducible``: within a group an example is drawn in proportion to
-    its weight. All weights are 1 until ``fit(model)``, which may be called before training with a reference model, and
-    during training with the model itself. The loop's rule needs ``irreducible_temperature=1``, because ``fit`` chooses
-    the strength.
+    its weight. All weights are 1 until ``fit(model)``, which you may call before training with a reference model, and
+    during training with the model itself. Pass ``irreducible_temperature=1`` to the rule, because ``fit`` chooses the
+    strength.
 
     How much filtering helps depends on how many labels are wrong, on who made the errors, and on how good the model is;
-    too much of it leaves out the hard examples. So ``fit`` tries every filter of ``FILTERS`` on a probe: logistic
-    regression on the inputs of the model's last layer, for ``num_probed`` training examples weighted by the filter,
-    groups alike. It takes the filter with the smallest loss on the clean held-back examples (mean over groups, logits
-    scaled to fit), or none if that gains no more than one standard error over no filter. With fewer than ten held-back
-    examples of a group, ``belief^0.5`` takes the place of none.
+    too much of it leaves out the hard examples. So ``fit`` tries several filters, with p the probability that the model
+    gives to the label of an example::
+
+        none                                            weight 1
+        belief^0.25, belief^0.5, belief, belief^2       weight p ** 0.25, p ** 0.5, p, p ** 2
+        drop, drop 1.5                                  weight 0 for those examples of a class with the smallest p, as
+                                                        many as the model disagrees with, or 1.5 times as many; else 1
+
+    Each is judged by a probe: logistic regression on the inputs of the model's last layer, trained on ``num_probed``
+    training examples with these weights, every group with the same total weight. ``fit`` keeps the filter whose probe
+    has the smallest loss on the clean held-back examples (mean over groups, after temperature scaling), or none if that
+    is no more than one standard error better than none. If a group has fewer than ten held-back examples, it keeps
+    ``belief^0.5`` and warns.
 
     Args:
-        data: the training data, map-style, or a DataLoader of it; without random augmentation. Training reads weights
-            by the index of an example (``reducr.indexed``), or by its position in a ``SelectiveBatchSampler``.
-        held_back: batches of clean examples that no model passed to ``fit`` was trained on. About 50 of each group are
-            enough.
+        data: the training data, map-style, or a DataLoader of it; without random augmentation. Weights are found by the
+            index that an example yields (see ``reducr.indexed``), else by its position.
+        held_back: batches of clean examples on which no model passed to ``fit`` was trained, such as a part of the
+            clean set that is in no ``holdout`` with a ``holdout_fraction``. About 50 of each group are enough.
         spec: where the parts of a batch are; None for the usual places.
         batch_size: examples at a time; None for that of a DataLoader, else 256.
         num_probed: examples that the probe is trained on.
         seed: of the choice of these examples.
 
     State:
-        weights and name of the filter, so that ``Checkpoints`` can keep it beside the loader.
+        filter, weights and what ``suspects`` needs, so that ``Checkpoints`` can keep it beside the loader.
 
     Raises:
         TypeError: for a stream.
         ValueError: for data without an example, held-back batches that can be read only once, or a number out of range.
 
     Warns:
-        RuntimeWarning: in ``fit``, if there are too few held-back examples to tell.
+        RuntimeWarning: in ``fit``, if a group of the training data has fewer than ten held-back examples.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -139,8 +110,8 @@ class Belief:
             raise ValueError("The data set has no examples, so there are no labels to believe.")
         if isinstance(held_back, Iterator):
             raise ValueError(  # noqa: TRY004  (it is iterable, but only once)
-                f"Every `fit` reads the held-back examples, and a {type(held_back).__name__} can be iterated only once. "
-                "Pass a loader, or a list of batches."
+                f"Every `fit` reads the held-back examples, and a {type(held_back).__name__} can be iterated only "
+                "once. Pass a loader, or a list of batches."
             )
         self._data, self._held_back = data, held_back
         self._spec, self._batch_size, self._num_probed, self._seed = spec, batch_size, num_probed, seed
@@ -168,25 +139,34 @@ class Belief:
             This belief.
 
         Raises:
+            TypeError: for anything but a model.
             ValueError: for outputs that are not finite logits (B, C), targets that are not classes, or no held-back
                 examples.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"`model` must be a torch.nn.Module; got {type(model).__name__}.")
+        with torch.inference_mode(False), same_random_state():  # the probe needs gradients
+            self._fit(model)
+        return self
+
+    def _fit(self, model: nn.Module) -> None:
         table, probabilities, targets = _tabulated(model, self._data, batch_size=self._batch_size, spec=self._spec)
         chosen = torch.randperm(len(table), generator=torch.Generator().manual_seed(self._seed))[: self._num_probed]
         sampled = loader_of(self._data, batch_size=self._batch_size, positions=chosen.tolist())
-        with same_random_state():
-            sample, judged = (_part(model, batches, self._spec) for batches in (sampled, self._held_back))
+        sample, judged = with_numbered_groups(*(_part(model, part, self._spec) for part in (sampled, self._held_back)))
         _check_judged(judged, probabilities.shape[1])
         losses = _filter_losses(sample, judged, chosen, probabilities, targets)
         self.losses = {name: float(values.mean) for name, values in losses.items()}
-        best = min(self.losses, key=self.losses.__getitem__)
-        gain, error = paired_gain(losses["none"], losses[best])
-        self.filter = best if gain > error else _without_gain(judged)
+        if _is_too_small(judged, sample):
+            self.filter = DEFAULT
+        else:
+            best = min(self.losses, key=self.losses.__getitem__)
+            gain, error = paired_gain(losses["none"], losses[best])
+            self.filter = best if gain > error else "none"
         self.weights = FILTERS[self.filter].weights(probabilities, targets)
         self.probabilities = probabilities.gather(1, targets[:, None])[:, 0].double()
-        self._is_suspect = probabilities.argmax(dim=1) != targets
+        self._is_suspect = probabilities.max(dim=1).values > self.probabilities
         self._table = _weight_table(table, self.weights)
-        return self
 
     def lookup(self, batch: Batch) -> Tensor:
         """Return ``-log(weight)`` (B,) of the examples of a batch, float32; 1,000 where the weight is 0."""
@@ -198,8 +178,8 @@ class Belief:
         """Return this belief, for a rule that draws by it.
 
         Raises:
-            ValueError: for a rule that does not read one irreducible loss per example and nothing of the model, or one
-                with a temperature that would change the weights.
+            ValueError: for a rule that reads outputs of the model, or that reads no irreducible loss per example; for a
+                temperature that would change the weights.
         """
         if rule.reads_model or "irreducible_loss" not in rule.needs:
             raise ValueError(
@@ -217,7 +197,7 @@ class Belief:
     def suspects(self, num: int) -> Tensor:
         """Return the positions (num,) of the examples whose labels are believed least, least first.
 
-        The model finds another label more likely for all of them, so fewer may come.
+        Only examples for which the model finds another label more likely are returned, so there may be fewer.
 
         Raises:
             RuntimeError: before ``fit``.
@@ -229,12 +209,14 @@ class Belief:
         return suspects[self.probabilities[suspects].argsort(stable=True)[:num]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the filter, the weights, and the indices and labels of the examples (None before ``fit``)."""
+        """Return the filter, the weights, what ``suspects`` needs, and the indices and labels (None before ``fit``)."""
         table = self._table
         return {
             "filter": self.filter,
             "weights": self.weights.clone(),
             "losses": dict(self.losses),
+            "probabilities": self.probabilities,
+            "is_suspect": self._is_suspect,
             "index": None if table is None else table.index,
             "targets": None if table is None else table.targets,
         }
@@ -245,16 +227,22 @@ class Belief:
         Raises:
             ValueError: for the state of something else, or of another number of examples.
         """
-        check_state_keys("a belief", state, ("filter", "weights", "losses", "index", "targets"))
+        check_state_keys("a belief", state, self.state_dict())
         weights = torch.as_tensor(state["weights"])
         if weights.shape != self.weights.shape or state["filter"] not in FILTERS:
             raise ValueError(
                 f"This belief has {len(self.weights)} training examples; the state has the filter {state['filter']!r} "
                 f"and weights of shape {tuple(weights.shape)}. Load it with the data set that it was saved with."
             )
+        own, targets = None if self._table is None else self._table.targets, state["targets"]
+        if own is not None and targets is not None and not torch.equal(own, targets.cpu()):
+            raise ValueError(
+                f"{int((own != targets.cpu()).sum())} of {len(own)} labels differ between this belief's training data "
+                "and the state. Load it with the data set that it was saved with, in the same order."
+            )
         self.filter, self.losses = state["filter"], dict(state["losses"])
         self.weights = weights.to("cpu", torch.float64).clone()
-        self.probabilities = self._is_suspect = None
+        self.probabilities, self._is_suspect = state["probabilities"], state["is_suspect"]
         losses = IrreducibleTable(_losses_of(self.weights), kind="loss")
         self._table = ModelTable(losses, index=state["index"], targets=state["targets"]) if self.losses else None
 
@@ -263,27 +251,25 @@ class Belief:
             return "No filter: no model has been asked yet."
         if self.filter == "none":
             return f"No filter: held-back examples show no gain by any (probe loss {self.losses['none']:.3f})."
-        kept = float((self.weights > 0).double().mean())
-        mean = float(self.weights.mean() / self.weights.max())
         return (
             f"Filter {self.filter!r}: probe loss {self.losses['none']:.3f} -> {self.losses[self.filter]:.3f} on "
-            f"held-back examples, {100 * kept:.0f} % of the examples kept, mean weight {mean:.2f}."
+            f"held-back examples, mean weight {float(self.weights.mean()):.2f}."
         )
 
 
-def _without_gain(judged: Part) -> str:
-    """The filter if none is seen to gain: none, unless there are too few examples to see it."""
-    counts = torch.bincount(judged.groups)
-    fewest = int(counts[counts > 0].min())
+def _is_too_small(judged: Part, sample: Part) -> bool:
+    """Whether a group of the training examples has too few held-back ones to judge filters by; warns if so."""
+    counts = torch.bincount(judged.groups, minlength=int(sample.groups.max()) + 1)
+    fewest = int(counts[torch.bincount(sample.groups, minlength=len(counts)) > 0].min())
     if fewest >= FEW_EXAMPLES:
-        return "none"
+        return False
     warnings.warn(
-        f"The smallest group has {fewest} held-back examples, too few to tell whether a filter helps, so it is "
-        f"{DEFAULT!r}. Hold back {FEW_EXAMPLES} or more of each group.",
+        f"A group of the training data has {fewest} held-back examples, too few to choose a filter by, so the filter "
+        f"is {DEFAULT!r}. Hold back {FEW_EXAMPLES} or more of each group.",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
-    return DEFAULT
+    return True
 
 
 def _filter_losses(
@@ -332,7 +318,7 @@ def _tabulated(
     def rows(batch: Batch) -> tuple[str, Tensor]:
         return "logits", _checked_logits(module, batch).float().cpu()
 
-    with scoring_pass(module, "eval"), torch.no_grad(), same_random_state():
+    with scoring_pass(module, "eval"), torch.no_grad():
         table = tabulated(rows, data, batch_size=batch_size, spec=spec, device=device)
     if table.targets is None:
         raise ValueError("A belief is in a class label, and the targets of this data set are not integers (B,).")
@@ -345,13 +331,19 @@ def _tabulated(
     return table, logits.softmax(dim=1), table.targets
 
 
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """The module whose layers are called, and whose hooks run."""
+    module = without_wrappers(model)
+    return getattr(module, "_orig_mod", module)
+
+
 def _checked_logits(module: nn.Module, batch: Batch) -> Tensor:
     logits = checked_logits(model_output(module, batch.input), len(batch.target), owner="The model of a belief")
-    num_broken = int((logits.isnan() | (logits == torch.inf)).any(dim=1).sum())
+    num_broken = int((~logits.isfinite()).any(dim=1).sum())
     if num_broken:
         raise ValueError(
             f"The model of a belief returned NaN or infinite logits for {num_broken} of {len(logits)} examples. Check "
-            "the inputs, and whether its training diverged."
+            "the inputs, and whether its training diverged; mask a class with a finite value, such as -1e4."
         )
     if logits.shape[1] < 2:
         raise ValueError("A belief needs a logit for each class; this model returns one logit. Give it two outputs.")
@@ -361,7 +353,7 @@ def _checked_logits(module: nn.Module, batch: Batch) -> Tensor:
 @torch.no_grad()
 def _part(model: nn.Module, batches: Iterable[Any], spec: BatchSpec | None) -> Part:
     """The inputs of the last layer, targets and groups of all examples."""
-    device, module, read = device_of(model), without_wrappers(model), BatchReader(spec)
+    device, module, read = device_of(model), _uncompiled(model), BatchReader(spec)
     features, targets, groups = [], [], []
     with scoring_pass(module, "eval"):
         for batch in map(read, batches):

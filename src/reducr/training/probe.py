@@ -26,10 +26,18 @@ class Part(NamedTuple):
     """(N,) int64."""
 
     def standardised(self, other: Part) -> tuple[Part, Part]:
-        """Return both with features of mean 0 and deviation 1 in this one."""
-        mean, deviation = self.features.mean(dim=0), self.features.std(dim=0, correction=0) + 1e-6
-        first, second = (part._replace(features=(part.features - mean) / deviation) for part in (self, other))
+        """Return both with features of mean 0 and deviation 1 in this one; constant features are zeros in both."""
+        deviation, mean = torch.std_mean(self.features.double(), dim=0, correction=0)
+        scale = torch.where(deviation > 1e-6 * mean.abs().clamp(min=1), 1 / deviation, 0.0)
+        first, second = (part._replace(features=((part.features - mean) * scale).float()) for part in (self, other))
         return first, second
+
+
+def with_numbered_groups(*parts: Part) -> tuple[Part, ...]:
+    """Return the parts with groups numbered from 0 over all of them, in the order of their values."""
+    numbers = torch.unique(torch.cat([part.groups for part in parts]), return_inverse=True)[1]
+    split = torch.split(numbers, [len(part.groups) for part in parts])
+    return tuple(part._replace(groups=groups) for part, groups in zip(parts, split, strict=True))
 
 
 class GroupLosses(NamedTuple):
@@ -57,7 +65,7 @@ def last_layer_inputs(module: nn.Module, call: Callable[[nn.Module], Tensor]) ->
 
     def keep(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor) and inputs[0].ndim == 2:
-            seen[:] = [(inputs[0].detach(), output.detach())]
+            seen.append((inputs[0].detach(), output.detach()))
 
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     hooks = [layer.register_forward_hook(keep) for layer in layers]
@@ -66,8 +74,7 @@ def last_layer_inputs(module: nn.Module, call: Callable[[nn.Module], Tensor]) ->
     finally:
         for hook in hooks:
             hook.remove()
-    is_last = bool(seen) and seen[0][1].shape == logits.shape
-    return seen[0][0] if is_last else logits
+    return next((features for features, output in reversed(seen) if torch.equal(output, logits)), logits)
 
 
 @torch.enable_grad()

@@ -40,16 +40,16 @@ class SelectiveBatchSampler(Sampler[list[int]]):
     random order of the data set, cut into batches of ``batch_size / fraction`` candidates, from each of which the rule
     selects ``batch_size``. These are the examples that ``SelectiveLoader`` would select from the same candidates.
 
-    With ``holdout_fraction=0.25`` a quarter of ``batch_size`` is drawn from the holdout set in place of the last
-    selected ones, as ``SelectiveLoader`` draws it; ``sampler.dataset`` is then the training data followed by the
-    holdout data set. It is the data set itself otherwise.
+    With ``holdout_fraction=0.25`` a quarter of ``batch_size`` is drawn from the holdout set, as ``SelectiveLoader``
+    draws it, and the rule selects the rest; ``sampler.dataset`` is then the training data followed by the holdout data
+    set. It is the data set itself otherwise.
 
     The model is read only to refresh the holdout loss. A loader with worker processes draws batches ahead; their group
     weights are those of the moment they were drawn. ``state_dict`` counts the batches that were trained on and holds
     those drawn ahead, so a resumed training goes on with exactly the batches that would have come.
 
     Args:
-        dataset: map-style; none of its examples is read here, but for one that is compared with a holdout example. The
+        dataset: map-style. At most one of its examples is read here, to compare it with a holdout example. The
             index of an example is its position, unless the data set has its indices (``index``, ``idx``) or is a part
             of ``reducr.indexed(dataset)``.
         model: evaluated on ``holdout``.
@@ -159,7 +159,7 @@ class SelectiveBatchSampler(Sampler[list[int]]):
 
     @property
     def dataset(self) -> Any:
-        """What the indices stand for: the data set, with ``holdout_fraction`` followed by the holdout data set."""
+        """The data set for the DataLoader: training data, with ``holdout_fraction`` followed by holdout data."""
         return self._share.dataset
 
     @property
